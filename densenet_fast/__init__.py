@@ -1,0 +1,30 @@
+"""DenseNets for PyTorch with one concatenation buffer per dense block: linear memory, fused operations.
+
+    model = densenet_fast.DenseNet(growth_rate=12, block_config=(16, 16, 16))
+    model = densenet_fast.densenet121(weights="IMAGENET1K_V1")
+    from densenet_fast.torchvision import DenseNet  # torchvision's signature
+
+Layers of the code, each importing only what is below it:
+models -> trunk -> modules -> functional -> autograd -> steps, buffer -> ops (the contract) -> backends.
+"""
+
+from . import functional, torchvision
+from ._version import __version__
+from .models import DenseNet
+from .modules import DenseBlock, DenseLayer, Transition
+from .torchvision import densenet121, densenet161, densenet169, densenet201, densenet264
+
+__all__ = [
+    "DenseBlock",
+    "DenseLayer",
+    "DenseNet",
+    "Transition",
+    "__version__",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+    "functional",
+    "torchvision",
+]

@@ -1,0 +1,199 @@
+"""One autograd.Function per stage: a dense block together with what consumes its buffer.
+
+The buffer is born and dies inside the Function, so every norm that reads it, the consumer's too, defers its correction
+into one pair of vectors, and saved tensors are freed stage by stage. docs/design.md, "Stages".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from .buffer import Buffer, Gradient, allocate
+from .steps import Consumer, Kept, Layer, Output
+
+Stats = tuple[Tensor, Tensor]  # mean, var [C]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is, apart from its tensors."""
+
+    ops: SimpleNamespace  # the operations of one backend
+    spec: TreeSpec  # structure of (layers, consumer)
+    efficient: bool  # recompute z in backward instead of keeping it
+    output_stats: bool  # the consumer also returns the statistics of its output
+
+    def steps(self, leaves: Sequence[Any]) -> tuple[tuple[Layer, ...], Consumer | None]:
+        return tree_unflatten(leaves, self.spec)
+
+
+class Result(NamedTuple):
+    """A stage's output, and the statistics each of its norms took from the batch (None where it took none), in the
+    order of the steps."""
+
+    output: Output
+    batch_stats: list[Stats | None]
+
+
+def run(
+    ops: SimpleNamespace,
+    x: Tensor,
+    stats: Stats | None,
+    layers: Sequence[Layer],
+    consumer: Consumer | None,
+    *,
+    efficient: bool = False,
+    output_stats: bool = False,
+) -> Result:
+    """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
+    steps = (tuple(layers), consumer)
+    leaves, spec = tree_flatten(steps)
+    stage = Stage(ops, spec, efficient, output_stats)
+    inputs = (x, *(stats or (None, None)), *leaves)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
+        y, y_mean, y_var, mean, var, *of_z = StageFunction.apply(stage, *inputs)
+        output = Output(y, y_mean, y_var)
+        z_stats = list(zip(of_z[::2], of_z[1::2], strict=True))
+    else:
+        output, buffer, kept = _forward(stage, x, stats, *steps, keep_z=False, infer=True)
+        mean, var = buffer.mean, buffer.var
+        z_stats = [(k.mean, k.var) for k in kept]
+
+    batch_stats: list[Stats | None] = []
+    c = x.shape[1]
+    for layer, z in zip(layers, z_stats, strict=True):
+        for norm, pair in zip(layer.norms, ((mean[:c], var[:c]), z), strict=False):
+            batch_stats.append(pair if norm.uses_batch else None)
+        c += layer.growth
+    if consumer is not None:
+        batch_stats.append((mean, var) if consumer.norm.uses_batch else None)
+    return Result(output, batch_stats)
+
+
+def _forward(
+    stage: Stage,
+    x: Tensor,
+    stats: Stats | None,
+    layers: Sequence[Layer],
+    consumer: Consumer | None,
+    *,
+    keep_z: bool,
+    infer: bool,
+) -> tuple[Output, Buffer, list[Kept]]:
+    """The forward pass itself. `infer` lets layers on running statistics take their inference operation."""
+    norms = [norm for layer in layers for norm in layer.norms]
+    norms += [consumer.norm] if consumer is not None else []
+    tracked = any(norm.uses_batch for norm in norms)
+    channels = x.shape[1] + sum(layer.growth for layer in layers)
+    with torch.autocast(x.device.type, enabled=False):
+        buffer = Buffer.start(stage.ops, x, stats, channels, tracked)
+        c = x.shape[1]
+        kept = []
+        for layer in layers:
+            if infer and layer.seed is None and not any(norm.uses_batch for norm in layer.norms):
+                layer.infer(stage.ops, buffer, c)
+                kept.append(Kept())
+            else:
+                kept.append(layer.forward(stage.ops, buffer, c, keep_z))
+            c += layer.growth
+        output = Output(buffer.x) if consumer is None else consumer.forward(stage.ops, buffer, stage.output_stats)
+    return output, buffer, kept
+
+
+class StageFunction(torch.autograd.Function):
+    """(stage, x, mean, var, *leaves) -> y, y_mean, y_var, buffer mean, buffer var, then mean, var of every z.
+
+    All outputs but y are statistics, not differentiable.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, stage: Stage, x: Tensor, mean: Tensor | None, var: Tensor | None, *leaves: Any
+    ) -> tuple[Tensor | None, ...]:
+        stats = None if mean is None or var is None else (mean, var)
+        layers, consumer = stage.steps(leaves)
+        output, buffer, kept = _forward(stage, x, stats, layers, consumer, keep_z=not stage.efficient, infer=False)
+        kept_leaves, ctx.kept_spec = tree_flatten(kept)
+        saved = [buffer.x, buffer.mean, buffer.var, *kept_leaves, *leaves]
+        ctx.stage, ctx.tracked, ctx.channels = stage, buffer.tracked, x.shape[1]
+        ctx.kept_count = len(kept_leaves)
+        ctx.constants = [None if isinstance(t, Tensor) else t for t in saved]
+        ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in saved))
+        ctx.set_materialize_grads(False)
+
+        z_stats = (s for k in kept for s in (k.mean, k.var))
+        statistics = [output.mean, output.var, buffer.mean, buffer.var, *z_stats]
+        ctx.mark_non_differentiable(*(s for s in statistics if s is not None))
+        return output.y, *statistics
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "densenet_fast: a fused stage can be differentiated once, got backward with create_graph=True; "
+                "for double backward run the plain layers: model.set_backend('plain')"
+            )
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
+        saved = [
+            constant if tensor is None else tensor
+            for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
+        ]
+        x, mean, var = saved[:3]
+        kept = tree_unflatten(saved[3 : 3 + ctx.kept_count], ctx.kept_spec)
+        layers, consumer = ctx.stage.steps(saved[3 + ctx.kept_count :])
+        needs_x, needs = ctx.needs_input_grad[1], ctx.stage.steps(ctx.needs_input_grad[4:])
+        with torch.autocast(x.device.type, enabled=False):
+            dx, gradients = _backward(
+                ctx.stage.ops,
+                Buffer(x, mean, var, ctx.tracked),
+                layers,
+                consumer,
+                kept,
+                dy,
+                needs_x,
+                needs,
+                ctx.channels,
+            )
+        wanted = zip(tree_leaves(gradients), ctx.needs_input_grad[4:], strict=True)
+        return None, dx, None, None, *(gradient if need else None for gradient, need in wanted)
+
+
+def _backward(
+    ops: SimpleNamespace,
+    buffer: Buffer,
+    layers: Sequence[Layer],
+    consumer: Consumer | None,
+    kept: Sequence[Kept],
+    dy: Tensor,
+    needs_x: bool,
+    needs: Any,
+    channels: int,
+) -> tuple[Tensor | None, tuple[tuple[Layer, ...], Consumer | None]]:
+    """Gradients of x, or None if it needs none, and of (layers, consumer)."""
+    g = allocate(buffer.x.shape, like=buffer.x)
+    gradient = Gradient(buffer, g)
+    dconsumer = None
+    if consumer is None:
+        g.copy_(dy)
+    else:
+        if dy.dim() == 4:
+            dy = dy.contiguous(memory_format=torch.channels_last)
+        dconsumer = consumer.backward(ops, gradient, dy, needs[1])
+
+    needed = [needs_x or any(tree_leaves(needs[0][: i + 1])) for i in range(len(layers))]
+    dlayers = list(layers)  # a layer below all that needs a gradient keeps its place, and gets none
+    c = buffer.x.shape[1]
+    for i in reversed(range(len(layers))):
+        c -= layers[i].growth
+        if needed[i]:
+            dlayers[i] = layers[i].backward(ops, buffer, gradient, c, kept[i], needs[0][i])
+        else:
+            dlayers[i] = tree_map(lambda _: None, layers[i])
+    dx = gradient.resolve(ops, channels) if needs_x else None
+    return dx, (tuple(dlayers), dconsumer)

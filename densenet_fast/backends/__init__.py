@@ -1,0 +1,63 @@
+"""Which backends exist, which can run, and which `auto` takes.
+
+A backend is a module of this package that implements every operation of `densenet_fast/ops`; it is imported when it is
+first asked for. Beside the backends, "plain" runs a model's own layers under ordinary autograd.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import torch
+
+from .. import ops
+
+PREFERENCE = ("native", "triton", "eager")  # best first, for `auto`
+NAMES = ("auto", *PREFERENCE, "plain")
+
+_loaded: set[str] = set()
+
+
+def why_unavailable(name: str, device: torch.device) -> str | None:
+    """The reason why backend `name` cannot run on `device`, as a clause; None if it can."""
+    if find_spec(f"{__name__}.{name}") is None:
+        return "this version of densenet_fast has no such kernels"
+    return None
+
+
+def check_name(name: str) -> str:
+    """`name` if it can be given as a backend.
+
+    Raises:
+        ValueError: it is none of `NAMES`.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown backend: got {name!r}, expected one of {', '.join(NAMES)}")
+    return name
+
+
+def choose(name: str, device: torch.device) -> str:
+    """The backend that runs on `device` when `name` was asked for: itself, or for "auto" the best available.
+
+    Raises:
+        RuntimeError: the backend asked for cannot run, with the reason.
+    """
+    if name == "auto":
+        return next(b for b in PREFERENCE if why_unavailable(b, device) is None)
+    reason = why_unavailable(name, device)
+    if reason is not None:
+        raise RuntimeError(
+            f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for "
+            f"instance {choose('auto', device)!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
+        )
+    return name
+
+
+def operations(name: str, device: torch.device) -> SimpleNamespace:
+    """The operations of the backend that `choose` gives, loaded."""
+    chosen = choose(name, device)
+    if chosen not in _loaded:
+        module = import_module(f"{__name__}.{chosen}")
+        ops.register(chosen, module, module.DISPATCH_KEY)
+        _loaded.add(chosen)
+    return ops.of(chosen)

@@ -1,0 +1,117 @@
+"""What the eager operations share: the row view of an NHWC tensor, BN-ReLU, and the masked sums of its backward."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rows(x: Tensor) -> Tensor:
+    """The `[M, C]` view, M = N*H*W, of `[N, C, H, W]` in NHWC memory; an error where that would need a copy."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def image(x: Tensor, like: Tensor) -> Tensor:
+    """The `[N, C, H, W]` view of rows `[M, C]`, with N, H, W of `like`."""
+    n, _, h, w = like.shape
+    return x.view(n, h, w, x.shape[1]).permute(0, 3, 1, 2)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def bn_scale(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+    """gamma / sqrt(var + eps), [C]."""
+    rstd = torch.rsqrt(var + eps)
+    return rstd if gamma is None else rstd * gamma
+
+
+def bn_affine(
+    mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """scale, shift [C] with bn(x) = scale * x + shift."""
+    scale = bn_scale(var, gamma, eps)
+    shift = -mean * scale
+    return scale, shift if beta is None else shift + beta
+
+
+def bn_relu(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+    """relu(bn(x)) of `[N, C, H, W]`, as a new dense NHWC tensor."""
+    scale, shift = bn_affine(mean, var, gamma, beta, eps)
+    return image(torch.addcmul(shift, rows(x), scale).to(x.dtype).relu_(), like=x)
+
+
+def relu_bwd_(grad: Tensor, activated: Tensor) -> Tensor:
+    """grad * (activated > 0) in grad's place; `activated` is the ReLU's output."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, activated, 0, grad_input=grad)
+
+
+def pieces(x: Tensor) -> list[slice]:
+    """The batch in at most four parts of at least 4 MB, for elementwise passes that need whole-tensor transients."""
+    n = x.shape[0]
+    image_bytes = x[0].numel() * x.element_size()
+    size = max(-(-n // 4), -(-(4 << 20) // image_bytes))
+    return [slice(i, i + size) for i in range(0, n, size)]
+
+
+class Sums:
+    """sum(v) and sum(v * (x - mean)) per channel, [C] in the accumulator dtype, over the pieces added."""
+
+    def __init__(self, mean: Tensor):
+        self._mean, self._zero, self._one = mean, torch.zeros_like(mean), torch.ones_like(mean)
+        self._v, self._vx = torch.zeros_like(mean), torch.zeros_like(mean)
+
+    def add(self, v: Tensor, x: Tensor, scratch: Tensor) -> None:
+        """Add a piece; `scratch`, a dense tensor like v, is overwritten."""
+        if v.dtype != self._mean.dtype:
+            v = v.to(self._mean.dtype)
+            scratch = torch.empty_like(v)
+        torch.sub(rows(x), self._mean, out=rows(scratch))
+        # BatchNorm's own reduction, of x - mean with mean 0 and deviation 1: it reads both inputs once.
+        _, vx, v_ = torch.ops.aten.native_batch_norm_backward(
+            v, scratch, self._one, None, None, self._zero, self._one, True, 0.0, [False, True, True]
+        )
+        self._v += v_
+        self._vx += vx
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        return self._v, self._vx
+
+
+def bn_relu_bwd(
+    v: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    dx: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """From v, the gradient behind the ReLU, in place the gradient before it; its two sums; dx += gamma * rstd * v."""
+    scale, sums = bn_scale(var, gamma, eps), Sums(mean)
+    for i in pieces(x):
+        activated = bn_relu(x[i], mean, var, gamma, beta, eps)
+        relu_bwd_(v[i], activated)
+        sums.add(v[i], x[i], scratch=activated)
+        if dx is not None:
+            rows(dx[i]).addcmul_(rows(v[i]), scale)
+    return sums.result()
+
+
+def conv_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
+    """Input gradient of `conv`: the convolution with the kernel turned round and its channels exchanged."""
+    return conv(dy, weight.flip(2, 3).transpose(0, 1))
+
+
+def conv_wgrad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Weight gradient of `conv`; of weight only the shape matters."""
+    pad = weight.shape[-1] // 2
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1].contiguous()
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Stride-1 convolution that keeps the image size (kernel 1x1 or 3x3), dense NHWC."""
+    return nhwc(F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2))

@@ -1,0 +1,105 @@
+"""The state of one stage: the concatenation buffer in forward, its gradient and deferred corrections in backward.
+
+Layout: [N, C_total, H, W] in NHWC memory. A layer that has C channels before it reads `x[:, :C]` and owns the slice
+behind it. docs/design.md, "One buffer per block" and "Deferred correction".
+"""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from .ops._operation import accumulator
+
+
+def row_stride(channels: int, dtype: torch.dtype) -> int:
+    """Elements from one pixel to the next: `channels`, rounded up so that rows start on 16 bytes."""
+    multiple = max(1, 16 // dtype.itemsize)
+    return -(-channels // multiple) * multiple
+
+
+def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory, its rows on 16-byte boundaries."""
+    n, channels, h, w = shape
+    stride = row_stride(channels, like.dtype)
+    whole = torch.empty((n, stride, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return whole if stride == channels else whole[:, :channels]
+
+
+def is_nhwc(x: Tensor) -> bool:
+    """Whether the pixels of [N, C, H, W] are rows of contiguous channels at one constant stride."""
+    n, c, h, w = x.shape
+    row = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
+    return (
+        (c == 1 or x.stride(1) == 1)
+        and row >= c
+        and (w == 1 or h == 1 or x.stride(2) == w * row)
+        and (n == 1 or h * w == 1 or x.stride(0) == h * w * row)
+    )
+
+
+class Buffer:
+    """Features `x` [N, C_total, H, W] and, if a norm of the stage trains, the statistics `mean, var` [C_total] that
+    all layers share."""
+
+    def __init__(self, x: Tensor, mean: Tensor, var: Tensor, tracked: bool):
+        self.x, self.mean, self.var, self.tracked = x, mean, var, tracked
+
+    @classmethod
+    def start(
+        cls,
+        ops: SimpleNamespace,
+        x0: Tensor,
+        stats: tuple[Tensor, Tensor] | None,
+        channels: int,
+        tracked: bool,
+    ) -> "Buffer":
+        """A buffer of `channels` channels that begins with x0 [N, C0, H, W] and its `stats`, found here if None.
+
+        Where x0 already is the whole buffer it is used as it is, not copied.
+        """
+        n, c0, h, w = x0.shape
+        if c0 == channels and is_nhwc(x0):
+            x = x0
+        else:
+            x = allocate((n, channels, h, w), like=x0)
+            x[:, :c0].copy_(x0)
+        mean, var = x.new_zeros((2, channels), dtype=accumulator(x.dtype)).unbind()
+        if tracked:
+            first_mean, first_var = stats if stats is not None else ops.channel_stats(x[:, :c0])
+            mean[:c0].copy_(first_mean)
+            var[:c0].copy_(first_var)
+        return cls(x, mean, var, tracked)
+
+    @property
+    def count(self) -> int:
+        """Values per channel, N * H * W."""
+        return self.x.shape[0] * self.x.shape[2] * self.x.shape[3]
+
+    def before(self, channel: int) -> Tensor:
+        return self.x[:, :channel]
+
+    def slot(self, start: int, end: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Where a layer writes its channels and, if they are wanted, their statistics."""
+        if not self.tracked:
+            return self.x[:, start:end], None, None
+        return self.x[:, start:end], self.mean[start:end], self.var[start:end]
+
+
+class Gradient:
+    """The gradient of a buffer before correction: dx = g - a - b * (x - mean), with one a and one b per channel."""
+
+    def __init__(self, buffer: Buffer, g: Tensor):
+        self.buffer, self.g = buffer, g
+        self.a, self.b = torch.zeros_like(buffer.mean), torch.zeros_like(buffer.mean)
+
+    def of(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """g, x, mean, a, b of the channels a layer wrote: complete once every later layer has been applied."""
+        s = slice(start, end)
+        return self.g[:, s], self.buffer.x[:, s], self.buffer.mean[s], self.a[s], self.b[s]
+
+    def resolve(self, ops: SimpleNamespace, channels: int) -> Tensor:
+        """The corrected gradient of the first `channels` channels, a new dense NHWC tensor."""
+        g, x, mean, a, b = self.of(0, channels)
+        return ops.bn_bwd_apply(g, x, mean, None, a, b)

@@ -1,0 +1,89 @@
+"""When the fused path does not apply: each predicate answers with the reason, or None.
+
+The fused path reads a module's tensors and never calls it, so it must be sure that calling it would do exactly what
+its class says: a stock forward, stock attributes, nobody listening.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_traced(x: object) -> bool:
+    """Whether a graph of the plain layers is being recorded: torch.export, torch.jit.trace, torch.fx, ONNX."""
+    return not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
+def why_not_now(x: Tensor) -> str | None:
+    """A transform that is active around the call and that the fused stage has no rule for."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a torch.func transform is active"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    return None
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to calls of `module`."""
+    return any(getattr(module, hooks) for hooks in _HOOKS) or _has_any_global_hook()
+
+
+def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling `module` runs the forward that `cls` defines (a subclass may add anything else)."""
+    return type(module).forward is cls.forward and "forward" not in module.__dict__
+
+
+def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
+    """Why `module` cannot be taken for a stock `cls` called by nobody else."""
+    if not isinstance(module, cls) or not runs_as(module, cls):
+        return f"is {type(module).__name__}, not {cls.__name__}"
+    if is_hooked(module):
+        return "has hooks"
+    return None
+
+
+def why_not_conv(module: nn.Module, kernel: int) -> str | None:
+    """Why `module` is not a plain kernel x kernel convolution that keeps the image size."""
+    reason = why_not(module, nn.Conv2d)
+    if reason is not None:
+        return reason
+    pad = (kernel // 2, kernel // 2)
+    stock = (
+        module.kernel_size == (kernel, kernel)
+        and module.stride == (1, 1)
+        and module.padding == pad
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.bias is None
+        and (module.padding_mode == "zeros" or kernel == 1)
+        and type(module)._conv_forward is nn.Conv2d._conv_forward
+    )
+    return None if stock else f"is not a plain {kernel}x{kernel} convolution: {module}"
+
+
+def why_not_norm(module: nn.Module) -> str | None:
+    reason = why_not(module, nn.BatchNorm2d)
+    if reason is None and module.training and module.track_running_stats and module.momentum is None:
+        return None if module.num_batches_tracked is not None else "has no num_batches_tracked"
+    return reason
+
+
+def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) -> str | None:
+    """Why `module` is not a stock pooling `cls` with the given attributes (a pair and a number mean the same)."""
+    reason = why_not(module, cls)
+    if reason is not None:
+        return reason
+    for name, expected in attributes.items():
+        got = getattr(module, name)
+        if got != expected and got != (expected, expected):
+            return f"has {name}={got}"
+    return None
+
+
+def first_reason(answers: Iterable[tuple[str, str | None]]) -> str | None:
+    """`name reason` for the first named predicate that gave one."""
+    return next((f"{name} {reason}" for name, reason in answers if reason is not None), None)

@@ -1,0 +1,164 @@
+"""Dense blocks as functions of tensors: validation, dtypes and the choice of backend, without modules or side effects.
+
+from densenet_fast.functional import Bottleneck, Norm, Transition, dense_stage
+
+batch_norm = Norm(mean=None, var=None, gamma=gamma, beta=beta, eps=1e-5)  # batch statistics
+stage = dense_stage(x, [Bottleneck(norm1, weight1, norm2, weight2), ...], Transition(norm, weight))
+stage.y, stage.batch_stats
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd, backends
+from .autograd import Stats
+from .ops._operation import accumulator
+from .steps import Bottleneck, Consumer, Head, Layer, Norm, Plain, Stem, Transition
+
+__all__ = [
+    "Bottleneck",
+    "Head",
+    "Norm",
+    "Plain",
+    "StageOutput",
+    "Stats",
+    "Stem",
+    "Transition",
+    "dense_stage",
+]
+
+
+class StageOutput(NamedTuple):
+    """Result of `dense_stage`.
+
+    y: the consumer's output, or the whole buffer [N, C_total, H, W] without one.
+    stats: (mean, var) of y's channels, if they were asked for.
+    batch_stats: for every norm in order (norm1, norm2 of each layer, the consumer's norm) the (mean, biased var) it
+        took from the batch, [C] each, or None where it used given statistics.
+    """
+
+    y: Tensor
+    stats: Stats | None
+    batch_stats: list[Stats | None]
+
+
+def dense_stage(
+    x: Tensor,
+    layers: Sequence[Layer] = (),
+    consumer: Consumer | None = None,
+    *,
+    stats: Stats | None = None,
+    output_stats: bool = False,
+    efficient: bool = False,
+    backend: str = "auto",
+) -> StageOutput:
+    """A dense block in one buffer, and the step that consumes the buffer (Huang et al. 2017, section 3).
+
+    Args:
+        x: [N, C0, H, W], floating; NHWC memory (channels_last) is read as it is, other layouts are copied.
+        layers: `Bottleneck` or `Plain`; layer l reads the C0 + sum(growth before it) channels so far.
+        consumer: `Transition` -> [N, K, H//2, W//2], `Head` -> [N, C_total], `Stem` -> [N, C_total, (H+1)//2,
+            (W+1)//2], or None -> [N, C_total, H, W].
+        stats: mean and biased variance [C0] of x if the producer of x already has them.
+        output_stats: also return them for y (transition and stem).
+        efficient: recompute the bottleneck outputs z in backward. Kept for backward, per pixel: C_total values with
+            it, C_total + sum(K) without.
+        backend: "auto", "native", "triton" or "eager".
+
+    Raises:
+        ValueError: wrong dimensions or channels, an image too small to pool, one value per channel where a norm uses
+            batch statistics.
+        RuntimeError: dtypes or devices differ, or the backend is not available.
+    """
+    dtype = _compute_dtype(x)
+    _check(x, layers, consumer)
+    ops = backends.operations(backend, x.device)
+    result = autograd.run(
+        ops,
+        x.to(dtype),
+        stats,
+        [_cast(layer, dtype) for layer in layers],
+        None if consumer is None else _cast(consumer, dtype),
+        efficient=efficient,
+        output_stats=output_stats,
+    )
+    y, mean, var = result.output
+    return StageOutput(y, None if mean is None or var is None else (mean, var), result.batch_stats)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """x's dtype, or autocast's where autocast would convert x for a convolution."""
+    return torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+
+
+def _cast(step: Any, dtype: torch.dtype) -> Any:
+    """The step with weights in the activations' dtype and norms in its accumulator dtype."""
+    wide = accumulator(dtype)
+
+    def to(value: Any, kind: torch.dtype) -> Any:
+        return None if value is None else value.to(kind)
+
+    cast: dict[str, Any] = {}
+    for name, value in step._asdict().items():
+        if isinstance(value, Norm):
+            mean, var, gamma, beta, eps = value
+            cast[name] = Norm(to(mean, wide), to(var, wide), to(gamma, wide), to(beta, wide), eps)
+        elif name.startswith("weight"):
+            cast[name] = to(value, dtype)
+    return step._replace(**cast)
+
+
+def _check(x: Tensor, layers: Sequence[Layer], consumer: Consumer | None) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
+    if not x.is_floating_point():
+        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
+    _, c, h, w = x.shape
+    for i, layer in enumerate(layers):
+        _check_step(f"layer {i + 1}", layer, x, c)
+        c += layer.growth
+    if consumer is not None:
+        _check_step(f"the {type(consumer).__name__.lower()}", consumer, x, c)
+    if isinstance(consumer, Transition) and (h < 2 or w < 2):
+        raise ValueError(f"image too small to pool: got {h}x{w}, expected at least 2x2")
+
+
+def _check_step(name: str, step: Layer | Consumer, x: Tensor, c: int) -> None:
+    """`step` against its input of c channels."""
+    width = c
+    for field, value in step._asdict().items():
+        if isinstance(value, Norm):
+            channels = {f: t.shape[0] for f, t in value._asdict().items() if isinstance(t, Tensor)}
+            if value.uses_batch and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+                raise ValueError(
+                    f"one value per channel: got {list(x.shape)}, expected more than one value to take batch "
+                    f"statistics of in {name}"
+                )
+        elif field.startswith("weight"):
+            check_weight(f"{field} of {name}", value, x)
+            channels = {field: value.shape[1]}
+        else:
+            continue
+        for vector, size in channels.items():
+            if size != width:
+                raise ValueError(f"wrong number of channels: got {width} at {vector} of {name}, expected {size}")
+        if field.startswith("weight"):
+            width = value.shape[0]
+
+
+def check_weight(name: str, weight: Tensor, x: Tensor) -> None:
+    """Refuse an input that is not on the weight's device or, unless autocast converts both, of its dtype."""
+    if weight.device != x.device:
+        raise RuntimeError(f"wrong device: got input on {x.device}, expected {weight.device}, where {name} is")
+    if weight.dtype != x.dtype and not _is_autocast(x):
+        raise RuntimeError(
+            f"wrong dtype: got input {x.dtype}, expected {weight.dtype}, which {name} has (model.to(dtype), "
+            "x.to(dtype) or torch.autocast)"
+        )

@@ -1,0 +1,137 @@
+"""DenseNets (Huang et al., "Densely Connected Convolutional Networks", CVPR 2017): the model class and named nets."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import backends
+from .checkpoints import rename_keys
+from .modules import DenseBlock, Transition
+from .trunk import Trunk
+
+
+class DenseNet(nn.Module):
+    """DenseNet-BC, with one preallocated concatenation buffer per dense block.
+
+    Positional order, defaults, small stem and initialisation are those of efficient_densenet_pytorch's class; the
+    module tree and the state_dict are torchvision's.
+
+    Args:
+        growth_rate: channels k that each layer adds.
+        block_config: layers in each dense block; any number of blocks.
+        compression: a transition keeps this fraction of its input channels, in (0, 1]; 1 is DenseNet without -C.
+        num_init_features: channels of the first convolution.
+        bn_size: bottleneck width in units of k; None for layers without bottleneck (DenseNet without -B).
+        drop_rate: dropout probability behind each layer.
+        num_classes: outputs of the classifier; None: 10 for nets of fewer than four blocks, else 1000.
+        small_inputs: True for a 3x3 stem (images of about 32x32), False for 7x7, stride 2, and pooling; None: True for
+            nets of fewer than four blocks, as in the paper. The last norm is `features.norm_final` with the small stem
+            and `features.norm5` with the large one.
+        efficient: recompute the bottleneck outputs in backward instead of keeping them. Memory is linear in depth
+            either way; `set_efficient` switches later.
+        memory_efficient: torchvision's name for `efficient`; overrides it if given.
+        in_channels: channels of the image.
+        backend: "auto" (the best that runs), "native", "triton", "eager", or "plain" for the layers under ordinary
+            autograd; `set_backend` switches later.
+
+    Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W any size the poolings leave a pixel of.
+
+    Raises:
+        ValueError: compression outside (0, 1], an unknown backend.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 12,
+        block_config: Sequence[int] = (16, 16, 16),
+        compression: float = 0.5,
+        num_init_features: int = 24,
+        bn_size: int | None = 4,
+        drop_rate: float = 0,
+        num_classes: int | None = None,
+        small_inputs: bool | None = None,
+        efficient: bool = False,
+        *,
+        memory_efficient: bool | None = None,
+        in_channels: int = 3,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if not 0 < compression <= 1:
+            hint = ""
+            if compression > 1 and compression == int(compression):
+                hint = (
+                    "; the third argument here is compression: for torchvision's order (growth_rate, block_config, "
+                    "num_init_features) use densenet_fast.torchvision.DenseNet, or keywords"
+                )
+            raise ValueError(f"compression: got {compression}, expected a number in (0, 1]{hint}")
+        few_blocks = len(block_config) < 4
+        small_inputs = few_blocks if small_inputs is None else small_inputs
+        num_classes = (10 if few_blocks else 1000) if num_classes is None else num_classes
+        efficient = efficient if memory_efficient is None else memory_efficient
+
+        self.features = Trunk()
+        self.features.backend = backends.check_name(backend)
+        stem = _small_stem if small_inputs else _large_stem
+        for name, module in stem(in_channels, num_init_features):
+            self.features.add_module(name, module)
+        channels = num_init_features
+        for i, num_layers in enumerate(block_config, 1):
+            block = DenseBlock(num_layers, channels, bn_size, growth_rate, drop_rate, efficient, backend)
+            self.features.add_module(f"denseblock{i}", block)
+            channels += num_layers * growth_rate
+            if i < len(block_config):
+                kept = int(channels * compression)
+                self.features.add_module(f"transition{i}", Transition(channels, kept, backend))
+                channels = kept
+        self.features.add_module("norm_final" if small_inputs else "norm5", nn.BatchNorm2d(channels))
+        self.classifier = nn.Linear(channels, num_classes)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Convolutions normal with variance 2 / (out_channels * kernel area), norms 1 and 0, classifier bias 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.out_channels * math.prod(module.kernel_size)
+                with torch.no_grad():
+                    module.weight.normal_().mul_(math.sqrt(2 / fan_out))
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> class scores [N, num_classes]."""
+        return self.classifier(self.features.pooled(x))
+
+    def set_efficient(self, efficient: bool = True) -> "DenseNet":
+        """Recompute the bottleneck outputs of every block in backward (True) or keep them (False); returns self.
+
+        `model.features.denseblock1.set_efficient(True)` does it for one block.
+        """
+        for module in self.modules():
+            if isinstance(module, DenseBlock):
+                module.set_efficient(efficient)
+        return self
+
+    def set_backend(self, backend: str) -> "DenseNet":
+        """Switch the backend of every part, see `backend` above; returns self."""
+        self.features.set_backend(backend)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        rename_keys(state_dict, prefix, self.features)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _small_stem(in_channels: int, features: int) -> list[tuple[str, nn.Module]]:
+    return [("conv0", nn.Conv2d(in_channels, features, 3, padding=1, bias=False))]
+
+
+def _large_stem(in_channels: int, features: int) -> list[tuple[str, nn.Module]]:
+    return [
+        ("conv0", nn.Conv2d(in_channels, features, 7, stride=2, padding=3, bias=False)),
+        ("norm0", nn.BatchNorm2d(features)),
+        ("relu0", nn.ReLU(inplace=True)),
+        ("pool0", nn.MaxPool2d(3, stride=2, padding=1)),
+    ]

@@ -1,0 +1,321 @@
+"""The modules of a DenseNet, with torchvision's names and children, that run fused where they can.
+
+Every module also runs as its plain layers under ordinary autograd: when `backend="plain"`, when a graph is traced, and
+when the fused path does not apply (`eligibility.py`), then with a warning that gives the reason.
+"""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from . import backends, functional
+from .eligibility import (
+    first_reason,
+    is_traced,
+    why_not,
+    why_not_conv,
+    why_not_norm,
+    why_not_now,
+    why_not_pool,
+)
+from .running_stats import Transaction, transaction
+
+UNCOMPILED = "densenet_fast runs its own kernels; torch.compile compiles the layers around them"
+
+
+def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
+    """The tensors of a BatchNorm in its present mode."""
+    if module.training or module.running_mean is None:
+        return functional.Norm(None, None, module.weight, module.bias, module.eps)
+    return functional.Norm(module.running_mean, module.running_var, module.weight, module.bias, module.eps)
+
+
+class DenseLayer(nn.Module):
+    """One layer: norm1 relu1 conv1(1x1) norm2 relu2 conv2(3x3), then dropout (Huang et al. 2017, section 3).
+
+    With `bn_size=None` it is the paper's layer without bottleneck: norm1 relu1 conv1(3x3).
+
+    Args:
+        num_input_features: channels C before the layer.
+        growth_rate: channels k the layer adds.
+        bn_size: bottleneck width in units of k, or None.
+        drop_rate: dropout probability of the new channels.
+    """
+
+    def __init__(
+        self,
+        num_input_features: int,
+        growth_rate: int,
+        bn_size: int | None = 4,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(num_input_features)
+        self.relu1 = nn.ReLU(inplace=True)
+        if bn_size is None:
+            self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False)
+        else:
+            width = bn_size * growth_rate
+            self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(width)
+            self.relu2 = nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
+        self.drop_rate = drop_rate
+
+    @property
+    def has_bottleneck(self) -> bool:
+        return hasattr(self, "conv2")
+
+    @property
+    def growth_rate(self) -> int:
+        return (self.conv2 if self.has_bottleneck else self.conv1).out_channels
+
+    @property
+    def norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        return (self.norm1, self.norm2) if self.has_bottleneck else (self.norm1,)
+
+    def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:
+        """The new channels [N, k, H, W] from all channels before, given as one tensor, as several or as a list."""
+        inputs: list[Any] = list(features)
+        if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
+            inputs = list(inputs[0])
+        x = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+        x = self.conv1(self.relu1(self.norm1(x)))
+        if self.has_bottleneck:
+            x = self.conv2(self.relu2(self.norm2(x)))
+        if self.drop_rate > 0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x
+
+    def why_plain(self) -> str | None:
+        """Why this layer cannot run fused, naming the submodule."""
+        answers = [
+            ("norm1", why_not_norm(self.norm1)),
+            ("relu1", why_not(self.relu1, nn.ReLU)),
+            ("conv1", why_not_conv(self.conv1, 1 if self.has_bottleneck else 3)),
+        ]
+        if self.has_bottleneck:
+            answers += [
+                ("norm2", why_not_norm(self.norm2)),
+                ("relu2", why_not(self.relu2, nn.ReLU)),
+                ("conv2", why_not_conv(self.conv2, 3)),
+            ]
+        return first_reason(answers)
+
+    def step(self, seed: Tensor | None) -> functional.Bottleneck | functional.Plain:
+        """The layer's tensors in its present mode; `seed` is the dropout's, None without dropout."""
+        norm1, weight1 = norm_of(self.norm1), self.conv1.weight
+        if self.has_bottleneck:
+            norm2, weight2 = norm_of(self.norm2), self.conv2.weight
+            return functional.Bottleneck(norm1, weight1, norm2, weight2, self.drop_rate, seed)
+        return functional.Plain(norm1, weight1, self.drop_rate, seed)
+
+
+class Fusable(nn.Module):
+    """What blocks and transitions share: a backend, a fused run, and plain layers with one warning for each reason."""
+
+    backend: str
+    _warned: set[str]
+
+    def __init__(self, backend: str):
+        super().__init__()
+        self.backend = backends.check_name(backend)
+        self._warned = set()
+
+    def set_backend(self, backend: str) -> Self:
+        """Run on `backend`: "auto", "native", "triton", "eager", or "plain" for the plain layers."""
+        self.backend = backends.check_name(backend)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backend == "plain" or is_traced(x):
+            return self.plain(x)
+        return self._run(x)
+
+    @torch.compiler.disable(reason=UNCOMPILED)
+    def _run(self, x: Tensor) -> Tensor:
+        with transaction() as updates:
+            if self.runs_plain(x):
+                updates.guard(self)
+                return self.plain(x)
+            return self.fused(x, updates)
+
+    def runs_plain(self, x: Tensor) -> bool:
+        """Whether to run the plain layers; warns, once for each reason, unless they were asked for."""
+        if self.backend == "plain" or x.shape[:1] == (0,):
+            return True
+        reason = why_not_now(x) or self.why_plain()
+        if reason is not None and reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(
+                f"{type(self).__name__} runs its plain layers (same results, more memory and time): {reason}; "
+                "set_backend('plain') silences this",
+                stacklevel=2,
+            )
+        return reason is not None
+
+    @abstractmethod
+    def plain(self, x: Tensor) -> Tensor:
+        """The layers one by one under ordinary autograd."""
+
+    @abstractmethod
+    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+        """The layers as one stage; what their norms took from the batch goes to `updates`."""
+
+    @abstractmethod
+    def why_plain(self) -> str | None:
+        """Why the module cannot run fused, naming the submodule; None if it can."""
+
+
+def run_stage(
+    x: Tensor,
+    updates: Transaction,
+    block: "DenseBlock | None" = None,
+    consumer: functional.Consumer | None = None,
+    consumer_norm: nn.BatchNorm2d | None = None,
+    *,
+    backend: str,
+    stats: functional.Stats | None = None,
+    output_stats: bool = False,
+) -> functional.StageOutput:
+    """`functional.dense_stage` on the tensors of modules, its batch statistics reported to `updates`."""
+    result = functional.dense_stage(
+        x,
+        block.steps(x.device) if block is not None else (),
+        consumer,
+        stats=stats,
+        output_stats=output_stats,
+        efficient=block is not None and block.efficient,
+        backend=backend,
+    )
+    norms = [*block.norms] if block is not None else []
+    norms += [consumer_norm] if consumer_norm is not None else []
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    for norm, taken in zip(norms, result.batch_stats, strict=True):
+        if taken is not None:
+            updates.report(norm, *taken, count)
+    return result
+
+
+class DenseBlock(Fusable, nn.ModuleDict):
+    """`denselayer1` ... `denselayerL` in one buffer.
+
+    Args:
+        num_layers: L.
+        num_input_features: channels C0 of the input.
+        bn_size, growth_rate, drop_rate: as in `DenseLayer`.
+        efficient: recompute the bottleneck outputs in backward.
+        backend: see `set_backend`.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_input_features: int,
+        bn_size: int | None,
+        growth_rate: int,
+        drop_rate: float = 0.0,
+        efficient: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__(backend)
+        for i in range(num_layers):
+            layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate)
+            self.add_module(f"denselayer{i + 1}", layer)
+        self.efficient = efficient
+
+    def set_efficient(self, efficient: bool = True) -> Self:
+        """Recompute the bottleneck outputs in backward (True) or keep them (False)."""
+        self.efficient = efficient
+        return self
+
+    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+        """[N, C0, H, W] -> [N, C0 + L * k, H, W], channels_last."""
+        return run_stage(x, updates, self, backend=self.backend).y
+
+    def plain(self, x: Tensor) -> Tensor:
+        features = [x]
+        for layer in self.values():
+            features.append(layer(features))
+        return torch.cat(features, 1)
+
+    def layers(self) -> list[DenseLayer]:
+        return cast(list[DenseLayer], list(self.values()))
+
+    def why_plain(self) -> str | None:
+        for name, layer in self.items():
+            reason = why_not(layer, DenseLayer)
+            if reason is not None:
+                return f"{name} {reason}"
+            reason = cast(DenseLayer, layer).why_plain()
+            if reason is not None:
+                return f"{name}.{reason}"
+        return None
+
+    @property
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [norm for layer in self.layers() for norm in layer.norms]
+
+    def steps(self, device: torch.device) -> list[functional.Bottleneck | functional.Plain]:
+        """The layers' tensors, with a fresh dropout seed for each layer that drops."""
+        drops = [layer.training and layer.drop_rate > 0 for layer in self.layers()]
+        seeds: Sequence[Tensor | None] = [None] * len(drops)
+        if any(drops):
+            limits = torch.iinfo(torch.int64)
+            drawn = torch.randint(limits.min, limits.max, (len(drops),), device=device)
+            seeds = [seed if drop else None for seed, drop in zip(drawn, drops, strict=True)]
+        return [layer.step(seed) for layer, seed in zip(self.layers(), seeds, strict=True)]
+
+
+class Transition(Fusable, nn.Sequential):
+    """norm relu conv(1x1) pool(2x2 average) between two blocks (Huang et al. 2017, section 3, "Pooling layers").
+
+    Args:
+        num_input_features, num_output_features: channels.
+        backend: see `set_backend`.
+    """
+
+    def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto"):
+        super().__init__(backend)
+        self.norm = nn.BatchNorm2d(num_input_features)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
+        self.pool = nn.AvgPool2d(2, 2)
+
+    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+        """[N, C, H, W] -> [N, C', H // 2, W // 2], channels_last."""
+        return run_stage(x, updates, None, self.step(), self.norm, backend=self.backend).y
+
+    def plain(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+    def why_plain(self) -> str | None:
+        if [name for name, _ in self.named_children()] != ["norm", "relu", "conv", "pool"]:
+            return "its children are not norm, relu, conv, pool"
+        answers = [
+            ("norm", why_not_norm(self.norm)),
+            ("relu", why_not(self.relu, nn.ReLU)),
+            ("conv", why_not_conv(self.conv, 1)),
+            (
+                "pool",
+                why_not_pool(
+                    self.pool,
+                    nn.AvgPool2d,
+                    kernel_size=2,
+                    stride=2,
+                    padding=0,
+                    ceil_mode=False,
+                    divisor_override=None,
+                ),
+            ),
+        ]
+        return first_reason(answers)
+
+    def step(self) -> functional.Transition:
+        return functional.Transition(norm_of(self.norm), self.conv.weight)

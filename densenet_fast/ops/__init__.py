@@ -1,0 +1,61 @@
+"""The contract of operations: what every backend computes, and how one is called.
+
+Each file of this package names its operations, their schemas and their fakes; `densenet_fast/backends/<name>/` holds
+one implementation of each under the same file stem. An operation `foo` of backend `bar` is the PyTorch operator
+`densenet_fast::foo.bar`: one name, one overload per backend, one schema.
+
+Conventions (docs/design.md, "The contract"):
+- Activations are `[N, C, H, W]` tensors whose memory is NHWC: stride 1 along C, any row stride (channel slices of a
+  dense block's buffer). Weights are PyTorch's, in the activations' dtype.
+- `mean, var, gamma, beta` and every sum are vectors in the accumulator dtype (float64 for float64, else float32).
+  A BatchNorm is passed as `mean, var, gamma, beta, eps`; `var` is biased, `gamma` and `beta` may be None.
+- What has a place in the block (`Tensor(a!)`) is written there; what is new is returned. A result that was not asked
+  for is an empty tensor.
+- Backward operations stop at the reductions `sum_v`, `sum_vx`, where synchronised BatchNorm communicates.
+- Same input, same machine, same thread count: the same bits.
+"""
+
+from types import ModuleType, SimpleNamespace
+
+import torch
+
+from . import batch_norm, bn_relu_conv1x1, bn_relu_conv3x3, bottleneck, head, stem, transition
+from ._operation import Operation
+
+OPERATIONS: tuple[Operation, ...] = (
+    *batch_norm.OPERATIONS,
+    *bn_relu_conv1x1.OPERATIONS,
+    *bn_relu_conv3x3.OPERATIONS,
+    *bottleneck.OPERATIONS,
+    *transition.OPERATIONS,
+    *stem.OPERATIONS,
+    *head.OPERATIONS,
+)
+
+_library = torch.library.Library("densenet_fast", "FRAGMENT")
+_loaded: dict[str, SimpleNamespace] = {}
+
+
+def register(backend: str, implementation: ModuleType, dispatch_key: str) -> None:
+    """Define `densenet_fast::<op>.<backend>` for every operation, implemented by the module's function `<op>`.
+
+    `dispatch_key` is the PyTorch dispatch key the functions serve, for instance "CompositeExplicitAutograd" for any
+    device.
+    """
+    for operation in OPERATIONS:
+        overload = f"{operation.name}.{backend}"
+        _library.define(f"{overload}{operation.schema}")
+        _library.impl(overload, getattr(implementation, operation.name), dispatch_key)
+        _library.impl(overload, operation.fake, "Meta")
+    collect(backend)
+
+
+def collect(backend: str) -> None:
+    """Remember the overloads of a backend whose operators have been registered."""
+    overloads = {o.name: getattr(getattr(torch.ops.densenet_fast, o.name), backend) for o in OPERATIONS}
+    _loaded[backend] = SimpleNamespace(**overloads)
+
+
+def of(backend: str) -> SimpleNamespace:
+    """The operations of a loaded backend: `of("eager").bn_relu_conv1x1_fwd(...)`."""
+    return _loaded[backend]

@@ -1,0 +1,105 @@
+"""Running statistics, updated once per step, together, and only when the whole forward has succeeded.
+
+Stages never touch a module's buffers: they report what each norm took from the batch. A `transaction` collects the
+reports and writes them in one operation when it closes; if the forward fails, nothing has changed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from . import backends
+
+
+class _Update:
+    """One norm's report."""
+
+    def __init__(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int):
+        self.norm, self.mean, self.var, self.count = norm, mean, var, count
+
+
+class Transaction:
+    """Reports of the norms that ran fused, and the former buffers of the norms that ran as plain modules."""
+
+    def __init__(self) -> None:
+        self._updates: list[_Update] = []
+        self._former: list[tuple[Tensor, Tensor]] = []
+
+    def report(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+        """Batch `mean` and biased `var` [C] over `count` values; kept only if the norm tracks them in this mode."""
+        if norm.training and norm.track_running_stats and norm.running_mean is not None:
+            self._updates.append(_Update(norm, mean, var, count))
+
+    def guard(self, module: nn.Module) -> None:
+        """Remember the running statistics in `module`, about to run as a plain module, to restore them on failure."""
+        for norm in module.modules():
+            if norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                self._former += [(b, b.clone()) for b in norm.buffers(recurse=False)]
+
+    def roll_back(self) -> None:
+        with torch.no_grad():
+            for buffer, former in self._former:
+                buffer.copy_(former)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Write all reports; a norm that reported more than once is updated in that order."""
+        pending = self._updates
+        while pending:
+            first_of_each: list[_Update] = []
+            again: list[_Update] = []
+            seen = set()
+            for update in pending:
+                (again if id(update.norm) in seen else first_of_each).append(update)
+                seen.add(id(update.norm))
+            _write(first_of_each)
+            pending = again
+
+
+def _write(updates: list[_Update]) -> None:
+    norms = [u.norm for u in updates]
+    counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
+    ops = backends.operations("auto", updates[0].mean.device)
+    ops.update_running_stats(
+        [n.running_mean for n in norms],
+        [n.running_var for n in norms],
+        [u.mean for u in updates],
+        [u.var for u in updates],
+        [u.count for u in updates],
+        [_momentum(n) for n in norms],
+    )
+
+
+def _momentum(norm: nn.BatchNorm2d) -> float:
+    """The weight of the new batch; momentum=None is the cumulative average."""
+    if norm.momentum is not None:
+        return norm.momentum
+    assert norm.num_batches_tracked is not None, "eligibility.why_not_norm lets no such norm run fused"
+    return 1 / int(norm.num_batches_tracked)
+
+
+_current: ContextVar[Transaction | None] = ContextVar("running statistics", default=None)
+
+
+@contextmanager
+def transaction() -> Iterator[Transaction]:
+    """The enclosing transaction, or a new one that commits at the end and rolls back on an exception."""
+    outer = _current.get()
+    if outer is not None:
+        yield outer
+        return
+    new = Transaction()
+    token = _current.set(new)
+    try:
+        yield new
+        new.commit()
+    except BaseException:
+        new.roll_back()
+        raise
+    finally:
+        _current.reset(token)

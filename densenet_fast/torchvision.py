@@ -1,0 +1,166 @@
+"""torchvision's DenseNet API on densenet_fast: changing the import line is the whole migration.
+
+    from densenet_fast.torchvision import DenseNet, densenet121, DenseNet121_Weights
+
+Signatures, defaults, initialisation and state_dict keys are torchvision 0.26's; the weights enums are torchvision's own
+and are imported from it when they are asked for.
+"""
+
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from . import models
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
+__all__ = [
+    "DenseNet",
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "densenet264",
+]
+
+_ENUMS = (
+    "DenseNet121_Weights",
+    "DenseNet161_Weights",
+    "DenseNet169_Weights",
+    "DenseNet201_Weights",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ENUMS:
+        return getattr(import_module("torchvision.models"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class DenseNet(models.DenseNet):
+    """DenseNet-BC with torchvision's positional arguments, large stem and `kaiming_normal_` initialisation.
+
+    Args:
+        growth_rate, block_config, num_init_features, bn_size, drop_rate, num_classes: as torchvision.
+        memory_efficient: recompute the bottleneck outputs in backward; memory is linear in depth either way.
+        efficient: the same under densenet_fast's name.
+        in_channels, backend: as `densenet_fast.DenseNet`.
+
+    Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W at least 29 with four blocks.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Sequence[int] = (6, 12, 24, 16),
+        num_init_features: int = 64,
+        bn_size: int | None = 4,
+        drop_rate: float = 0,
+        num_classes: int = 1000,
+        memory_efficient: bool = False,
+        *,
+        efficient: bool = False,
+        in_channels: int = 3,
+        backend: str = "auto",
+    ):
+        super().__init__(
+            growth_rate,
+            block_config,
+            0.5,
+            num_init_features,
+            bn_size,
+            drop_rate,
+            num_classes,
+            small_inputs=False,
+            efficient=memory_efficient or efficient,
+            in_channels=in_channels,
+            backend=backend,
+        )
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+
+def densenet121(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
+    """DenseNet-121 (Huang et al. 2017, table 1).
+
+    Args:
+        weights: a `torchvision.models.DenseNet121_Weights`, its name ("IMAGENET1K_V1", "DEFAULT"), or None.
+        progress: show a progress bar while weights are downloaded.
+        **kwargs: arguments of `DenseNet`.
+
+    Raises:
+        ImportError: weights were asked for and torchvision is not installed.
+        ValueError: num_classes differs from that of the weights.
+    """
+    return _densenet(121, 32, (6, 12, 24, 16), 64, weights, progress, kwargs)
+
+
+def densenet161(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
+    """DenseNet-161; arguments as `densenet121`, weights of `torchvision.models.DenseNet161_Weights`."""
+    return _densenet(161, 48, (6, 12, 36, 24), 96, weights, progress, kwargs)
+
+
+def densenet169(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
+    """DenseNet-169; arguments as `densenet121`, weights of `torchvision.models.DenseNet169_Weights`."""
+    return _densenet(169, 32, (6, 12, 32, 32), 64, weights, progress, kwargs)
+
+
+def densenet201(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
+    """DenseNet-201; arguments as `densenet121`, weights of `torchvision.models.DenseNet201_Weights`."""
+    return _densenet(201, 32, (6, 12, 48, 32), 64, weights, progress, kwargs)
+
+
+def densenet264(*, weights: None = None, progress: bool = True, **kwargs: Any) -> DenseNet:
+    """DenseNet-264 (Huang et al. 2017, table 1), which torchvision does not have: `weights` must be None."""
+    return _densenet(264, 32, (6, 12, 64, 48), 64, weights, progress, kwargs)
+
+
+def _densenet(
+    depth: int,
+    growth_rate: int,
+    block_config: tuple[int, ...],
+    num_init_features: int,
+    weights: "WeightsEnum | str | None",
+    progress: bool,
+    kwargs: dict[str, Any],
+) -> DenseNet:
+    if "pretrained" in kwargs:
+        pretrained = kwargs.pop("pretrained")
+        warnings.warn(
+            "pretrained is deprecated, as in torchvision: use weights='IMAGENET1K_V1' or weights=None",
+            stacklevel=3,
+        )
+        weights = weights or ("IMAGENET1K_V1" if pretrained else None)
+    if weights is None:
+        return DenseNet(growth_rate, block_config, num_init_features, **kwargs)
+
+    chosen = _weights_enum(depth).verify(weights)
+    classes = len(chosen.meta["categories"])
+    if kwargs.setdefault("num_classes", classes) != classes:
+        raise ValueError(
+            f"num_classes: got {kwargs['num_classes']}, expected {classes}, which weights={weights!r} have; load them "
+            "without num_classes and replace model.classifier"
+        )
+    model = DenseNet(growth_rate, block_config, num_init_features, **kwargs)
+    model.load_state_dict(chosen.get_state_dict(progress=progress, check_hash=True))
+    return model
+
+
+def _weights_enum(depth: int) -> Any:
+    name = f"DenseNet{depth}_Weights"
+    if name not in _ENUMS:
+        raise ValueError(f"weights: got weights for DenseNet-{depth}, expected None: there are none")
+    try:
+        return getattr(import_module("torchvision.models"), name)
+    except ImportError as error:
+        raise ImportError(
+            f"pretrained weights come from torchvision, which is not installed: pip install torchvision ({error})"
+        ) from error

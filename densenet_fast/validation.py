@@ -1,0 +1,85 @@
+"""What a trunk refuses before anything has run: one sentence with what was got and what was expected."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import functional
+from .modules import DenseBlock, Transition
+
+
+def check_input(trunk: nn.Sequential, x: Tensor) -> None:
+    """Refuse what the trunk cannot process, before anything has run.
+
+    Raises:
+        ValueError: wrong dimensions or channels, an image too small for the poolings, one value per channel where a
+            norm uses batch statistics.
+        RuntimeError: wrong dtype or device.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
+    if not x.is_floating_point():
+        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
+    first = next(trunk.children(), None)
+    if isinstance(first, nn.Conv2d):
+        if x.shape[1] != first.in_channels:
+            raise ValueError(
+                f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels}"
+            )
+        functional.check_weight("conv0.weight", first.weight, x)
+    if x.shape[0] == 0:
+        return
+    bad = _too_small(trunk, *x.shape[2:])
+    if bad is not None:
+        least = next(s for s in range(1, 1 << 20) if _too_small(trunk, s, s) is None)
+        raise ValueError(
+            f"image too small for the poolings: got {x.shape[2]}x{x.shape[3]}, of which nothing is left behind {bad}, "
+            f"expected at least {least}x{least}"
+        )
+    for name, module, h, w in _sizes(trunk, *x.shape[2:]):
+        if x.shape[0] * h * w == 1 and _uses_batch_statistics(module):
+            raise ValueError(
+                f"one value per channel: got batch size 1 and a 1x1 image at {name} from input {list(x.shape)}, "
+                "expected more than one value to take batch statistics of; use a larger batch or image, or model.eval()"
+            )
+
+
+def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Module, int, int]]:
+    """Each child with the image size at its input, as far as the children are known."""
+    for name, module in trunk.named_children():
+        yield name, module, h, w
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            h, w = (_pooled_size(module, size, i) for i, size in enumerate((h, w)))
+        elif isinstance(module, Transition):
+            h, w = (_pooled_size(module.pool, size, i) for i, size in enumerate((h, w)))
+        elif not isinstance(module, DenseBlock | nn.BatchNorm2d | nn.ReLU):
+            return
+    yield "the last module", nn.Identity(), h, w
+
+
+def _pooled_size(module: Any, size: int, axis: int) -> int:
+    """The size along `axis` behind a convolution or pooling."""
+
+    def of(value: int | tuple[int, int]) -> int:
+        return value if isinstance(value, int) else value[axis]
+
+    span = of(getattr(module, "dilation", 1)) * (of(module.kernel_size) - 1) + 1
+    room = size + 2 * of(module.padding) - span
+    return max(0, room // of(module.stride) + 1)
+
+
+def _too_small(trunk: nn.Sequential, h: int, w: int) -> str | None:
+    """The name of the child behind which nothing of an h x w image is left, or None."""
+    before = "the input"
+    for name, _, height, width in _sizes(trunk, h, w):
+        if height == 0 or width == 0:
+            return before
+        before = name
+    return None
+
+
+def _uses_batch_statistics(module: nn.Module) -> bool:
+    return any(
+        norm.training or norm.running_mean is None for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)
+    )
