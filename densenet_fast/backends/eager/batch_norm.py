@@ -4,15 +4,19 @@ import torch
 from torch import Tensor
 
 from ...ops._operation import accumulator
-from ._common import bn_scale, image, nhwc, rows
+from ._common import bn_scale, folded, image, nhwc, rows
 
 
 def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.to(accumulator(x.dtype))
-    if x.is_cpu:  # var_mean is not vectorised there: 20 times slower
-        return torch.batch_norm_update_stats(nhwc(x), None, None, 0.0)
-    var, mean = torch.var_mean(rows(x), 0, correction=0)
-    return mean, var
+    if not x.is_cpu:
+        var, mean = torch.var_mean(rows(x), 0, correction=0)
+        return mean, var
+    # var_mean is not vectorised on the CPU, 20 times slower than BatchNorm's own statistics.
+    wide, r = folded(nhwc(x))
+    means, variances = (s.view(r, -1) for s in torch.batch_norm_update_stats(wide, None, None, 0.0))
+    mean = means.mean(0)
+    return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
 def stats_if(wanted: bool, x: Tensor) -> tuple[Tensor, Tensor]:

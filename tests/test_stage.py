@@ -1,0 +1,264 @@
+"""`functional.dense_stage` against the oracle: every kind of layer and consumer, every mode, in every dtype."""
+
+import statistics
+
+import pytest
+import torch
+
+from densenet_fast.functional import dense_stage
+
+from . import oracle
+from .oracle import error, leaves_to, make_stage, parameters, require_grad, rms_error
+
+SHAPES = [(3, 6, 5, 7), (2, 5, 8, 8), (4, 3, 1, 1), (1, 7, 3, 2)]
+CONSUMERS = [None, "transition", "head", "stem"]
+
+
+def gradients(y, cotangent, x, steps):
+    return torch.autograd.grad(y, [x, *parameters(steps)], cotangent, allow_unused=True)
+
+
+def compare(steps, x, *, tolerance, **options):
+    """Output and every gradient of dense_stage against the oracle, random upstream gradient."""
+    require_grad(steps)
+    x.requires_grad_()
+    expected = oracle.stage(x, *steps)
+    cotangent = torch.randn_like(expected)
+    got = dense_stage(x, *steps, **options)
+    assert error(got.y, expected) <= tolerance
+    pairs = zip(gradients(got.y, cotangent, x, steps), gradients(expected, cotangent, x, steps), strict=True)
+    for i, (ours, exact) in enumerate(pairs):
+        assert ours.shape == exact.shape
+        assert error(ours, exact) <= tolerance, f"gradient {i}"
+    return got
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+@pytest.mark.parametrize("bottleneck", [4, 3, None])
+@pytest.mark.parametrize("consumer", CONSUMERS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_autograd_in_float64(shape, consumer, bottleneck, efficient):
+    if consumer == "transition" and min(shape[2:]) < 2:
+        shape = (*shape[:2], 2, 2)
+    steps = make_stage(shape[1], (4, 4, 5), consumer, bottleneck=bottleneck)
+    compare(steps, torch.randn(shape, dtype=torch.float64), tolerance=1e-11, efficient=efficient)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 6), (6,)], ids=str)
+@pytest.mark.parametrize("efficient", [False, True])
+def test_frozen_norms_contribute_no_correction(frozen, efficient):
+    steps = make_stage(6, (4, 4, 4), "transition", frozen=frozen)
+    compare(steps, torch.randn(3, 6, 6, 5, dtype=torch.float64), tolerance=1e-11, efficient=efficient)
+
+
+def test_norms_without_affine_parameters():
+    steps = make_stage(6, (4, 4), "transition", affine=False)
+    compare(steps, torch.randn(3, 6, 6, 5, dtype=torch.float64), tolerance=1e-11)
+
+
+@pytest.mark.parametrize("bottleneck", [4, None])
+@pytest.mark.parametrize("drop_rate", [0.2, 0.9, 1.0])
+@pytest.mark.parametrize("efficient", [False, True])
+def test_dropout_uses_one_mask_in_both_passes(bottleneck, drop_rate, efficient):
+    steps = make_stage(6, (4, 4), "head", bottleneck=bottleneck, drop_rate=drop_rate)
+    if drop_rate == 1.0:  # constant channels: their normalised value is 0 / eps, not differentiable twice alike
+        steps = make_stage(6, (4, 4), "head", bottleneck=bottleneck, drop_rate=drop_rate, frozen=range(9))
+    compare(steps, torch.randn(3, 6, 6, 5, dtype=torch.float64), tolerance=1e-10, efficient=efficient)
+
+
+def test_dropout_keeps_the_stated_fraction():
+    from densenet_fast.backends.eager.dropout import dropout_mask
+
+    mask = dropout_mask(torch.empty(1000, 100), 0.3, torch.tensor(7))
+    assert set(mask.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
+    kept = (mask > 0).double()
+    assert abs(kept.mean().item() - 0.7) < 4 * (0.21 / 1e5) ** 0.5  # four standard deviations
+    assert abs(torch.corrcoef(torch.stack([kept[:-1].flatten(), kept[1:].flatten()]))[0, 1]) < 0.013
+
+
+def test_splitmix64_constants():
+    """The generator's published first outputs for seed 1234567, seen through a mask's threshold."""
+    from densenet_fast.backends.eager.dropout import dropout_mask
+
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    for i, value in enumerate(outputs):
+        for above in (0, 1):
+            rate = ((value >> 40) + above) / (1 << 24)
+            mask = dropout_mask(torch.empty(1, 4), rate, torch.tensor(1234567))
+            assert (mask[0, i] > 0) == (above == 0)
+
+
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_layouts_give_the_same_result(consumer):
+    steps = make_stage(6, (4, 4), consumer)
+    x = torch.randn(3, 6, 6, 5, dtype=torch.float64)
+    expected = dense_stage(x, *steps).y
+    wide = torch.randn(3, 6, 5, 11, dtype=torch.float64).permute(0, 1, 3, 2)
+    wide[:, :, :6].copy_(x)
+    for layout in (x.to(memory_format=torch.channels_last), x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)):
+        assert torch.equal(dense_stage(layout, *steps).y, expected)
+    assert torch.equal(dense_stage(wide[:, :, :6], *steps).y, expected)
+
+
+def test_statistics_are_those_of_the_channels():
+    layers, _ = steps = make_stage(6, (4, 4), "transition")
+    x = torch.randn(3, 6, 6, 5, dtype=torch.float64)
+    result = dense_stage(x, *steps, output_stats=True)
+    var, mean = torch.var_mean(result.y, (0, 2, 3), correction=0)
+    torch.testing.assert_close(result.stats, (mean, var))
+    block = oracle.stage(x, layers, None)
+    var, mean = torch.var_mean(block, (0, 2, 3), correction=0)
+    for i, channels in ((0, 6), (2, 10), (4, 14)):
+        torch.testing.assert_close(result.batch_stats[i], (mean[:channels], var[:channels]))
+    given = dense_stage(x, *steps, stats=tuple(s[:6].clone() for s in (mean, var)))
+    torch.testing.assert_close(given.y, result.y)
+
+
+def test_gradcheck():
+    layers, consumer = steps = require_grad(make_stage(3, (2, 2), "transition", bottleneck=2))
+    x = torch.randn(2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
+    for efficient in (False, True):
+
+        def run(x, *_, efficient=efficient):
+            return dense_stage(x, layers, consumer, efficient=efficient).y
+
+        assert torch.autograd.gradcheck(run, (x, *parameters(steps)))
+
+
+@pytest.mark.parametrize("needed", ["x", "first weight", "last weight", "one beta"])
+def test_partial_gradients_equal_the_full_ones(needed):
+    steps = make_stage(5, (4, 4, 4), "transition")
+    x = torch.randn(2, 5, 6, 6, dtype=torch.float64)
+    choice = {
+        "x": x,
+        "first weight": steps[0][0].weight1,
+        "last weight": steps[0][2].weight2,
+        "one beta": steps[0][1].norm2.beta,
+    }[needed].requires_grad_()
+    y = oracle.stage(x, *steps)
+    cotangent = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, choice, cotangent)
+    (got,) = torch.autograd.grad(dense_stage(x, *steps).y, choice, cotangent)
+    assert error(got, expected) < 1e-11
+
+
+def test_two_runs_are_bitwise_equal():
+    steps = require_grad(make_stage(12, (8, 8, 8), "transition", dtype=torch.float32))
+    x = torch.randn(4, 12, 14, 14, requires_grad=True)
+    y = dense_stage(x, *steps).y
+    cotangent = torch.randn_like(y)
+    first = gradients(y, cotangent, x, steps)
+    again = dense_stage(x, *steps).y
+    assert torch.equal(y, again)
+    assert all(map(torch.equal, first, gradients(again, cotangent, x, steps)))
+
+
+def stock_error(steps, x, cotangent, dtype):
+    """RMS errors of the output and of all gradients against float64: ours and stock PyTorch's, in `dtype` and in the
+    memory format of x."""
+    exact_steps = require_grad(leaves_to(steps, torch.float64))
+    exact_x = x.double().requires_grad_()
+    exact_y = oracle.stage(exact_x, *exact_steps)
+    exact = [exact_y, *gradients(exact_y, cotangent.double(), exact_x, exact_steps)]
+    errors = []
+    for run in (lambda x, s: dense_stage(x, *s).y, lambda x, s: oracle.stage(x, *s)):
+        narrow = require_grad(steps)
+        narrow_x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        y = run(narrow_x, narrow)
+        values = [y, *gradients(y, cotangent.to(dtype), narrow_x, narrow)]
+        errors.append([rms_error(v, e) for v, e in zip(values, exact, strict=True)])
+    return errors
+
+
+def assert_at_most_twice_stock(make, dtype, seeds=9):
+    """Median errors over some seeds: a pre-activation within rounding of zero may fall either way, ours or stock's."""
+    runs = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        steps, x, cotangent = make()
+        runs.append(stock_error(steps, x, cotangent, dtype))
+    for i in range(len(runs[0][0])):
+        our, their = (statistics.median(run[side][i] for run in runs) for side in (0, 1))
+        assert our <= 2 * their + torch.finfo(dtype).eps, f"value {i}: {our:.2e}, stock {their:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("consumer", CONSUMERS)
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_error_is_at_most_twice_stock(dtype, consumer, offset):
+    """Also with channels whose mean is 30 deviations, where a careless variance or correction cancels. There stock runs
+    in our memory format: its NCHW kernels round x * scale + shift once, and PyTorch's addcmul rounds twice."""
+
+    def make():
+        exact = make_stage(16, (8, 8, 8), consumer)
+        x = (torch.randn(4, 16, 12, 12) + offset).to(dtype)
+        if offset:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return as_under_autocast(exact, dtype), x, torch.randn(oracle.stage(x.double(), *exact).shape)
+
+    assert_at_most_twice_stock(make, dtype)
+
+
+def as_under_autocast(steps, dtype):
+    """Weights in `dtype`, norms in float32 at least."""
+    narrow, wide = leaves_to(steps, dtype), leaves_to(steps, torch.float32)
+
+    def mix(step, norms):
+        return step._replace(**{n: v for n, v in norms._asdict().items() if n.startswith("norm")})
+
+    layers = [mix(s, w) for s, w in zip(narrow[0], wide[0], strict=True)]
+    return layers, None if narrow[1] is None else mix(narrow[1], wide[1])
+
+
+def test_constant_upstream_gradient_is_bounded():
+    """The worst case of the deferred correction: the uncorrected gradient is all mean (docs/design.md)."""
+
+    def make():
+        steps = leaves_to(make_stage(16, (8,) * 6, None), torch.float32)
+        x = torch.randn(4, 16, 12, 12)
+        return steps, x, 10 + torch.randn(oracle.stage(x, *steps).shape)
+
+    assert_at_most_twice_stock(make, torch.float32)
+
+
+def test_retained_graph_gives_the_same_gradients_twice():
+    steps = require_grad(make_stage(6, (4, 4), "transition"))
+    x = torch.randn(3, 6, 6, 5, dtype=torch.float64, requires_grad=True)
+    y = dense_stage(x, *steps).y
+    first = torch.autograd.grad(y.square().sum(), parameters(steps), retain_graph=True)
+    second = torch.autograd.grad(y.square().sum(), parameters(steps))
+    assert all(map(torch.equal, first, second))
+
+
+def test_second_backward_through_a_freed_graph_is_an_error():
+    steps = require_grad(make_stage(6, (4,), "transition"))
+    y = dense_stage(torch.randn(3, 6, 6, 5, dtype=torch.float64), *steps).y
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+
+
+def test_double_backward_is_an_error_that_names_the_switch():
+    steps = require_grad(make_stage(6, (4,), "transition"))
+    y = dense_stage(torch.randn(3, 6, 6, 5, dtype=torch.float64), *steps).y
+    with pytest.raises(RuntimeError, match="set_backend\\('plain'\\)"):
+        torch.autograd.grad(y.sum(), parameters(steps), create_graph=True)
+
+
+def test_changing_a_saved_tensor_is_detected():
+    steps = require_grad(make_stage(6, (4,), None))
+    y = dense_stage(torch.randn(3, 6, 6, 5, dtype=torch.float64), *steps).y
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_nan_and_infinity_pass_through_as_in_pytorch():
+    steps = make_stage(6, (4, 4), "transition", frozen=range(5))
+    x = torch.randn(2, 6, 6, 6, dtype=torch.float64)
+    x[0, 1, 2, 3], x[1, 4, 1, 1] = float("nan"), float("inf")
+    expected, got = oracle.stage(x, *steps), dense_stage(x, *steps).y
+    assert torch.equal(expected.isnan(), got.isnan())
+    assert expected.isnan().any()
+    torch.testing.assert_close(got, expected, equal_nan=True)
