@@ -75,7 +75,7 @@ def dense_stage(
     """
     dtype = _compute_dtype(x)
     _check(x, layers, consumer)
-    ops = backends.operations(backend, x.device)
+    ops = backends.operations(backend, x.device, dtype)
     result = autograd.run(
         ops,
         x.to(dtype),

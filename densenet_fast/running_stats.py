@@ -64,7 +64,7 @@ def _write(updates: list[_Update]) -> None:
     counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    ops = backends.operations("auto", updates[0].mean.device)
+    ops = backends.operations("auto", updates[0].mean.device, updates[0].mean.dtype)
     ops.update_running_stats(
         [n.running_mean for n in norms],
         [n.running_var for n in norms],

@@ -4,6 +4,7 @@ A backend is a module of this package that implements every operation of `densen
 first asked for. Beside the backends, "plain" runs a model's own layers under ordinary autograd.
 """
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -18,10 +19,38 @@ NAMES = ("auto", *PREFERENCE, "plain")
 _loaded: set[str] = set()
 
 
-def why_unavailable(name: str, device: torch.device) -> str | None:
-    """The reason why backend `name` cannot run on `device`, as a clause; None if it can."""
-    if find_spec(f"{__name__}.{name}") is None:
+def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """The reason why backend `name` cannot run on `device` for activations of `dtype`, as a clause; None if it can."""
+    if name == "native":
+        return _why_not_native(device, dtype)
+    if not _is_written(name):
         return "this version of densenet_fast has no such kernels"
+    return None
+
+
+def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"this version of densenet_fast has native kernels for the CPU only, not for {device.type}"
+    if dtype != torch.float32:
+        return f"its CPU kernels compute in float32, not in {str(dtype).removeprefix('torch.')}"
+    return _why_no_library()
+
+
+@cache
+def _is_written(name: str) -> bool:
+    return find_spec(f"{__name__}.{name}") is not None
+
+
+@cache
+def _why_no_library() -> str | None:
+    """Why the compiled library cannot be loaded; loads it."""
+    library = f"{__package__.rpartition('.')[0]}._C"
+    if find_spec(library) is None:
+        return "the compiled library was not built (setup.py says how, and on installation why not)"
+    try:
+        import_module(library)
+    except ImportError as error:
+        return f"the compiled library cannot be loaded: {error}"
     return None
 
 
@@ -36,26 +65,26 @@ def check_name(name: str) -> str:
     return name
 
 
-def choose(name: str, device: torch.device) -> str:
-    """The backend that runs on `device` when `name` was asked for: itself, or for "auto" the best available.
+def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """The backend that runs on `device` for `dtype` when `name` was asked for: itself, or for "auto" the best available.
 
     Raises:
         RuntimeError: the backend asked for cannot run, with the reason.
     """
     if name == "auto":
-        return next(b for b in PREFERENCE if why_unavailable(b, device) is None)
-    reason = why_unavailable(name, device)
+        return next(b for b in PREFERENCE if why_unavailable(b, device, dtype) is None)
+    reason = why_unavailable(name, device, dtype)
     if reason is not None:
         raise RuntimeError(
             f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for "
-            f"instance {choose('auto', device)!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
+            f"instance {choose('auto', device, dtype)!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
         )
     return name
 
 
-def operations(name: str, device: torch.device) -> SimpleNamespace:
+def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
     """The operations of the backend that `choose` gives, loaded."""
-    chosen = choose(name, device)
+    chosen = choose(name, device, dtype)
     if chosen not in _loaded:
         module = import_module(f"{__name__}.{chosen}")
         ops.register(chosen, module, module.DISPATCH_KEY)

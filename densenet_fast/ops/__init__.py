@@ -36,16 +36,17 @@ _library = torch.library.Library("densenet_fast", "FRAGMENT")
 _loaded: dict[str, SimpleNamespace] = {}
 
 
-def register(backend: str, implementation: ModuleType, dispatch_key: str) -> None:
+def register(backend: str, implementation: ModuleType, dispatch_key: str | None) -> None:
     """Define `densenet_fast::<op>.<backend>` for every operation, implemented by the module's function `<op>`.
 
     `dispatch_key` is the PyTorch dispatch key the functions serve, for instance "CompositeExplicitAutograd" for any
-    device.
+    device; None if a compiled library has registered its own implementations.
     """
     for operation in OPERATIONS:
         overload = f"{operation.name}.{backend}"
         _library.define(f"{overload}{operation.schema}")
-        _library.impl(overload, getattr(implementation, operation.name), dispatch_key)
+        if dispatch_key is not None:
+            _library.impl(overload, getattr(implementation, operation.name), dispatch_key)
         _library.impl(overload, operation.fake, "Meta")
     collect(backend)
 

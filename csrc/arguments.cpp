@@ -1,0 +1,173 @@
+#include "arguments.h"
+
+#include <cmath>
+#include <mutex>
+#include <stdexcept>
+
+namespace densenet_fast {
+
+using torch::headeronly::ScalarType;
+
+namespace {
+
+std::string text(const std::vector<int64_t>& sizes) {
+  std::string s = "[";
+  for (size_t i = 0; i < sizes.size(); i++) s += (i ? ", " : "") + (sizes[i] < 0 ? "any" : std::to_string(sizes[i]));
+  return s + "]";
+}
+
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> s(t.dim());
+  for (size_t i = 0; i < s.size(); i++) s[i] = t.size(i);
+  return s;
+}
+
+std::vector<int64_t> strides_of(const Tensor& t) {
+  std::vector<int64_t> s(t.dim());
+  for (size_t i = 0; i < s.size(); i++) s[i] = t.stride(i);
+  return s;
+}
+
+// Floats from one pixel of [N, C, H, W] to the next, or -1 if the pixels are no rows of contiguous channels at one
+// constant stride.
+int64_t row_stride(const Tensor& t) {
+  const int64_t n = t.size(0), c = t.size(1), h = t.size(2), w = t.size(3);
+  const int64_t row = w > 1 ? t.stride(3) : h > 1 ? t.stride(2) : n > 1 ? t.stride(0) : c;
+  const bool ok = (c == 1 || t.stride(1) == 1) && row >= c && (w == 1 || h == 1 || t.stride(2) == w * row) &&
+                  (n == 1 || h * w == 1 || t.stride(0) == h * w * row);
+  return ok ? row : -1;
+}
+
+}  // namespace
+
+void Arguments::refuse(const std::string& what, const std::string& got, const std::string& expected) const {
+  throw std::runtime_error(std::string("densenet_fast::") + operation_ + ": wrong " + what + ": got " + got +
+                           ", expected " + expected);
+}
+
+void Arguments::dtype_and_device(const char* name, const Tensor& t, ScalarType dtype) const {
+  if (!t.is_cpu()) refuse(std::string("device of ") + name, t.is_cuda() ? "cuda" : "another device", "cpu");
+  if (t.scalar_type() != dtype)
+    refuse(std::string("dtype of ") + name, torch::headeronly::toString(t.scalar_type()),
+           torch::headeronly::toString(dtype));
+}
+
+void Arguments::sizes(const char* name, const Tensor& t, std::initializer_list<int64_t> expected) const {
+  bool ok = t.dim() == static_cast<int64_t>(expected.size());
+  int64_t i = 0;
+  for (int64_t size : expected) {
+    ok = ok && (size < 0 || t.size(i) == size);
+    i++;
+  }
+  if (!ok) refuse(std::string("sizes of ") + name, text(sizes_of(t)), text(expected));
+}
+
+void Arguments::not_empty(const char* name, const Tensor& t) const {
+  if (t.numel() == 0) refuse(std::string("sizes of ") + name, text(sizes_of(t)), "a tensor that is not empty");
+}
+
+cpu::ConstMatrix Arguments::image(const char* name, const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) const {
+  dtype_and_device(name, t, ScalarType::Float);
+  sizes(name, t, {N, C, H, W});
+  not_empty(name, t);
+  const int64_t stride = row_stride(t);
+  if (stride < 0)
+    refuse(std::string("strides of ") + name, text(strides_of(t)) + " for " + text(sizes_of(t)),
+           "NHWC memory: rows of contiguous channels at one constant stride");
+  return {t.const_data_ptr<float>(), stride};
+}
+
+cpu::Shape Arguments::shape(const char* name, const Tensor& t) const {
+  image(name, t, -1, -1, -1, -1);
+  return {t.size(0), t.size(2), t.size(3)};
+}
+
+void Arguments::disjoint(const char* written, cpu::Matrix w, int64_t w_rows, int64_t w_columns, const char* read,
+                         cpu::ConstMatrix r, int64_t r_rows, int64_t r_columns) const {
+  const float *w_end = w.data + (w_rows - 1) * w.stride + w_columns, *r_end = r.data + (r_rows - 1) * r.stride + r_columns;
+  if (w_end <= r.data || r_end <= w.data) return;
+  // Slices of one buffer: the columns of each must lie in the gap between the other's rows.
+  const int64_t distance = (((r.data - w.data) % w.stride) + w.stride) % w.stride;
+  const bool ok = w.stride == r.stride && distance >= w_columns && distance + r_columns <= w.stride;
+  if (!ok)
+    refuse(std::string("memory of ") + written, std::string("memory that ") + read + " shares", "memory of its own");
+}
+
+const float* Arguments::vector(const char* name, const Tensor& t, int64_t size) {
+  dtype_and_device(name, t, ScalarType::Float);
+  sizes(name, t, {size});
+  if (size == 1 || t.stride(0) == 1) return t.const_data_ptr<float>();
+  copies_.push_back(torch::stable::contiguous(t));
+  return copies_.back().const_data_ptr<float>();
+}
+
+float* Arguments::written_vector(const char* name, const Tensor& t, int64_t size) const {
+  dtype_and_device(name, t, ScalarType::Float);
+  sizes(name, t, {size});
+  if (size > 1 && t.stride(0) != 1) refuse(std::string("strides of ") + name, text(strides_of(t)), "[1]");
+  return t.mutable_data_ptr<float>();
+}
+
+cpu::Norm Arguments::norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
+                          double eps, int64_t C, const char* suffix) {
+  const std::string names[] = {std::string("mean") + suffix, std::string("var") + suffix,
+                               std::string("gamma") + suffix, std::string("beta") + suffix};
+  return {vector(names[0].c_str(), mean, C), vector(names[1].c_str(), var, C), vector(names[2].c_str(), gamma, C),
+          vector(names[3].c_str(), beta, C), eps};
+}
+
+cpu::Weight Arguments::weight(const char* name, const Tensor& t, int64_t outputs, int64_t C, int64_t kernel) const {
+  dtype_and_device(name, t, ScalarType::Float);
+  sizes(name, t, {outputs, C, kernel, kernel});
+  not_empty(name, t);
+  return {t.const_data_ptr<float>(), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
+}
+
+cpu::Dropout Arguments::dropout(double drop_rate, const MaybeTensor& seed) const {
+  if (!seed) return {0, 0, 1};
+  dtype_and_device("seed", *seed, ScalarType::Long);
+  if (seed->numel() != 1) refuse("sizes of seed", text(sizes_of(*seed)), "a scalar");
+  if (!(drop_rate >= 0 && drop_rate <= 1)) refuse("drop_rate", std::to_string(drop_rate), "a number between 0 and 1");
+  const auto threshold = static_cast<uint64_t>(std::nearbyint(drop_rate * (1 << 24)));
+  const float kept = 1.f / static_cast<float>(drop_rate < 1 ? 1 - drop_rate : 1);
+  return {static_cast<uint64_t>(*seed->const_data_ptr<int64_t>()), threshold, kept};
+}
+
+const float* Arguments::matrix(const char* name, const Tensor& t, int64_t M, int64_t C) {
+  dtype_and_device(name, t, ScalarType::Float);
+  sizes(name, t, {M, C});
+  if (t.is_contiguous()) return t.const_data_ptr<float>();
+  copies_.push_back(torch::stable::contiguous(t));
+  return copies_.back().const_data_ptr<float>();
+}
+
+Tensor new_vector(int64_t size) { return torch::stable::empty({size}, ScalarType::Float); }
+
+Tensor new_image(int64_t N, int64_t C, int64_t H, int64_t W) {
+  return torch::stable::empty({N, C, H, W}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Tensor new_weight(const Tensor& like, bool wanted) {
+  if (!wanted) return new_vector(0);
+  return torch::stable::empty({like.size(0), like.size(1), like.size(2), like.size(3)}, ScalarType::Float);
+}
+
+float* data(const Tensor& t) { return t.mutable_data_ptr<float>(); }
+
+struct TensorWorkspace::Blocks {
+  std::vector<Tensor> tensors;
+  std::mutex mutex;
+};
+
+TensorWorkspace::TensorWorkspace() : blocks_(new Blocks) {}
+TensorWorkspace::~TensorWorkspace() { delete blocks_; }
+
+float* TensorWorkspace::floats(int64_t count) {
+  Tensor t = new_vector(count);
+  const std::lock_guard<std::mutex> lock(blocks_->mutex);
+  blocks_->tensors.push_back(t);
+  return data(t);
+}
+
+}  // namespace densenet_fast

@@ -1,0 +1,67 @@
+// Entries of densenet_fast/ops/bn_relu_conv1x1.py.
+#include "arguments.h"
+
+namespace densenet_fast {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_fwd(const Tensor& x, const Tensor& mean, const Tensor& var,
+                                                       const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
+                                                       const Tensor& weight, bool stats) {
+  Arguments check("bn_relu_conv1x1_fwd");
+  const cpu::Shape shape = check.shape("x", x);
+  cpu::Conv1x1Fwd op{};
+  op.M = shape.rows();
+  op.C = x.size(1);
+  op.x = check.image("x", x, shape, op.C);
+  op.norm = check.norm(mean, var, gamma, beta, eps, op.C);
+  op.weight = check.weight("weight", weight, -1, op.C, 1);
+  op.K = weight.size(0);
+
+  const Tensor z = new_image(shape.N, op.K, shape.H, shape.W);
+  const VectorPair z_stats(op.K, stats);
+  op.z = {data(z), op.K};
+  op.stats = z_stats.stats();
+  TensorWorkspace workspace;
+  kernels().bn_relu_conv1x1_fwd(op, workspace);
+  return {z, z_stats.first, z_stats.second};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_bwd(const Tensor& u, const Tensor& z, const Tensor& z_mean,
+                                                       const Tensor& scale, const Tensor& a, const Tensor& b,
+                                                       const Tensor& x, const Tensor& mean, const Tensor& var,
+                                                       const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
+                                                       const Tensor& weight, const Tensor& dx, bool wgrad) {
+  Arguments check("bn_relu_conv1x1_bwd");
+  const cpu::Shape shape = check.shape("x", x);
+  cpu::Conv1x1Bwd op{};
+  op.M = shape.rows();
+  op.C = x.size(1);
+  op.x = check.image("x", x, shape, op.C);
+  op.norm = check.norm(mean, var, gamma, beta, eps, op.C);
+  op.weight = check.weight("weight", weight, -1, op.C, 1);
+  op.K = weight.size(0);
+  op.u = check.written_image("u", u, shape, op.K);
+  op.z = check.image("z", z, shape, op.K);
+  op.norm2 = {check.vector("z_mean", z_mean, op.K), check.vector("scale", scale, op.K), check.vector("a", a, op.K),
+              check.vector("b", b, op.K)};
+  op.dx = check.written_image("dx", dx, shape, op.C);
+  check.disjoint("dx", op.dx, op.M, op.C, "x", op.x, op.M, op.C);
+  check.disjoint("dx", op.dx, op.M, op.C, "u", op.u, op.M, op.K);
+  check.disjoint("dx", op.dx, op.M, op.C, "z", op.z, op.M, op.K);
+
+  const VectorPair sums(op.C);
+  const Tensor dweight = new_weight(weight, wgrad);
+  op.sums = sums.sums();
+  op.dweight = wgrad ? data(dweight) : nullptr;
+  TensorWorkspace workspace;
+  kernels().bn_relu_conv1x1_bwd(op, workspace);
+  return {sums.first, sums.second, dweight};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {
+  m.impl("bn_relu_conv1x1_fwd.native", TORCH_BOX(&bn_relu_conv1x1_fwd));
+  m.impl("bn_relu_conv1x1_bwd.native", TORCH_BOX(&bn_relu_conv1x1_bwd));
+}
+
+}  // namespace
+}  // namespace densenet_fast

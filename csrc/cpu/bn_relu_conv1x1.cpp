@@ -1,0 +1,163 @@
+// BN-ReLU-conv1x1 from the block's buffer to z, and its backward in one pass over the buffer.
+// Contract: densenet_fast/ops/bn_relu_conv1x1.py; algorithm: docs/design.md, kernels 1 and 4.
+#include "bn_relu.h"
+#include "conv1x1_fwd.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
+  const ConstMatrix x = op.x;
+  const Affine bn(op.norm, op.C, workspace);
+  conv1x1_fwd(
+      op.M, op.C, op.K, op.weight, op.z, op.stats, workspace,
+      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
+        bn_relu_rows(x.data + row * x.stride + c0, x.stride, bn.scale + c0, bn.shift + c0, a, a_stride, rows, channels);
+      },
+      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, int64_t steps) {
+        return Prefetch(x.data + row * x.stride + c0, x.stride, rows, channels, steps);
+      });
+}
+
+namespace {
+
+// What follows v = dz @ W in the micro-kernel's epilogue, for one panel of channels: the mask, dx, both sums, and
+// a = relu(bn(x)) for the weight gradient. v never leaves the registers.
+struct MaskAndScatter {
+  const float* x;  // [rows, channels]
+  int64_t x_stride;
+  float* dx;  // [rows, channels]
+  int64_t dx_stride;
+  const float *scale, *shift, *mean;  // [kPanel]
+  float* a;                           // [rows, kPanel]
+  float *sum_v, *sum_vx;              // [kPanel]
+  int64_t channels;                   // of this panel, 1 to kPanel
+
+  template <int MR>
+  DENSENET_FAST_INLINE void begin(int64_t row, Tile<MR>& tile) const {
+    for (int i = 0; i < MR; i++) {
+      __builtin_prefetch(x + (row + i + kRows) * x_stride, 0, 3);
+      __builtin_prefetch(dx + (row + i + kRows) * dx_stride, 1, 3);
+      for (int j = 0; j < kVecs; j++) tile.r[i][j] = vec{};
+    }
+  }
+  template <int MR>
+  DENSENET_FAST_INLINE void end(int64_t row, const Tile<MR>& tile) const {
+    for (int j = 0; j < kVecs; j++) {
+      const int64_t n = channels - j * kWidth;
+      if (n >= kWidth)
+        finish<MR>(row, j, tile, Full{});
+      else if (n > 0)
+        finish<MR>(row, j, tile, Tail{static_cast<int>(n)});
+    }
+  }
+
+ private:
+  template <int MR, class Part>
+  DENSENET_FAST_INLINE void finish(int64_t row, int j, const Tile<MR>& tile, Part part) const {
+    const int c = j * kWidth;
+    const vec s = load(scale + c), t = load(shift + c), m = load(mean + c);
+    vec v_sum = load(sum_v + c), vx_sum = load(sum_vx + c);
+    for (int i = 0; i < MR; i++) {
+      const vec xv = load(x + (row + i) * x_stride + c, part);
+      const vec pre = xv * s + t;
+      const vec v = keep(tile.r[i][j], pre);
+      float* g = dx + (row + i) * dx_stride + c;
+      store(a + (row + i) * kPanel + c, relu(pre));
+      store(g, load(g, part) + s * v, part);
+      v_sum += v;
+      vx_sum += v * (xv - m);
+    }
+    store(sum_v + c, v_sum);
+    store(sum_vx + c, vx_sum);
+  }
+};
+
+// d [rows, padded(K)] = scale * u - a - b * (z - mean), norm's vectors padded.
+void apply_norm2(const float* u, int64_t u_stride, const float* z, int64_t z_stride, const Correction& norm, float* d,
+                 int64_t d_stride, int64_t rows, int64_t K) {
+  for (int64_t r = 0; r < rows; r++, u += u_stride, z += z_stride, d += d_stride) {
+    for_channels(K, [&](int64_t k, auto part) {
+      const vec centred = load(z + k, part) - load(norm.mean + k);
+      store(d + k, load(u + k, part) * load(norm.scale + k) - load(norm.a + k) - load(norm.b + k) * centred);
+    });
+  }
+}
+
+}  // namespace
+
+void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
+  constexpr int64_t kRowsTarget = 96, kChannels = 128;  // one tile of d and of a stays in L2
+  const int64_t C = op.C, K = op.K, Cp = padded(C), d_stride = padded(K) + kPanel;
+  const Blocks blocks(op.M, kRowsTarget, kRows);
+  const Division division(blocks.count);
+  const Affine bn(op.norm, C, workspace);
+  const float* mean = pad(op.norm.mean, C, workspace);
+  const Correction norm2{pad(op.norm2.mean, K, workspace), pad(op.norm2.scale, K, workspace),
+                         pad(op.norm2.a, K, workspace), pad(op.norm2.b, K, workspace)};
+  float* packed = workspace.floats(K * Cp);  // [Cp / kPanel][K][kPanel]
+  parallel_ranges(Cp / kPanel, 4, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++)
+      pack_panel(packed + n * kPanel * K, n * kPanel, C, K, [&](int64_t k, int64_t c) {
+        return op.weight.data[k * op.weight.stride[0] + c * op.weight.stride[1]];
+      });
+  });
+  const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
+  float* scratch = workspace.floats(division.workers * (d_size + a_size));
+  float* dw = op.dweight ? workspace.floats(division.workers * dw_size) : nullptr;
+  PartialSums sums(division.workers, C, workspace);
+
+  parallel(division.workers, [&](int64_t w) {
+    float *d = scratch + w * (d_size + a_size), *a = d + d_size, *my_dw = dw + w * dw_size;
+    if (dw) memset(my_dw, 0, dw_size * sizeof(float));
+    for (int64_t i = division.begin(w); i < division.end(w); i++) {
+      const int64_t row = blocks.begin(i), rows = blocks.size(i);
+      float *sum_v = sums.begin_chunk(w), *sum_vx = sum_v + sums.offset_vx();
+      apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, norm2, d,
+                  d_stride, rows, K);
+      for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
+        const int64_t channels = least(kChannels, Cp - c0);
+        for (int64_t c = c0; c < c0 + channels; c += kPanel) {
+          const MaskAndScatter out{op.x.data + row * op.x.stride + c,
+                                   op.x.stride,
+                                   op.dx.data + row * op.dx.stride + c,
+                                   op.dx.stride,
+                                   bn.scale + c,
+                                   bn.shift + c,
+                                   mean + c,
+                                   a + (c - c0) * rows,
+                                   sum_v + c,
+                                   sum_vx + c,
+                                   least(kPanel, C - c)};
+          for_strips(rows, [&](auto mr, int64_t r) {
+            constexpr int MR = decltype(mr)::value;
+            Tile<MR> tile;
+            out.template begin<MR>(r, tile);
+            multiply<MR>(tile, d + r * d_stride, d_stride, 1, packed + c * K, kPanel, K);
+            out.template end<MR>(r, tile);
+          });
+        }
+        if (!dw) continue;
+        Prefetch next_u, next_z;
+        if (c0 + kChannels >= Cp && i + 1 < division.end(w)) {
+          const int64_t next = row + rows, steps = calls(K, channels);
+          next_u = Prefetch(op.u.data + next * op.u.stride, op.u.stride, blocks.size(i + 1), K, steps);
+          next_z = Prefetch(op.z.data + next * op.z.stride, op.z.stride, blocks.size(i + 1), K, steps);
+        }
+        gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &next_u, &next_z);
+      }
+      sums.end_chunk(w);
+    }
+  });
+  sums.finish(op.sums);
+  if (!dw) return;
+  parallel_ranges(K, 8, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; k++)
+      for (int64_t c = 0; c < C; c++) {
+        float sum = dw[k * Cp + c];
+        for (int64_t w = 1; w < division.workers; w++) sum += dw[w * dw_size + k * Cp + c];
+        op.dweight[k * C + c] = sum;
+      }
+  });
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

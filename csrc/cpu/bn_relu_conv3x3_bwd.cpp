@@ -1,0 +1,203 @@
+// Backward of BN-ReLU-conv3x3 in one pass: dgrad, ReLU mask, BatchNorm sums and weight gradient.
+// Contract: densenet_fast/ops/bn_relu_conv3x3.py.
+//
+// dgrad is the convolution of d with the taps turned round, so with D the transformed d: Q = D U, u = A^T Q A. The
+// weight gradient of that convolution is dU += D^T (A a A^T) with a = relu(bn(x)): D is made once, x is read once and
+// without a halo, and A a A^T overwrites Q in the pass that reads it. A chunk whose d is not finite takes its u from
+// the direct kernel (see the forward); dweight comes through D in any case.
+#include "dropout.h"
+#include "winograd.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+namespace {
+
+constexpr int64_t kChannels = 64;  // channels of x per pass: their 16 planes stay in L2
+
+struct Backward {
+  const Conv3x3Bwd& op;
+  const TileGrid grid;
+  const Affine bn;
+  const float* mean;  // of x, padded
+  const Correction norm_y;
+  const int64_t inputs, stride, Cp;  // padded: channels of d, channels of x per pass, channels of x
+  const int64_t tiles, d_plane, q_plane, ring_size, direct_size;
+
+  Backward(const Conv3x3Bwd& op, Workspace& workspace)
+      : op(op),
+        grid(op.shape),
+        bn(op.norm, op.C, workspace),
+        mean(pad(op.norm.mean, op.C, workspace)),
+        norm_y{pad(op.norm_y.mean, op.G, workspace), nullptr, pad(op.norm_y.a, op.G, workspace),
+               pad(op.norm_y.b, op.G, workspace)},
+        inputs(padded(op.G)),
+        stride(padded(least(kChannels, op.C))),
+        Cp(padded(op.C)),
+        tiles(grid.chunk_rows * grid.tile_columns),
+        d_plane(plane_size(tiles, inputs)),
+        q_plane(plane_size(tiles, stride)),
+        ring_size(4 * grid.row_pixels() * inputs),
+        direct_size(grid.chunk_rows * 2 * op.shape.W * stride) {}
+
+  int64_t scratch_size() const { return ring_size + 16 * (d_plane + q_plane); }
+  int64_t dweight_size() const { return 16 * op.G * Cp; }
+
+  // Rows of d = mask * (dy - a - b * (y - mean)); `zero` becomes NaN where d is not finite.
+  auto row_loader(vec& zero) const {
+    return [this, &zero](int64_t pixel, float* row) {
+      for (int64_t w = 0; w < op.shape.W; w++, pixel++, row += inputs) {
+        const float *dy = op.dy.data + pixel * op.dy.stride, *y = op.y.data + pixel * op.y.stride;
+        for_channels(op.G, [&](int64_t c, auto part) {
+          const vec centred = load(y + c, part) - load(norm_y.mean + c);
+          vec d = load(dy + c, part) - load(norm_y.a + c) - load(norm_y.b + c) * centred;
+          if (op.dropout.threshold) d *= dropout_mask(op.dropout, pixel * op.G + c);
+          zero += d * 0.f;
+          store(row + c, d);
+        });
+      }
+    };
+  }
+
+  // One tile of u, and A a A^T in its place `planes` if `wgrad`.
+  template <class Part>
+  DENSENET_FAST_INLINE void finish_tile(const vec u[2][2], int64_t pixel, bool lower, bool right, int64_t c, Part part,
+                                        float* planes, int64_t plane_c, float* sum_v, float* sum_vx) const {
+    const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
+    vec v_sum = load(sum_v + c), vx_sum = load(sum_vx + c), a[2][2];
+    for (int i = 0; i < 2; i++)
+      for (int k = 0; k < 2; k++) {
+        if ((i && !lower) || (k && !right)) {
+          a[i][k] = vec{};
+          continue;
+        }
+        const int64_t at = pixel + i * op.shape.W + k;
+        const vec x = load(op.x.data + at * op.x.stride + c, part);
+        const vec pre = x * s + t, v = keep(u[i][k], pre);
+        float* out = op.u.data + at * op.u.stride + c;
+        store(out, op.accumulate ? load(out, part) + s * v : v, part);
+        v_sum += v;
+        vx_sum += v * (x - m);
+        a[i][k] = relu(pre);
+      }
+    store(sum_v + c, v_sum);
+    store(sum_vx + c, vx_sum);
+    if (op.dweight) winograd_output_transposed(a, planes, q_plane, plane_c);
+  }
+
+  // The pass over a chunk's tiles and channels [c0, c0 + stride). u_of(tile_row, column, c, u) gives a tile of u.
+  template <class UOf>
+  void finish(int64_t first, int64_t last, int64_t c0, float* Q, float* sum_v, float* sum_vx, const UOf& u_of) const {
+    for (int64_t t = first; t < last; t++) {
+      const bool lower = grid.top(t) + 1 < op.shape.H;
+      for (int64_t j = 0; j < grid.tile_columns; j++) {
+        float* planes = Q + ((t - first) * grid.tile_columns + j) * stride;
+        for_channels(least(stride, op.C - c0), [&](int64_t c, auto part) {
+          vec u[2][2];
+          u_of(t, j, c, u);
+          finish_tile(u, grid.pixel(t) + 2 * j, lower, 2 * j + 1 < op.shape.W, c0 + c, part, planes, c, sum_v, sum_vx);
+        });
+      }
+    }
+  }
+
+  // All of a chunk. `direct` is null or the direct kernel's packed weights and its scratch. Answers false, with nothing
+  // written, if d is not finite and `direct` is null.
+  bool chunk(int64_t i, const float* packed, const float* packed_direct, float* direct_scratch, float* scratch,
+             PartialSums& sums, int64_t worker, float* dU) const {
+    const int64_t first = grid.begin(i), last = grid.end(i), count = (last - first) * grid.tile_columns;
+    const int64_t W = op.shape.W;
+    float *ring = scratch, *D = ring + ring_size, *Q = D + 16 * d_plane;
+    vec zero = {};
+    winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(zero));
+    for (int lane = 0; lane < kWidth; lane++)
+      if (zero[lane] != 0 && !packed_direct) return false;
+
+    float *sum_v = sums.begin_chunk(worker), *sum_vx = sum_v + sums.offset_vx();
+    for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
+      const int64_t channels = least(kChannels, Cp - c0);
+      if (packed_direct) {
+        direct_outputs(grid, first, last, op.G, inputs, ring, packed_direct + c0 * op.G, op.G * kPanel,
+                       op.G * Cp, channels, direct_scratch, stride, false, row_loader(zero));
+        finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
+          for (int r = 0; r < 2; r++)
+            for (int k = 0; k < 2; k++)
+              u[r][k] = 2 * j + k < W ? load(direct_scratch + (((t - first) * 2 + r) * W + 2 * j + k) * stride + c)
+                                      : vec{};
+        });
+      } else {
+        Prefetch x(op.x.data + grid.pixel(first) * op.x.stride + c0, op.x.stride, grid.chunk_pixels(i),
+                   least(kChannels, op.C - c0), 16 * calls(count, channels));
+        for (int e = 0; e < 16; e++)
+          gemm_nn(D + e * d_plane, inputs, packed + e * op.G * Cp + c0 * op.G, op.G * kPanel, Q + e * q_plane, stride,
+                  count, channels, op.G, false, &x);
+        finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
+          winograd_output(Q + ((t - first) * grid.tile_columns + j) * stride, q_plane, c, u);
+        });
+      }
+      if (!dU) continue;
+      for (int e = 0; e < 16; e++)
+        gemm_tn(D + e * d_plane, inputs, Q + e * q_plane, stride, kPanel, dU + e * op.G * Cp + c0, Cp, op.G, channels,
+                count);
+    }
+    sums.end_chunk(worker);
+    return true;
+  }
+
+  // dweight [G, C, 3, 3] from dU [16][G][Cp]; the taps were turned round.
+  void write_dweight(const float* dU) const {
+    parallel_ranges(op.G, 2, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; g++)
+        for (int64_t c = 0; c < op.C; c += kWidth) {
+          vec u[16], taps[9];
+          float lanes[9][kWidth];
+          for (int e = 0; e < 16; e++) u[e] = load(dU + (e * op.G + g) * Cp + c);
+          winograd_weight_transposed(u, taps);
+          for (int tap = 0; tap < 9; tap++) store(lanes[8 - tap], taps[tap]);
+          float* out = op.dweight + (g * op.C + c) * 9;
+          for (int64_t lane = 0; lane < least(kWidth, op.C - c); lane++)
+            for (int tap = 0; tap < 9; tap++) out[lane * 9 + tap] = lanes[tap][lane];
+        }
+    });
+  }
+};
+
+}  // namespace
+
+void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
+  const Backward backward(op, workspace);
+  const TileGrid& grid = backward.grid;
+  const Division division(grid.chunks);
+  const Filters filters{op.weight, op.G, op.C, true};
+  const float* packed = filters.pack_winograd(workspace);
+  float* scratch = workspace.floats(division.workers * backward.scratch_size());
+  float* dU = op.dweight ? workspace.floats(division.workers * backward.dweight_size()) : nullptr;
+  float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
+  PartialSums sums(division.workers, op.C, workspace);
+
+  parallel(division.workers, [&](int64_t w) {
+    float* mine = dU ? dU + w * backward.dweight_size() : nullptr;
+    if (mine) memset(mine, 0, backward.dweight_size() * sizeof(float));
+    for (int64_t i = division.begin(w); i < division.end(w); i++)
+      finite[i] = backward.chunk(i, packed, nullptr, nullptr, scratch + w * backward.scratch_size(), sums, w, mine);
+  });
+
+  bool all_finite = true;
+  for (int64_t i = 0; i < grid.chunks; i++) all_finite &= finite[i] != 0;
+  if (!all_finite) {
+    const float* packed_direct = filters.pack_direct(workspace);
+    float* direct = workspace.floats(division.workers * backward.direct_size);
+    parallel(division.workers, [&](int64_t w) {
+      float* mine = dU ? dU + w * backward.dweight_size() : nullptr;
+      for (int64_t i = division.begin(w); i < division.end(w); i++)
+        if (finite[i] == 0)
+          backward.chunk(i, packed, packed_direct, direct + w * backward.direct_size,
+                         scratch + w * backward.scratch_size(), sums, w, mine);
+    });
+  }
+  sums.finish(op.sums);
+  if (!dU) return;
+  add_workers(dU, division.workers, backward.dweight_size());
+  backward.write_dweight(dU);
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -1,0 +1,155 @@
+// BN-ReLU-conv3x3 into a slice of the block's buffer, with dropout and the slice's statistics.
+// Contract: densenet_fast/ops/bn_relu_conv3x3.py.
+//
+// A chunk of tile rows is normalised row by row into a ring of padded rows, transformed, multiplied plane by plane and
+// transformed back into the slice. Winograd spreads a non-finite input over its whole tile; a chunk with a non-finite
+// output is therefore done again with the direct kernel, which spreads it as PyTorch does.
+#include "bn_relu.h"
+#include "dropout.h"
+#include "winograd.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+namespace {
+
+constexpr int64_t kDepth = 128;  // input channels per pass: their 16 planes stay in L2
+
+struct Forward {
+  const Conv3x3Fwd& op;
+  const TileGrid grid;
+  const Affine bn;
+  const int64_t stride, outputs;  // floats per pixel of the scratch: input channels of a pass, output channels
+  const int64_t tiles, v_plane, m_plane, ring_size, y_size;
+
+  Forward(const Conv3x3Fwd& op, Workspace& workspace)
+      : op(op),
+        grid(op.shape),
+        bn(op.norm, op.C, workspace),
+        stride(padded(least(kDepth, op.C))),
+        outputs(padded(op.G)),
+        tiles(grid.chunk_rows * grid.tile_columns),
+        v_plane(plane_size(tiles, stride)),
+        m_plane(plane_size(tiles, outputs)),
+        ring_size(4 * grid.row_pixels() * stride),
+        y_size(grid.chunk_rows * 2 * op.shape.W * outputs) {}
+
+  auto row_loader(int64_t c0, int64_t depth) const {
+    return [this, c0, depth](int64_t pixel, float* row) {
+      bn_relu_rows(op.x.data + pixel * op.x.stride + c0, op.x.stride, bn.scale + c0, bn.shift + c0, row, stride,
+                   op.shape.W, depth);
+    };
+  }
+
+  // Writes the chunk's outputs and answers whether all are finite. outputs_of(tile_row, column, c, y) gives a tile.
+  template <class OutputsOf>
+  bool write(int64_t first, int64_t last, const OutputsOf& outputs_of) const {
+    const int64_t H = op.shape.H, W = op.shape.W;
+    vec zero = {};  // 0 * y summed: NaN once any y is not finite
+    for (int64_t t = first; t < last; t++) {
+      const bool lower = grid.top(t) + 1 < H;
+      for (int64_t j = 0; j < grid.tile_columns; j++) {
+        const int64_t pixel = grid.pixel(t) + 2 * j;
+        const bool right = 2 * j + 1 < W;
+        for_channels(op.G, [&](int64_t c, auto part) {
+          vec y[2][2];
+          outputs_of(t, j, c, y);
+          for (int i = 0; i < 2; i++)
+            for (int k = 0; k < 2; k++) {
+              if ((i && !lower) || (k && !right)) continue;
+              const int64_t at = pixel + i * W + k;
+              zero += y[i][k] * 0.f;
+              if (op.dropout.threshold) y[i][k] *= dropout_mask(op.dropout, at * op.G + c);
+              store(op.y.data + at * op.y.stride + c, y[i][k], part);
+            }
+        });
+      }
+    }
+    bool finite = true;
+    for (int i = 0; i < kWidth; i++) finite &= zero[i] == 0;
+    return finite;
+  }
+
+  int64_t winograd_scratch() const { return ring_size + 16 * (v_plane + m_plane); }
+
+  bool winograd_chunk(int64_t chunk, const float* packed, float* scratch, bool prefetch) const {
+    const int64_t first = grid.begin(chunk), last = grid.end(chunk), count = (last - first) * grid.tile_columns;
+    float *ring = scratch, *V = ring + ring_size, *products = V + 16 * v_plane;
+    for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
+      const int64_t depth = least(kDepth, op.C - c0);
+      winograd_inputs(grid, first, last, depth, stride, ring, V, v_plane, row_loader(c0, depth));
+      Prefetch next;
+      if (c0 + kDepth < op.C || prefetch) {
+        const bool same = c0 + kDepth < op.C;
+        const int64_t pixel = grid.pixel(same ? first : last), c = same ? c0 + kDepth : 0;
+        const int64_t rows = same ? grid.chunk_pixels(chunk) : grid.chunk_pixels(chunk + 1);
+        next = Prefetch(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, least(kDepth, op.C - c),
+                        16 * calls(count, outputs));
+      }
+      for (int e = 0; e < 16; e++)
+        gemm_nn(V + e * v_plane, stride, packed + e * outputs * op.C + c0 * kPanel, op.C * kPanel,
+                products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &next);
+    }
+    return write(first, last, [&](int64_t t, int64_t j, int64_t c, vec y[2][2]) {
+      winograd_output(products + ((t - first) * grid.tile_columns + j) * outputs, m_plane, c, y);
+    });
+  }
+
+  int64_t direct_scratch() const { return ring_size + y_size; }
+
+  void direct_chunk(int64_t chunk, const float* packed, float* scratch) const {
+    const int64_t first = grid.begin(chunk), last = grid.end(chunk), W = op.shape.W;
+    float *ring = scratch, *y = ring + ring_size;
+    for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
+      const int64_t depth = least(kDepth, op.C - c0);
+      direct_outputs(grid, first, last, depth, stride, ring, packed + c0 * kPanel, op.C * kPanel, outputs * op.C,
+                     op.G, y, outputs, c0 > 0, row_loader(c0, depth));
+    }
+    write(first, last, [&](int64_t t, int64_t j, int64_t c, vec tile[2][2]) {
+      for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 2; k++)
+          tile[i][k] = 2 * j + k < W ? load(y + (((t - first) * 2 + i) * W + 2 * j + k) * outputs + c) : vec{};
+    });
+  }
+};
+
+}  // namespace
+
+void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
+  const Forward forward(op, workspace);
+  const TileGrid& grid = forward.grid;
+  const Division division(grid.chunks);
+  const Filters filters{op.weight, op.G, op.C, false};
+  const float* packed = filters.pack_winograd(workspace);
+  float* scratch = workspace.floats(division.workers * forward.winograd_scratch());
+  float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
+  PartialStats partial(op.stats, grid.chunks, op.G, workspace);
+  const auto set_stats = [&](int64_t i) {
+    if (partial.wanted())
+      partial.set(i, op.y.data + grid.pixel(grid.begin(i)) * op.y.stride, op.y.stride, grid.chunk_pixels(i));
+  };
+
+  parallel(division.workers, [&](int64_t w) {
+    float* mine = scratch + w * forward.winograd_scratch();
+    for (int64_t i = division.begin(w); i < division.end(w); i++) {
+      finite[i] = forward.winograd_chunk(i, packed, mine, i + 1 < division.end(w));
+      set_stats(i);
+    }
+  });
+
+  bool all_finite = true;
+  for (int64_t i = 0; i < grid.chunks; i++) all_finite &= finite[i] != 0;
+  if (!all_finite) {
+    packed = filters.pack_direct(workspace);
+    scratch = workspace.floats(division.workers * forward.direct_scratch());
+    parallel(division.workers, [&](int64_t w) {
+      for (int64_t i = division.begin(w); i < division.end(w); i++) {
+        if (finite[i] != 0) continue;
+        forward.direct_chunk(i, packed, scratch + w * forward.direct_scratch());
+        set_stats(i);
+      }
+    });
+  }
+  if (partial.wanted()) partial.merge([&](int64_t i) { return grid.chunk_pixels(i); });
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

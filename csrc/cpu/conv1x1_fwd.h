@@ -1,0 +1,56 @@
+// y = A @ W^T with y's channel statistics, A made tile by tile in cache: the forward of the bottleneck's convolution
+// and of the transition, which differ in how A comes from x.
+#pragma once
+
+#include "gemm.h"
+#include "work.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+// Weight [K, C] in panels [padded(K) / kPanel][C][kPanel].
+inline float* pack_rows_as_columns(const Weight& weight, int64_t K, int64_t C, Workspace& workspace) {
+  float* p = workspace.floats(padded(K) * C);
+  parallel_ranges(padded(K) / kPanel, 1, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++)
+      pack_panel(p + n * kPanel * C, n * kPanel, K, C, [&](int64_t c, int64_t k) {
+        return weight.data[k * weight.stride[0] + c * weight.stride[1]];
+      });
+  });
+  return p;
+}
+
+// y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A;
+// ahead(row, rows, c0, channels, steps) gives the prefetch of what it will read.
+template <class Prepare, class Ahead>
+inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, Matrix y, Stats stats,
+                        Workspace& workspace, const Prepare& prepare, const Ahead& ahead) {
+  constexpr int64_t kRowsTarget = 96, kDepth = 256, kStride = kDepth + kPanel;
+  const Blocks blocks(M, kRowsTarget, kRows);
+  const Division division(blocks.count);
+  const float* packed = pack_rows_as_columns(weight, K, C, workspace);
+  float* scratch = workspace.floats(division.workers * blocks.block * kStride);
+  PartialStats partial(stats, blocks.count, K, workspace);
+
+  parallel(division.workers, [&](int64_t w) {
+    float* a = scratch + w * blocks.block * kStride;
+    for (int64_t i = division.begin(w); i < division.end(w); i++) {
+      const int64_t row = blocks.begin(i), rows = blocks.size(i);
+      float* out = y.data + row * y.stride;
+      for (int64_t c0 = 0; c0 < C; c0 += kDepth) {
+        const int64_t depth = least(kDepth, C - c0);
+        prepare(row, rows, c0, depth, a, kStride);
+        const bool last = c0 + kDepth >= C;
+        Prefetch next;
+        if (!last)
+          next = ahead(row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth), calls(rows, K));
+        else if (i + 1 < division.end(w))
+          next = ahead(row + rows, blocks.size(i + 1), 0, least(kDepth, C), calls(rows, K));
+        gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &next);
+      }
+      if (partial.wanted()) partial.set(i, out, y.stride, rows);
+    }
+  });
+  if (partial.wanted()) partial.merge([&](int64_t i) { return blocks.size(i); });
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

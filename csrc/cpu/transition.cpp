@@ -1,0 +1,131 @@
+// BN-ReLU, 2x2 average, conv1x1: the average is taken while the rows are normalised, before the convolution.
+// Contract: densenet_fast/ops/transition.py. An odd last row or column of x is left out and gets dx = 0.
+#include "conv1x1_fwd.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+namespace {
+
+// The four pixels [0, N*H*W) behind pooled pixel r.
+struct Quad {
+  int64_t at[4];
+  Quad(const Shape& shape, int64_t r) {
+    const int64_t h = shape.H / 2, w = shape.W / 2, image = r / (h * w), q = r % (h * w);
+    at[0] = (image * shape.H + q / w * 2) * shape.W + q % w * 2;
+    at[1] = at[0] + 1;
+    at[2] = at[0] + shape.W;
+    at[3] = at[2] + 1;
+  }
+};
+
+}  // namespace
+
+void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
+  const Shape& shape = op.shape;
+  const ConstMatrix x = op.x;
+  const Affine bn(op.norm, op.C, workspace);
+  conv1x1_fwd(
+      shape.N * (shape.H / 2) * (shape.W / 2), op.C, op.K, op.weight, op.y, op.stats, workspace,
+      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
+        for (int64_t r = 0; r < rows; r++, a += a_stride) {
+          const Quad quad(shape, row + r);
+          for_channels(channels, [&](int64_t c, auto part) {
+            const vec s = load(bn.scale + c0 + c), t = load(bn.shift + c0 + c);
+            vec sum = {};
+            for (int64_t pixel : quad.at) sum += relu(load(x.data + pixel * x.stride + c0 + c, part) * s + t);
+            store(a + c, sum * .25f);
+          });
+        }
+      },
+      [](int64_t, int64_t, int64_t, int64_t, int64_t) { return Prefetch(); });
+}
+
+namespace {
+
+struct Backward {
+  const TransitionBwd& op;
+  const Affine bn;
+  const float* mean;  // [padded(C)]
+
+  // Pooled rows [row, row + rows) and channels [c0, c0 + channels): from v [rows, v_stride], the gradient at the
+  // average (a quarter of it is in the weights), dx at the four pixels, the sums, and the average in panels for dweight.
+  void scatter(int64_t row, int64_t rows, int64_t c0, int64_t channels, const float* v, int64_t v_stride, float* a,
+               float* sum_v, float* sum_vx) const {
+    for (int64_t r = 0; r < rows; r++, v += v_stride) {
+      const Quad quad(op.shape, row + r);
+      for_channels(channels, [&](int64_t i, auto part) {
+        const int64_t c = c0 + i;
+        const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c), grad = load(v + i);
+        vec v_sum = load(sum_v + c), vx_sum = load(sum_vx + c), average = {};
+        for (int64_t pixel : quad.at) {
+          const vec x = load(op.x.data + pixel * op.x.stride + c, part);
+          const vec pre = x * s + t, kept = keep(grad, pre);
+          store(op.dx.data + pixel * op.dx.stride + c, s * kept, part);
+          v_sum += kept;
+          vx_sum += kept * (x - m);
+          average += relu(pre);
+        }
+        store(sum_v + c, v_sum);
+        store(sum_vx + c, vx_sum);
+        store(a + (i / kPanel * rows + r) * kPanel + i % kPanel, average * .25f);
+      });
+    }
+  }
+
+  // dx = 0 at the pixels that the average leaves out.
+  void clear_left_out() const {
+    const auto [N, H, W] = op.shape;
+    const auto clear = [&](int64_t pixel) { memset(op.dx.data + pixel * op.dx.stride, 0, op.C * sizeof(float)); };
+    for (int64_t n = 0; n < N; n++) {
+      if (H % 2)
+        for (int64_t w = 0; w < W; w++) clear((n * H + H - 1) * W + w);
+      if (W % 2)
+        for (int64_t h = 0; h < H; h++) clear((n * H + h) * W + W - 1);
+    }
+  }
+};
+
+}  // namespace
+
+void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
+  constexpr int64_t kRowsTarget = 96, kChannels = 128, kStride = kChannels + kPanel;
+  const int64_t C = op.C, K = op.K, Cp = padded(C), M = op.shape.N * (op.shape.H / 2) * (op.shape.W / 2);
+  const Blocks blocks(M, kRowsTarget, kRows);
+  const Division division(blocks.count);
+  const Backward backward{op, Affine(op.norm, C, workspace), pad(op.norm.mean, C, workspace)};
+  float* packed = workspace.floats(K * Cp);  // a quarter of the weight, [Cp / kPanel][K][kPanel]
+  parallel_ranges(Cp / kPanel, 4, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++)
+      pack_panel(packed + n * kPanel * K, n * kPanel, C, K, [&](int64_t k, int64_t c) {
+        return .25f * op.weight.data[k * op.weight.stride[0] + c * op.weight.stride[1]];
+      });
+  });
+  const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
+  float* scratch = workspace.floats(division.workers * (v_size + a_size));
+  float* dw = op.dweight ? workspace.floats(division.workers * dw_size) : nullptr;
+  PartialSums sums(division.workers, C, workspace);
+
+  parallel(division.workers, [&](int64_t w) {
+    float *v = scratch + w * (v_size + a_size), *a = v + v_size, *my_dw = dw + w * dw_size;
+    if (dw) memset(my_dw, 0, dw_size * sizeof(float));
+    for (int64_t i = division.begin(w); i < division.end(w); i++) {
+      const int64_t row = blocks.begin(i), rows = blocks.size(i);
+      const float* dy = op.dy.data + row * op.dy.stride;
+      float *sum_v = sums.begin_chunk(w), *sum_vx = sum_v + sums.offset_vx();
+      for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
+        const int64_t channels = least(kChannels, Cp - c0);
+        gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false);
+        backward.scatter(row, rows, c0, least(channels, C - c0), v, kStride, a, sum_v, sum_vx);
+        if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows);
+      }
+      sums.end_chunk(w);
+    }
+  });
+  backward.clear_left_out();
+  sums.finish(op.sums);
+  if (!dw) return;
+  add_workers(dw, division.workers, dw_size);
+  for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

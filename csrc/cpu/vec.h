@@ -1,0 +1,104 @@
+// Vectors of floats in GCC vector extensions, one width per instruction set, with loads and stores of a part.
+//
+// Every translation unit under csrc/cpu that includes this file is compiled once per instruction set, inside the
+// namespace DENSENET_FAST_ISA. Nothing here may come from a standard template: the linker would keep one copy of it,
+// perhaps the one with the widest instructions. Addresses need no alignment.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define DENSENET_FAST_INLINE inline __attribute__((always_inline))
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kWidth = 16;  // floats per vector
+inline constexpr int kRows = 12;   // rows of the micro-kernel's tile: 12 of 32 registers hold it
+#elif defined(__AVX2__)
+inline constexpr int kWidth = 8;
+inline constexpr int kRows = 6;
+#else
+inline constexpr int kWidth = 4;
+inline constexpr int kRows = 3;
+#endif
+inline constexpr int kPanel = 16;               // columns of the micro-kernel's tile; channels are padded to it
+inline constexpr int kVecs = kPanel / kWidth;  // vectors per row of the tile
+
+typedef float vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+
+// How much of a vector is in memory: all of it, or the first n lanes.
+struct Full {};
+struct Tail {
+  int n;
+};
+
+DENSENET_FAST_INLINE vec splat(float s) { return s - vec{}; }
+DENSENET_FAST_INLINE ivec splat(int32_t s) { return s - ivec{}; }
+DENSENET_FAST_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+DENSENET_FAST_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+DENSENET_FAST_INLINE vec load(const float* p, Full) { return load(p); }
+DENSENET_FAST_INLINE void store(float* p, vec v, Full) { store(p, v); }
+
+#if defined(__AVX512F__)
+DENSENET_FAST_INLINE __mmask16 mask_of(Tail t) { return static_cast<__mmask16>((1u << t.n) - 1); }
+DENSENET_FAST_INLINE vec load(const float* p, Tail t) { return _mm512_maskz_loadu_ps(mask_of(t), p); }
+DENSENET_FAST_INLINE void store(float* p, vec v, Tail t) { _mm512_mask_storeu_ps(p, mask_of(t), v); }
+#elif defined(__AVX2__)
+DENSENET_FAST_INLINE __m256i mask_of(Tail t) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(t.n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+DENSENET_FAST_INLINE vec load(const float* p, Tail t) { return _mm256_maskload_ps(p, mask_of(t)); }
+DENSENET_FAST_INLINE void store(float* p, vec v, Tail t) { _mm256_maskstore_ps(p, mask_of(t), v); }
+#else
+DENSENET_FAST_INLINE vec load(const float* p, Tail t) {
+  vec v = {};
+  for (int i = 0; i < t.n; i++) v[i] = p[i];
+  return v;
+}
+DENSENET_FAST_INLINE void store(float* p, vec v, Tail t) {
+  for (int i = 0; i < t.n; i++) p[i] = v[i];
+}
+#endif
+
+// max(x, 0) that keeps NaN: the maximum instruction returns its second operand when either is NaN.
+DENSENET_FAST_INLINE vec relu(vec x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(_mm256_setzero_ps(), x);
+#else
+  return x < 0 ? vec{} : x;
+#endif
+}
+
+// v where the ReLU of p lets it pass (p > 0 or NaN), else 0.
+DENSENET_FAST_INLINE vec keep(vec v, vec p) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(p, _mm512_setzero_ps(), _CMP_NLE_UQ), v);
+#elif defined(__AVX2__)
+  return _mm256_and_ps(v, _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_NLE_UQ));
+#else
+  return p <= 0 ? vec{} : v;
+#endif
+}
+
+DENSENET_FAST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+DENSENET_FAST_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+DENSENET_FAST_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+DENSENET_FAST_INLINE int64_t round_up(int64_t n, int64_t d) { return ceil_div(n, d) * d; }
+DENSENET_FAST_INLINE int64_t padded(int64_t channels) { return round_up(channels, kPanel); }
+
+// f(c, part) for the vectors of channels [0, C); the last one may be a Tail.
+template <class F>
+DENSENET_FAST_INLINE void for_channels(int64_t C, const F& f) {
+  int64_t c = 0;
+  for (; c + kWidth <= C; c += kWidth) f(c, Full{});
+  if (c < C) f(c, Tail{static_cast<int>(C - c)});
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -1,0 +1,186 @@
+// Division of work among threads, and the reductions across it: everything is a function of the shapes and the number
+// of threads alone, so two runs give the same bits.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+template <class F>
+inline void parallel(int64_t workers, const F& f) {
+  run_workers(
+      workers, [](int64_t worker, void* context) { (*static_cast<const F*>(context))(worker); },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// `tasks` consecutive tasks divided among workers; a worker's tasks are consecutive too.
+struct Division {
+  int64_t tasks, workers;
+  explicit Division(int64_t tasks) : tasks(tasks), workers(most(1, least(tasks, thread_count()))) {}
+  int64_t begin(int64_t worker) const { return tasks * worker / workers; }
+  int64_t end(int64_t worker) const { return begin(worker + 1); }
+};
+
+// f(first, last) on ranges of [0, n) of at least `grain`, for work without reductions.
+template <class F>
+inline void parallel_ranges(int64_t n, int64_t grain, const F& f) {
+  const Division division(ceil_div(n, grain));
+  parallel(division.workers,
+           [&](int64_t w) { f(division.begin(w) * grain, least(n, division.end(w) * grain)); });
+}
+
+// Rows [0, M) in blocks of `block` rows (the last may be shorter), their number a multiple of the thread count.
+struct Blocks {
+  int64_t M, block, count;
+  Blocks(int64_t M, int64_t target, int64_t multiple) : M(M) {
+    const int64_t wanted = round_up(ceil_div(M, target), thread_count());
+    block = most(multiple, round_up(ceil_div(M, wanted), multiple));
+    count = ceil_div(M, block);
+  }
+  int64_t begin(int64_t i) const { return i * block; }
+  int64_t size(int64_t i) const { return least(block, M - i * block); }
+};
+
+// scale and shift [padded(C)] of a BatchNorm, bn(x) = scale * x + shift, zero in the padding.
+struct Affine {
+  float *scale, *shift;
+  Affine(const Norm& norm, int64_t C, Workspace& workspace) {
+    const int64_t size = padded(C);
+    scale = workspace.floats(2 * size);
+    shift = scale + size;
+    for (int64_t c = 0; c < C; c++) {
+      const double s = (norm.gamma ? norm.gamma[c] : 1.0) / __builtin_sqrt(norm.var[c] + norm.eps);
+      scale[c] = static_cast<float>(s);
+      shift[c] = static_cast<float>((norm.beta ? norm.beta[c] : 0.0) - norm.mean[c] * s);
+    }
+    for (int64_t c = C; c < size; c++) scale[c] = shift[c] = 0;
+  }
+};
+
+// A copy of v [C] with zeros up to padded(C).
+inline const float* pad(const float* v, int64_t C, Workspace& workspace) {
+  float* copy = workspace.floats(padded(C));
+  memcpy(copy, v, C * sizeof(float));
+  for (int64_t c = C; c < padded(C); c++) copy[c] = 0;
+  return copy;
+}
+
+// Mean and M2 of parts of the rows, merged in the order of the parts (Chan, Golub and LeVeque 1983).
+class PartialStats {
+ public:
+  PartialStats(Stats out, int64_t parts, int64_t C, Workspace& workspace) : out_(out), parts_(parts), C_(C) {
+    if (!wanted()) return;
+    part_ = workspace.floats(2 * parts * C);
+    merged_ = workspace.doubles(2 * C);
+  }
+  bool wanted() const { return out_.mean != nullptr; }
+
+  // Part `part` is the rows x [rows, C]: two passes over them, while they are in cache.
+  void set(int64_t part, const float* x, int64_t stride, int64_t rows) {
+    float *mean = part_ + 2 * part * C_, *m2 = mean + C_;
+    const vec inverse = splat(1.f / static_cast<float>(rows));
+    for_channels(C_, [&](int64_t c, auto p) {
+      vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
+      const float* q = x + c;
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4, q += 4 * stride) {
+        s0 += load(q, p), s1 += load(q + stride, p);
+        s2 += load(q + 2 * stride, p), s3 += load(q + 3 * stride, p);
+      }
+      for (; r < rows; r++, q += stride) s0 += load(q, p);
+      const vec m = ((s0 + s1) + (s2 + s3)) * inverse;
+      s0 = s1 = s2 = s3 = vec{};
+      q = x + c;
+      for (r = 0; r + 4 <= rows; r += 4, q += 4 * stride) {
+        const vec d0 = load(q, p) - m, d1 = load(q + stride, p) - m;
+        const vec d2 = load(q + 2 * stride, p) - m, d3 = load(q + 3 * stride, p) - m;
+        s0 += d0 * d0, s1 += d1 * d1, s2 += d2 * d2, s3 += d3 * d3;
+      }
+      for (; r < rows; r++, q += stride) {
+        const vec d = load(q, p) - m;
+        s0 += d * d;
+      }
+      store(mean + c, m, p);
+      store(m2 + c, (s0 + s1) + (s2 + s3), p);
+    });
+  }
+
+  // rows_of(part) is the number of rows of a part.
+  template <class RowsOf>
+  void merge(const RowsOf& rows_of) {
+    double *mean = merged_, *m2 = merged_ + C_, n = 0;
+    memset(merged_, 0, 2 * C_ * sizeof(double));
+    for (int64_t i = 0; i < parts_; i++) {
+      const float *part_mean = part_ + 2 * i * C_, *part_m2 = part_mean + C_;
+      const double rows = static_cast<double>(rows_of(i)), share = rows / (n + rows), weight = n * share;
+      for (int64_t c = 0; c < C_; c++) {
+        const double d = part_mean[c] - mean[c];
+        mean[c] += d * share;
+        m2[c] += part_m2[c] + d * d * weight;
+      }
+      n += rows;
+    }
+    for (int64_t c = 0; c < C_; c++) {
+      out_.mean[c] = static_cast<float>(mean[c]);
+      out_.var[c] = static_cast<float>(m2[c] / n);
+    }
+  }
+
+ private:
+  Stats out_;
+  int64_t parts_, C_;
+  float* part_ = nullptr;     // [parts][mean, M2][C]
+  double* merged_ = nullptr;  // [mean, M2][C]
+};
+
+// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a worker's chunks, then the workers in order.
+class PartialSums {
+ public:
+  PartialSums(int64_t workers, int64_t C, Workspace& workspace) : workers_(workers), C_(C), size_(padded(C)) {
+    chunk_ = workspace.floats(workers * 2 * size_);
+    total_ = workspace.doubles(workers * 2 * size_);
+    memset(total_, 0, workers * 2 * size_ * sizeof(double));
+  }
+  // The running sums of a worker's chunk, [padded(C)] each; zeroed here.
+  float* begin_chunk(int64_t worker) {
+    float* chunk = chunk_ + worker * 2 * size_;
+    memset(chunk, 0, 2 * size_ * sizeof(float));
+    return chunk;
+  }
+  int64_t offset_vx() const { return size_; }
+  void end_chunk(int64_t worker) {
+    const float* chunk = chunk_ + worker * 2 * size_;
+    double* total = total_ + worker * 2 * size_;
+    for (int64_t c = 0; c < 2 * size_; c++) total[c] += chunk[c];
+  }
+  void finish(Sums out) const {
+    for (int64_t c = 0; c < C_; c++) {
+      double v = 0, vx = 0;
+      for (int64_t w = 0; w < workers_; w++) {
+        v += total_[w * 2 * size_ + c];
+        vx += total_[w * 2 * size_ + size_ + c];
+      }
+      out.v[c] = static_cast<float>(v);
+      out.vx[c] = static_cast<float>(vx);
+    }
+  }
+
+ private:
+  int64_t workers_, C_, size_;
+  float* chunk_;   // [workers][v, vx][padded(C)]
+  double* total_;  // [workers][v, vx][padded(C)]
+};
+
+// The sum over workers of partial results [workers][size], left in the first one's place.
+inline void add_workers(float* partial, int64_t workers, int64_t size) {
+  if (workers == 1) return;
+  parallel_ranges(size, 4096, [&](int64_t first, int64_t last) {
+    for (int64_t w = 1; w < workers; w++) {
+      const float* other = partial + w * size;
+      for (int64_t i = first; i < last; i++) partial[i] += other[i];
+    }
+  });
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -1,0 +1,94 @@
+// Which instruction set the CPU kernels use, and PyTorch's threads for them.
+#include <stdexcept>
+
+#include "arguments.h"
+
+namespace densenet_fast {
+
+namespace cpu {
+namespace portable {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
+void run_workers(int64_t workers, void (*body)(int64_t worker, void* context), void* context) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; worker++) body(worker, context);
+  });
+}
+
+}  // namespace cpu
+
+namespace {
+
+struct Candidate {
+  const cpu::Kernels* kernels;
+  bool runs;
+};
+
+// Best first.
+const std::vector<Candidate>& candidates() {
+  static const std::vector<Candidate> all = {
+#if defined(__x86_64__)
+      {&cpu::avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
+      {&cpu::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
+      {&cpu::portable::kernels, true},
+  };
+  return all;
+}
+
+const cpu::Kernels*& chosen() {
+  static const cpu::Kernels* best = nullptr;
+  if (!best)
+    for (const Candidate& c : candidates())
+      if (c.runs) {
+        best = c.kernels;
+        break;
+      }
+  return best;
+}
+
+}  // namespace
+
+const cpu::Kernels& kernels() { return *chosen(); }
+
+std::string instruction_set_in_use() { return kernels().instruction_set; }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates())
+    if (c.runs) names.emplace_back(c.kernels->instruction_set);
+  return names;
+}
+
+std::vector<std::string> compiled_instruction_sets() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) names.emplace_back(c.kernels->instruction_set);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  std::string available;
+  for (const Candidate& c : candidates()) {
+    if (!c.runs) continue;
+    if (name == c.kernels->instruction_set) {
+      chosen() = c.kernels;
+      return;
+    }
+    available += (available.empty() ? "" : ", ") + std::string(c.kernels->instruction_set);
+  }
+  throw std::runtime_error("wrong instruction set: got " + name + ", expected one of " + available);
+}
+
+}  // namespace densenet_fast

@@ -1,0 +1,69 @@
+// Entries of densenet_fast/ops/transition.py.
+#include "arguments.h"
+
+namespace densenet_fast {
+namespace {
+
+void check_poolable(const Arguments& check, const cpu::Shape& shape) {
+  if (shape.H < 2 || shape.W < 2)
+    check.refuse("sizes of x", "an image of " + std::to_string(shape.H) + "x" + std::to_string(shape.W),
+                 "at least 2x2");
+}
+
+std::tuple<Tensor, Tensor, Tensor> transition_fwd(const Tensor& x, const Tensor& mean, const Tensor& var,
+                                                  const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
+                                                  const Tensor& weight, bool stats) {
+  Arguments check("transition_fwd");
+  cpu::TransitionFwd op{};
+  op.shape = check.shape("x", x);
+  op.C = x.size(1);
+  op.x = check.image("x", x, op.shape, op.C);
+  check_poolable(check, op.shape);
+  op.norm = check.norm(mean, var, gamma, beta, eps, op.C);
+  op.weight = check.weight("weight", weight, -1, op.C, 1);
+  op.K = weight.size(0);
+
+  const Tensor y = new_image(op.shape.N, op.K, op.shape.H / 2, op.shape.W / 2);
+  const VectorPair y_stats(op.K, stats);
+  op.y = {data(y), op.K};
+  op.stats = y_stats.stats();
+  TensorWorkspace workspace;
+  kernels().transition_fwd(op, workspace);
+  return {y, y_stats.first, y_stats.second};
+}
+
+std::tuple<Tensor, Tensor, Tensor> transition_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean,
+                                                  const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
+                                                  double eps, const Tensor& weight, const Tensor& dx, bool wgrad) {
+  Arguments check("transition_bwd");
+  cpu::TransitionBwd op{};
+  op.shape = check.shape("x", x);
+  op.C = x.size(1);
+  op.x = check.image("x", x, op.shape, op.C);
+  check_poolable(check, op.shape);
+  op.norm = check.norm(mean, var, gamma, beta, eps, op.C);
+  op.weight = check.weight("weight", weight, -1, op.C, 1);
+  op.K = weight.size(0);
+  const cpu::Shape pooled{op.shape.N, op.shape.H / 2, op.shape.W / 2};
+  op.dy = check.image("dy", dy, pooled, op.K);
+  op.dx = check.written_image("dx", dx, op.shape, op.C);
+  const int64_t M = op.shape.rows();
+  check.disjoint("dx", op.dx, M, op.C, "x", op.x, M, op.C);
+  check.disjoint("dx", op.dx, M, op.C, "dy", op.dy, pooled.rows(), op.K);
+
+  const VectorPair sums(op.C);
+  const Tensor dweight = new_weight(weight, wgrad);
+  op.sums = sums.sums();
+  op.dweight = wgrad ? data(dweight) : nullptr;
+  TensorWorkspace workspace;
+  kernels().transition_bwd(op, workspace);
+  return {sums.first, sums.second, dweight};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {
+  m.impl("transition_fwd.native", TORCH_BOX(&transition_fwd));
+  m.impl("transition_bwd.native", TORCH_BOX(&transition_bwd));
+}
+
+}  // namespace
+}  // namespace densenet_fast

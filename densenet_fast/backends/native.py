@@ -1,0 +1,8 @@
+"""The native backend: kernels in C++ (csrc/), registered by the compiled library when it is imported.
+
+Here: the CPU, float32. AVX2, AVX-512 or portable kernels are chosen when the library is loaded.
+"""
+
+from .. import _C  # noqa: F401  (registers `densenet_fast::<op>.native`)
+
+DISPATCH_KEY = None  # the library has registered its kernels itself
