@@ -56,7 +56,7 @@ struct MaskAndScatter {
   DENSENET_FAST_INLINE void finish(int64_t row, int j, const Tile<MR>& tile, Part part) const {
     const int c = j * kWidth;
     const vec s = load(scale + c), t = load(shift + c), m = load(mean + c);
-    vec v_sum = load(sum_v + c), vx_sum = load(sum_vx + c);
+    vec v_sum = {}, vx_sum = {};  // short sums first: their rounding is what is left of the error
     for (int i = 0; i < MR; i++) {
       const vec xv = load(x + (row + i) * x_stride + c, part);
       const vec pre = xv * s + t;
@@ -67,8 +67,8 @@ struct MaskAndScatter {
       v_sum += v;
       vx_sum += v * (xv - m);
     }
-    store(sum_v + c, v_sum);
-    store(sum_vx + c, vx_sum);
+    store(sum_v + c, load(sum_v + c) + v_sum);
+    store(sum_vx + c, load(sum_vx + c) + vx_sum);
   }
 };
 

@@ -63,7 +63,7 @@ struct Backward {
   DENSENET_FAST_INLINE void finish_tile(const vec u[2][2], int64_t pixel, bool lower, bool right, int64_t c, Part part,
                                         float* planes, int64_t plane_c, float* sum_v, float* sum_vx) const {
     const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
-    vec v_sum = load(sum_v + c), vx_sum = load(sum_vx + c), a[2][2];
+    vec v_sum = {}, vx_sum = {}, a[2][2];  // short sums first: their rounding is what is left of the error
     for (int i = 0; i < 2; i++)
       for (int k = 0; k < 2; k++) {
         if ((i && !lower) || (k && !right)) {
@@ -79,8 +79,8 @@ struct Backward {
         vx_sum += v * (x - m);
         a[i][k] = relu(pre);
       }
-    store(sum_v + c, v_sum);
-    store(sum_vx + c, vx_sum);
+    store(sum_v + c, load(sum_v + c) + v_sum);
+    store(sum_vx + c, load(sum_vx + c) + vx_sum);
     if (op.dweight) winograd_output_transposed(a, planes, q_plane, plane_c);
   }
 

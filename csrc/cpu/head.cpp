@@ -5,7 +5,8 @@ namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
 namespace {
 
-constexpr int64_t kPixels = 64;  // pixels whose values are summed before they join the image's sum
+constexpr int64_t kPixels = 32;  // pixels whose values are summed before they join a longer sum
+constexpr int64_t kSums = 4;
 
 }  // namespace
 
@@ -38,18 +39,21 @@ void head_bwd(const HeadBwd& op, Workspace& workspace) {
     for (int64_t i = division.begin(worker); i < division.end(worker); i++) {
       const int64_t n = i / per_image, first = i % per_image * kPixels, last = least(pixels, first + kPixels);
       float *sum_v = sums.begin_chunk(worker), *sum_vx = sum_v + sums.offset_vx();
-      for (int64_t p = n * pixels + first; p < n * pixels + last; p++) {
-        const float *x = op.x.data + p * op.x.stride, *dy = op.dy.data + n * op.dy.stride;
-        float* dx = op.dx.data + p * op.dx.stride;
-        for_channels(op.C, [&](int64_t c, auto part) {
-          const vec xv = load(x + c, part), s = load(bn.scale + c);
-          const vec grad = load(dy + c, part) / splat(static_cast<float>(pixels));
-          const vec v = keep(grad, xv * s + load(bn.shift + c));
-          store(dx + c, s * v, part);
-          store(sum_v + c, load(sum_v + c) + v);
-          store(sum_vx + c, load(sum_vx + c) + v * (xv - load(mean + c)));
-        });
-      }
+      for_channels(op.C, [&](int64_t c, auto part) {
+        const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
+        const vec grad = load(op.dy.data + n * op.dy.stride + c, part) / splat(static_cast<float>(pixels));
+        // The gradient is the same at every pixel, so one long sum would round the same way again and again.
+        vec v_sum[kSums] = {}, vx_sum[kSums] = {};
+        for (int64_t p = first; p < last; p++) {
+          const vec x = load(op.x.data + (n * pixels + p) * op.x.stride + c, part);
+          const vec v = keep(grad, x * s + t);
+          store(op.dx.data + (n * pixels + p) * op.dx.stride + c, s * v, part);
+          v_sum[p % kSums] += v;
+          vx_sum[p % kSums] += v * (x - m);
+        }
+        store(sum_v + c, (v_sum[0] + v_sum[1]) + (v_sum[2] + v_sum[3]));
+        store(sum_vx + c, (vx_sum[0] + vx_sum[1]) + (vx_sum[2] + vx_sum[3]));
+      });
       sums.end_chunk(worker);
     }
   });

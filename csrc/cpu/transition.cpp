@@ -56,7 +56,7 @@ struct Backward {
       for_channels(channels, [&](int64_t i, auto part) {
         const int64_t c = c0 + i;
         const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c), grad = load(v + i);
-        vec v_sum = load(sum_v + c), vx_sum = load(sum_vx + c), average = {};
+        vec v_sum = {}, vx_sum = {}, average = {};
         for (int64_t pixel : quad.at) {
           const vec x = load(op.x.data + pixel * op.x.stride + c, part);
           const vec pre = x * s + t, kept = keep(grad, pre);
@@ -65,8 +65,8 @@ struct Backward {
           vx_sum += kept * (x - m);
           average += relu(pre);
         }
-        store(sum_v + c, v_sum);
-        store(sum_vx + c, vx_sum);
+        store(sum_v + c, load(sum_v + c) + v_sum);
+        store(sum_vx + c, load(sum_vx + c) + vx_sum);
         store(a + (i / kPanel * rows + r) * kPanel + i % kPanel, average * .25f);
       });
     }
