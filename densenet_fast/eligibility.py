@@ -14,11 +14,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_traced(x: object) -> bool:
-    """Whether a graph of the plain layers is being recorded: torch.export, torch.jit.trace, torch.fx, ONNX."""
-    return not isinstance(x, Tensor) or torch.jit.is_tracing() or torch.compiler.is_exporting()
+    """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx."""
+    # Dynamo answers True to is_exporting also under torch.compile, which is to break the graph instead.
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return not isinstance(x, Tensor) or torch.jit.is_tracing() or exporting
 
 
-def why_not_now(x: Tensor) -> str | None:
+def why_not_now() -> str | None:
     """A transform that is active around the call and that the fused stage has no rule for."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"

@@ -25,8 +25,7 @@ from .eligibility import (
     why_not_pool,
 )
 from .running_stats import Transaction, transaction
-
-UNCOMPILED = "densenet_fast runs its own kernels; torch.compile compiles the layers around them"
+from .uncompiled import uncompiled
 
 
 def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
@@ -138,7 +137,7 @@ class Fusable(nn.Module):
             return self.plain(x)
         return self._run(x)
 
-    @torch.compiler.disable(reason=UNCOMPILED)
+    @uncompiled
     def _run(self, x: Tensor) -> Tensor:
         with transaction() as updates:
             if self.runs_plain(x):
@@ -150,7 +149,7 @@ class Fusable(nn.Module):
         """Whether to run the plain layers; warns, once for each reason, unless they were asked for."""
         if self.backend == "plain" or x.shape[:1] == (0,):
             return True
-        reason = why_not_now(x) or self.why_plain()
+        reason = why_not_now() or self.why_plain()
         if reason is not None and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from . import backends, functional
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .functional import Stats
-from .modules import UNCOMPILED, DenseBlock, Fusable, Transition, norm_of, run_stage
+from .modules import DenseBlock, Fusable, Transition, norm_of, run_stage
 from .running_stats import Transaction, transaction
+from .uncompiled import uncompiled
 from .validation import check_input
 
 _Module = TypeVar("_Module", bound=Fusable)
@@ -36,17 +37,21 @@ class Trunk(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """The last module's output, in the memory format of x [N, channels, H, W]."""
-        if self.backend == "plain" or is_traced(x):
+        if self._is_plain(x):
             return super().forward(x)
         return self._run(x, pooled=False)
 
     def pooled(self, x: Tensor) -> Tensor:
         """ReLU and global average of `forward`, [N, C]."""
-        if self.backend == "plain" or is_traced(x) or is_hooked(self) or not runs_as(self, Trunk):
+        if self._is_plain(x) or is_hooked(self) or not runs_as(self, Trunk):
             return relu_pool(self(x))
         return self._run(x, pooled=True)
 
-    @torch.compiler.disable(reason=UNCOMPILED)
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether to leave everything to the children, who know how to run plain."""
+        return self.backend == "plain" or is_traced(x) or why_not_now() is not None
+
+    @uncompiled
     def _run(self, x: Tensor, pooled: bool) -> Tensor:
         check_input(self, x)
         with transaction() as updates:
@@ -126,7 +131,6 @@ def _stem_norm(norm: nn.Module, behind: deque[nn.Module], x: Tensor) -> nn.Batch
         and why_not(behind[0], nn.ReLU) is None
         and why_not_pool(behind[1], nn.MaxPool2d, **pool) is None
         and x.shape[0] > 0
-        and why_not_now(x) is None
     ):
         return norm
     return None

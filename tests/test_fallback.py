@@ -1,0 +1,251 @@
+"""Where the fused path does not apply: plain layers, the same results, and one warning with the reason."""
+
+import copy
+import warnings
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from densenet_fast import DenseNet
+from densenet_fast.modules import DenseBlock, DenseLayer
+
+from .oracle import away_from_start, error
+
+
+def net(**changes):
+    torch.manual_seed(0)
+    config = {"growth_rate": 4, "block_config": (2, 2), "num_init_features": 6} | changes
+    return away_from_start(DenseNet(**config).double())
+
+
+def image():
+    return torch.randn(4, 3, 16, 16, dtype=torch.float64)
+
+
+def replace(module, name, new):
+    setattr(module, name, new.double())
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+SURGERY = {
+    "another norm": (lambda layer: replace(layer, "norm1", nn.GroupNorm(2, 6)), "denselayer1.norm1 is GroupNorm"),
+    "SyncBatchNorm": (
+        lambda layer: replace(layer, "norm2", nn.SyncBatchNorm(16).eval()),
+        "denselayer1.norm2 is SyncBatchNorm",
+    ),
+    "another activation": (lambda layer: replace(layer, "relu1", nn.SiLU()), "denselayer1.relu1 is SiLU"),
+    "dilation": (
+        lambda layer: replace(layer, "conv2", nn.Conv2d(16, 4, 3, padding=2, dilation=2)),
+        "denselayer1.conv2 is not",
+    ),
+    "bias": (lambda layer: replace(layer, "conv1", nn.Conv2d(6, 16, 1)), "denselayer1.conv1 is not a plain 1x1"),
+    "own convolution": (
+        lambda layer: replace(layer, "conv1", Scaled(6, 16, 1, bias=False)),
+        "denselayer1.conv1 is Scaled",
+    ),
+    "hook": (lambda layer: layer.norm1.register_forward_hook(lambda *_: None), "denselayer1.norm1 has hooks"),
+    "layer hook": (lambda layer: layer.register_forward_pre_hook(lambda *_: None), "denselayer1 has hooks"),
+    "backward hook": (
+        lambda layer: layer.conv1.register_full_backward_hook(lambda *_: None),
+        "denselayer1.conv1 has hooks",
+    ),
+    "patched forward": (
+        lambda layer: setattr(layer, "forward", lambda x: DenseLayer.forward(layer, x)),
+        "denselayer1 is",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SURGERY)
+def test_changed_layers_run_plain_and_say_so_once(case):
+    change, reason = SURGERY[case]
+    model = net()
+    change(model.features.denseblock1.denselayer1)
+    x = image()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        got = [model(x) for _ in range(3)]
+    assert len(seen) == 1
+    assert reason in str(seen[0].message)
+    fresh = net()
+    change(fresh.features.denseblock1.denselayer1)
+    fresh.set_backend("plain")
+    expected = [fresh(x) for _ in range(3)]
+    for g, e in zip(got, expected, strict=True):
+        assert error(g, e) < 1e-10
+    for (name, g), e in zip(model.named_buffers(), fresh.buffers(), strict=True):
+        assert error(g, e) < 1e-10, name
+
+
+def test_a_changed_transition_runs_plain():
+    model = net()
+    model.features.transition1.pool = nn.MaxPool2d(2)
+    expected = copy.deepcopy(model).set_backend("plain")(x := image())
+    with pytest.warns(UserWarning, match=r"Transition runs its plain layers .*: pool is MaxPool2d"):
+        assert error(model(x), expected) < 1e-10
+
+
+def test_hooks_on_blocks_and_features_fire_without_leaving_the_fused_path(recwarn):
+    model, seen = net(small_inputs=False), {}
+
+    def record(name):
+        return lambda module, args, output: seen.setdefault(name, output)
+
+    for name in ("norm0", "denseblock1", "transition1", "denseblock2", "norm5"):
+        getattr(model.features, name).register_forward_hook(record(name))
+    model.features.register_forward_hook(record("features"))
+    x = torch.randn(4, 3, 48, 48, dtype=torch.float64)
+    got = model(x)
+    assert seen.keys() == {"norm0", "denseblock1", "transition1", "denseblock2", "norm5", "features"}
+    assert "StageFunction" in type(seen["denseblock1"].grad_fn).__name__
+    assert not recwarn.list
+    assert error(got, net(small_inputs=False)(x)) < 1e-10
+
+
+def test_grad_cam_on_the_last_block_and_norm():
+    """Full backward hooks, which stock DenseNets refuse because of their in-place ReLU."""
+    model, gradients = net(), {}
+    for name in ("denseblock2", "norm_final"):
+        module = getattr(model.features, name)
+        module.register_full_backward_hook(lambda m, i, o, name=name: gradients.update({name: o[0]}))
+    model(image())[:, 3].sum().backward()
+    assert gradients["denseblock2"].shape == (4, 15, 8, 8)
+    assert gradients["norm_final"].abs().sum() > 0
+
+
+def test_global_hooks_are_served():
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: calls.append(type(m)))
+    try:
+        with pytest.warns(UserWarning, match="has hooks"):
+            net()(image())
+    finally:
+        handle.remove()
+    assert calls.count(nn.Conv2d) == 1 + 8 + 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.func.jvp uses torch.jit.script inside
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "forward mode"])
+def test_function_transforms(transform):
+    model = net().eval()
+    plain = copy.deepcopy(model).set_backend("plain")
+    x = image()
+
+    def run(m):
+        def loss(p):
+            return torch.func.functional_call(m, p, (x,)).square().sum()
+
+        parameters = dict(m.named_parameters())
+        if transform == "grad":
+            return torch.func.grad(loss)(parameters)["features.conv0.weight"]
+        if transform == "vmap":
+            return torch.vmap(lambda i: m(i[None])[0])(x)
+        if transform == "jvp":
+            return torch.func.jvp(m, (x,), (torch.ones_like(x),))[1]
+        with torch.autograd.forward_ad.dual_level():
+            y = m(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+            return torch.autograd.forward_ad.unpack_dual(y).tangent
+
+    with pytest.warns(UserWarning, match="transform is active|forward-mode"):
+        got = run(model)
+    assert error(got, run(plain)) < 1e-10
+
+
+def test_double_backward_on_the_plain_layers():
+    model = net().set_backend("plain")
+    x = image().requires_grad_()
+    (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert model.features.conv0.weight.grad.abs().sum() > 0
+
+
+def test_parametrized_weights_stay_fused(recwarn):
+    model = net()
+    parametrizations.weight_norm(model.features.denseblock1.denselayer1.conv1)
+    assert parametrize.is_parametrized(model.features.denseblock1.denselayer1.conv1)
+    x = image()
+    y = model(x)
+    y.sum().backward()
+    assert not recwarn.list
+    assert error(y, copy.deepcopy(model).set_backend("plain")(x)) < 1e-10
+    assert model.features.denseblock1.denselayer1.conv1.parametrizations.weight.original0.grad is not None
+
+
+def test_a_subclass_with_its_own_forward_is_called():
+    class Loud(DenseBlock):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = net()
+    block = Loud(2, 6, 4, 4).double()
+    block.load_state_dict(model.features.denseblock1.state_dict())
+    expected = 2 * model.features.denseblock1(x := torch.randn(2, 6, 8, 8, dtype=torch.float64))
+    assert error(block(x), expected) < 1e-12
+
+
+def test_torch_compile_keeps_the_stages(recwarn):
+    """The same step, the graph broken around the trunk, nothing of a dense layer compiled."""
+    model, compiled, graphs = net(), net(), []
+
+    def record(graph, _):
+        graphs.append(graph)
+        return graph
+
+    x = image()
+    model(x).square().sum().backward()
+    torch.compile(compiled, backend=record)(x).square().sum().backward()
+    for got, expected in zip(compiled.parameters(), model.parameters(), strict=True):
+        assert error(got.grad, expected.grad) < 1e-12
+    for got, expected in zip(compiled.buffers(), model.buffers(), strict=True):
+        assert error(got, expected) < 1e-12
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert any("linear" in name for name in called)
+    assert not any("conv2d" in name or "batch_norm" in name for name in called)
+    assert not recwarn.list
+
+
+def test_export_trace_and_fx_record_the_plain_layers(recwarn):
+    model = net().eval()
+    x = image()
+    expected = model(x)
+    exported = torch.export.export(model, (x,)).module()
+    traced = torch.fx.symbolic_trace(model)
+    for graph in (exported, traced):
+        assert error(graph(x), expected) < 1e-10
+    assert not [w for w in recwarn.list if "plain layers" in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter and of torch.jit, both deprecated in parts
+def test_jit_trace_and_onnx(tmp_path):
+    model = net().eval().float()
+    x = image().float()
+    expected = model(x)
+    assert error(torch.jit.trace(model, x)(x), expected) < 1e-5
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(model, (x,), file, input_names=["x"], dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"x": x.numpy()})
+    assert error(torch.from_numpy(got), expected) < 1e-5
+
+
+def test_empty_batches_are_served_as_by_pytorch():
+    model = net()
+    plain = copy.deepcopy(model).set_backend("plain")
+    x = torch.empty(0, 3, 16, 16, dtype=torch.float64)
+    assert model.eval()(x).shape == plain.eval()(x).shape == (0, 10)
+    results = []
+    for m in (model.train(), plain.train()):
+        try:
+            results.append(m(x).shape)
+        except (RuntimeError, ValueError) as error_:
+            results.append(type(error_))
+    assert results[0] == results[1]
+    for got, expected in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)

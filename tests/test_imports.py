@@ -1,0 +1,66 @@
+"""What an import costs, and that imports run one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import densenet_fast
+
+PACKAGE = Path(densenet_fast.__file__).parent
+
+# Each module may import only from the rows above its own.
+LAYERS = [
+    {"_version"},
+    {"ops"},
+    {"backends"},
+    {"buffer"},
+    {"steps"},
+    {"autograd"},
+    {"functional"},
+    {"running_stats", "eligibility", "uncompiled"},
+    {"modules"},
+    {"validation"},
+    {"trunk"},
+    {"checkpoints"},
+    {"models"},
+    {"torchvision"},
+    {"info"},
+    {"__init__"},
+]
+
+
+def imported(file: Path) -> set[str]:
+    """Names of the package's own modules that a file imports, for its layer's sake as top-level names."""
+    depth = len(file.relative_to(PACKAGE).parts)
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return names
+
+
+def test_imports_run_one_way():
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for file in PACKAGE.rglob("*.py"):
+        top = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imported(file) & rank.keys() - {top}:
+            assert rank[name] < rank[top], f"{file.name} imports {name}"
+    assert {f.stem if f.is_file() else f.name for f in PACKAGE.glob("[!_]*") if f.suffix in ("", ".py")} <= rank.keys()
+
+
+def test_backends_import_neither_each_other_nor_the_models():
+    for folder in (PACKAGE / "backends").iterdir():
+        if folder.is_dir() and folder.name != "__pycache__":
+            for file in folder.glob("*.py"):
+                assert imported(file) <= {"ops"}, file
+
+
+def test_import_is_light():
+    """A fresh interpreter that imports the package and runs a forward has loaded no optional dependency."""
+    program = (
+        "import sys, densenet_fast, torch; densenet_fast.DenseNet(4, (2,), backend='eager')(torch.randn(2, 3, 8, 8));"
+        "print([m for m in ('triton', 'torch._dynamo', 'torchvision', 'densenet_fast._C') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
