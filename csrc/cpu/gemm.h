@@ -80,19 +80,24 @@ class Prefetch {
 // Micro-kernel calls of a product with `rows` x `columns` results.
 inline int64_t calls(int64_t rows, int64_t columns) { return ceil_div(rows, kRows) * ceil_div(columns, kPanel); }
 
-// Stores or adds to c [rows, columns], of which this panel has the first `columns`.
+// Stores or adds to c [rows, columns], of which this panel has the first `columns`. What is added is summed up on its
+// own first: a long sum in one accumulator would round more.
 struct StoreTile {
   float* c;
   int64_t stride, columns;
   bool add;
 
   template <int MR>
-  DENSENET_FAST_INLINE void begin(int64_t row, Tile<MR>& tile) const {
-    each(row, tile, [&](float* p, vec& v, auto part) { v = add ? load(p, part) : vec{}; });
+  DENSENET_FAST_INLINE void begin(int64_t, Tile<MR>& tile) const {
+    for (int i = 0; i < MR; i++)
+      for (int j = 0; j < kVecs; j++) tile.r[i][j] = vec{};
   }
   template <int MR>
   DENSENET_FAST_INLINE void end(int64_t row, Tile<MR>& tile) const {
-    each(row, tile, [&](float* p, vec& v, auto part) { store(p, v, part); });
+    if (add)
+      each(row, tile, [&](float* p, vec& v, auto part) { store(p, load(p, part) + v, part); });
+    else
+      each(row, tile, [&](float* p, vec& v, auto part) { store(p, v, part); });
   }
 
  private:

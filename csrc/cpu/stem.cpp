@@ -8,7 +8,7 @@ namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 namespace {
 
 // The window of output pixel (h, w): its maximum of bn(x), before the ReLU, and its position 3 * i + j in the window.
-// A NaN wins over everything before it.
+// A NaN wins over everything but a later NaN.
 struct Maximum {
   vec value;
   ivec position;
@@ -23,9 +23,9 @@ struct Maximum {
         const int64_t y = 2 * h - 1 + i, x = 2 * w - 1 + j;
         if (y < 0 || y >= shape.H || x < 0 || x >= shape.W) continue;
         const vec p = load(image + (y * shape.W + x) * x_stride, part) * s + t;
-        const ivec loses = p <= value;
-        value = loses ? value : p;
-        position = loses ? position : splat(3 * i + j);
+        const ivec wins = (p > value) | (p != p);
+        value = wins ? p : value;
+        position = wins ? splat(3 * i + j) : position;
       }
   }
 };
