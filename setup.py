@@ -27,7 +27,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mprefer-vector-width=512",
     ]
 # No errno and no traps from square roots and comparisons; products and sums may fuse. Nothing that loses NaN or Inf.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 
 
 def compiler_version() -> str | None:
