@@ -5,6 +5,7 @@ into one pair of vectors, and saved tensors are freed stage by stage. docs/desig
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -75,6 +76,12 @@ def run(
     return Result(output, batch_stats)
 
 
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """The operations convert nothing by themselves: `functional` has chosen all dtypes."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def _forward(
     stage: Stage,
     x: Tensor,
@@ -90,7 +97,7 @@ def _forward(
     norms += [consumer.norm] if consumer is not None else []
     tracked = any(norm.uses_batch for norm in norms)
     channels = x.shape[1] + sum(layer.growth for layer in layers)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         buffer = Buffer.start(stage.ops, x, stats, channels, tracked)
         c = x.shape[1]
         kept = []
@@ -148,7 +155,7 @@ class StageFunction(torch.autograd.Function):
         kept = tree_unflatten(saved[3 : 3 + ctx.kept_count], ctx.kept_spec)
         layers, consumer = ctx.stage.steps(saved[3 + ctx.kept_count :])
         needs_x, needs = ctx.needs_input_grad[1], ctx.stage.steps(ctx.needs_input_grad[4:])
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             dx, gradients = _backward(
                 ctx.stage.ops,
                 Buffer(x, mean, var, ctx.tracked),

@@ -95,7 +95,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _is_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 def _cast(step: Any, dtype: torch.dtype) -> Any:

@@ -55,6 +55,8 @@ class DenseLayer(nn.Module):
         drop_rate: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= drop_rate <= 1:
+            raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
         self.norm1 = nn.BatchNorm2d(num_input_features)
         self.relu1 = nn.ReLU(inplace=True)
         if bn_size is None:

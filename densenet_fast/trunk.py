@@ -28,6 +28,12 @@ class Trunk(nn.Sequential):
 
     backend = "auto"
 
+    def __getitem__(self, index: slice | int) -> "Trunk | nn.Module":
+        part = super().__getitem__(index)
+        if isinstance(part, Trunk):
+            part.backend = self.backend
+        return part
+
     def set_backend(self, backend: str) -> None:
         """Set the backend of the stem and of every block and transition."""
         self.backend = backends.check_name(backend)

@@ -99,6 +99,11 @@ def test_unavailable_backend_says_why():
     assert "\n" not in str(caught.value)
 
 
+def test_drop_rate():
+    with pytest.raises(ValueError, match=r"drop_rate: got 1.5, expected a probability in \[0, 1\]"):
+        DenseNet(drop_rate=1.5)
+
+
 def test_weights():
     with pytest.raises(ValueError, match="got weights for DenseNet-264, expected None"):
         densenet_fast.densenet264(weights="DEFAULT")

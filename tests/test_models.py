@@ -274,6 +274,20 @@ def test_copies_and_files():
         assert not held
 
 
+def test_shapes_without_data():
+    """The meta device and fake tensors, with which memory and sharding are planned."""
+    with torch.device("meta"):
+        assert densenet_fast.densenet121()(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
+    with torch._subclasses.FakeTensorMode():
+        model = DenseNet(4, (2, 2))
+        model(torch.randn(2, 3, 16, 16)).sum().backward()
+        assert model.features.conv0.weight.grad.shape == (24, 3, 3, 3)
+
+
+def test_slices_keep_the_backend():
+    assert DenseNet(4, (2, 2), backend="eager").features[:2].backend == "eager"
+
+
 def test_compression_outside_its_range():
     with pytest.raises(ValueError, match=r"compression: got 0, expected a number in \(0, 1\]"):
         DenseNet(12, (2, 2), 0)
