@@ -77,7 +77,7 @@ def test_without_a_fault_there_is_no_error(efficient):
 
 @pytest.mark.parametrize(("name", "fault"), FAULTS, ids=lambda f: getattr(f, "__name__", f))
 def test_a_fault_in_an_operation_is_seen(monkeypatch, name, fault):
-    operations = backends.operations("auto", torch.device("cpu"))
+    operations = backends.operations("auto", torch.device("cpu"), torch.float64)
     monkeypatch.setattr(operations, name, fault(getattr(operations, name)))
     assert worst_error() > 1e-4
 
