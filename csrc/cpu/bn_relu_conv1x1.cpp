@@ -150,14 +150,8 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
   });
   sums.finish(op.sums);
   if (!dw) return;
-  parallel_ranges(K, 8, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; k++)
-      for (int64_t c = 0; c < C; c++) {
-        float sum = dw[k * Cp + c];
-        for (int64_t w = 1; w < division.workers; w++) sum += dw[w * dw_size + k * Cp + c];
-        op.dweight[k * C + c] = sum;
-      }
-  });
+  add_workers(dw, division.workers, dw_size);
+  for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
