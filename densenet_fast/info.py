@@ -37,7 +37,7 @@ def _library() -> list[str]:
     return [
         f"compiled library: CPU kernels, {'with' if facts['cuda'] else 'no'} CUDA kernels",
         f"  compiler {facts['compiler']}, flags {facts['flags']}, against torch {facts['torch']}",
-        f"  instruction sets compiled: {', '.join(_C.compiled_instruction_sets())}; in use: {_C.instruction_set_in_use()}",
+        f"  instruction sets: {', '.join(_C.compiled_instruction_sets())}; in use: {_C.instruction_set_in_use()}",
     ]
 
 

@@ -200,7 +200,7 @@ def run_stage(
     count = x.shape[0] * x.shape[2] * x.shape[3]
     for norm, taken in zip(norms, result.batch_stats, strict=True):
         if taken is not None:
-            updates.report(norm, *taken, count)
+            updates.report(norm, *taken, count, backend)
     return result
 
 

@@ -17,8 +17,8 @@ from . import backends
 class _Update:
     """One norm's report."""
 
-    def __init__(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int):
-        self.norm, self.mean, self.var, self.count = norm, mean, var, count
+    def __init__(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int, backend: str):
+        self.norm, self.mean, self.var, self.count, self.backend = norm, mean, var, count, backend
 
 
 class Transaction:
@@ -28,10 +28,13 @@ class Transaction:
         self._updates: list[_Update] = []
         self._former: list[tuple[Tensor, Tensor]] = []
 
-    def report(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-        """Batch `mean` and biased `var` [C] over `count` values; kept only if the norm tracks them in this mode."""
+    def report(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int, backend: str) -> None:
+        """Batch `mean` and biased `var` [C] over `count` values, to be written by `backend`.
+
+        Dropped if the norm does not track them in its present mode.
+        """
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
-            self._updates.append(_Update(norm, mean, var, count))
+            self._updates.append(_Update(norm, mean, var, count, backend))
 
     def guard(self, module: nn.Module) -> None:
         """Remember the running statistics in `module`, about to run as a plain module, to restore them on failure."""
@@ -55,16 +58,17 @@ class Transaction:
             for update in pending:
                 (again if id(update.norm) in seen else first_of_each).append(update)
                 seen.add(id(update.norm))
-            _write(first_of_each)
+            for backend in dict.fromkeys(update.backend for update in first_of_each):
+                _write(backend, [update for update in first_of_each if update.backend == backend])
             pending = again
 
 
-def _write(updates: list[_Update]) -> None:
+def _write(backend: str, updates: list[_Update]) -> None:
     norms = [u.norm for u in updates]
     counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    ops = backends.operations("auto", updates[0].mean.device, updates[0].mean.dtype)
+    ops = backends.operations(backend, updates[0].mean.device, updates[0].mean.dtype)
     ops.update_running_stats(
         [n.running_mean for n in norms],
         [n.running_var for n in norms],

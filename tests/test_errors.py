@@ -94,7 +94,9 @@ def test_unknown_backend():
 
 def test_unavailable_backend_says_why():
     model = DenseNet(4, (2, 2), backend="triton")
-    with pytest.raises(RuntimeError, match=r"backend 'triton' is not available on cpu: .+; .*'(native|eager)'") as caught:
+    with pytest.raises(
+        RuntimeError, match=r"backend 'triton' is not available on cpu: .+; .*'(native|eager)'"
+    ) as caught:
         model(torch.zeros(2, 3, 8, 8))
     assert "\n" not in str(caught.value)
 

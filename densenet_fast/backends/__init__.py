@@ -66,7 +66,7 @@ def check_name(name: str) -> str:
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """The backend that runs on `device` for `dtype` when `name` was asked for: itself, or for "auto" the best available.
+    """The backend that runs on `device` for `dtype` when `name` was asked for: itself, or for "auto" the best one.
 
     Raises:
         RuntimeError: the backend asked for cannot run, with the reason.
@@ -75,9 +75,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
         return next(b for b in PREFERENCE if why_unavailable(b, device, dtype) is None)
     reason = why_unavailable(name, device, dtype)
     if reason is not None:
+        best = choose("auto", device, dtype)
         raise RuntimeError(
-            f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for "
-            f"instance {choose('auto', device, dtype)!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
+            f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for instance "
+            f"{best!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
         )
     return name
 

@@ -126,8 +126,10 @@ def clone(argument, dtype=None):
         return argument
     if dtype is not None:
         return argument.to(dtype) if argument.is_floating_point() else argument.clone()
-    return copy_of(argument) if argument.dim() == 4 and argument.shape[2:] != (3, 3) and is_slice(argument) else (
-        argument.clone()
+    return (
+        copy_of(argument)
+        if argument.dim() == 4 and argument.shape[2:] != (3, 3) and is_slice(argument)
+        else (argument.clone())
     )
 
 

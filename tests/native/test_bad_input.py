@@ -29,7 +29,10 @@ def bad_versions(name, argument):
         yield "sizes", argument[:, :, :0]
         if argument.shape[2] > 1 and argument.shape[1] > 1:
             yield "strides", argument.contiguous()
-            yield "strides", torch.cat([argument] * 2, 3).contiguous(memory_format=torch.channels_last)[..., : argument.shape[3]]
+            yield (
+                "strides",
+                torch.cat([argument] * 2, 3).contiguous(memory_format=torch.channels_last)[..., : argument.shape[3]],
+            )
     if argument.dim() > 0:
         yield "sizes", argument[None]
         yield "sizes", torch.cat([argument, argument], 1 if argument.dim() == 4 else 0)

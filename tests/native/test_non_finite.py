@@ -18,7 +18,9 @@ def same_pattern(got, expected):
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", ["bn_relu_conv1x1_fwd", "bn_relu_conv3x3_fwd", "stem_fwd", "transition_fwd", "head_fwd"])
+@pytest.mark.parametrize(
+    "name", ["bn_relu_conv1x1_fwd", "bn_relu_conv3x3_fwd", "stem_fwd", "transition_fwd", "head_fwd"]
+)
 def test_one_bad_pixel_spreads_as_in_pytorch(native, eager, name, bad):
     case = make(name, GEOMETRY)
     case.args[0][0, 3, 5, 4] = bad
