@@ -37,7 +37,8 @@ def _library() -> list[str]:
     return [
         f"compiled library: CPU kernels, {'with' if facts['cuda'] else 'no'} CUDA kernels",
         f"  compiler {facts['compiler']}, flags {facts['flags']}, against torch {facts['torch']}",
-        f"  instruction sets: {', '.join(_C.compiled_instruction_sets())}; in use: {_C.instruction_set_in_use()}",
+        f"  instruction sets compiled: {', '.join(_C.compiled_instruction_sets())}",
+        f"  instruction sets that run here: {', '.join(_C.instruction_sets())}; in use: {_C.instruction_set_in_use()}",
     ]
 
 

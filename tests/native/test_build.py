@@ -1,0 +1,51 @@
+"""The build's switches, the lazy import, and `python -m densenet_fast.info`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _once(instruction_set):
+    if instruction_set != "portable":
+        pytest.skip("does not depend on the instruction set")
+
+
+def python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def test_importing_the_package_does_not_load_the_library():
+    code = "import sys, densenet_fast, densenet_fast.info; assert 'densenet_fast._C' not in sys.modules"
+    assert python("-c", code).returncode == 0
+
+
+def test_info_tells_the_build_and_every_backend():
+    shown = python("-m", "densenet_fast.info").stdout
+    assert "instruction sets compiled: " in shown
+    assert "portable" in shown
+    assert "native available" in shown
+    assert "native not available: its CPU kernels compute in float32, not in bfloat16" in shown
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tests run without the source tree")
+@pytest.mark.parametrize(
+    ("environment", "succeeds", "told"),
+    [
+        ({"DENSENET_FAST_BUILD_CPU": "0"}, True, "pure Python, without native kernels: DENSENET_FAST_BUILD_CPU=0"),
+        ({"CXX": "no-such-compiler"}, True, "no C++ compiler: no-such-compiler not found"),
+        ({"CXX": "no-such-compiler", "DENSENET_FAST_BUILD_CPU": "1"}, False, "cannot be built: no C++ compiler"),
+        ({"DENSENET_FAST_BUILD_CPU": "yes"}, False, "got 'yes', expected auto, 0 or 1"),
+    ],
+)
+def test_build_switches(environment, succeeds, told):
+    result = python("setup.py", "--name", **environment)
+    assert (result.returncode == 0) == succeeds
+    assert told in result.stdout + result.stderr
