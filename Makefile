@@ -14,7 +14,8 @@ setup: $(READY) ## create .venv with the pinned development environment and this
 
 $(READY): requirements-dev.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "Python is too old: got %d.%d, expected 3.10 or newer; choose one: make PYTHON=python3.12 ..." % v[:2])'
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "No virtual environments: got a Python without ensurepip, expected one with it; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing the development environment (PyTorch alone is about 2 GB to download) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .

@@ -29,8 +29,10 @@ class Transaction:
         self._former: list[tuple[Tensor, Tensor]] = []
 
     def report(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int, backend: str) -> None:
-        """Batch `mean` and biased `var` [C] over `count` values, taken on `backend`; kept only if the norm tracks them
-        in this mode."""
+        """Batch `mean` and biased `var` [C] over `count` values, to be written by `backend`.
+
+        Dropped if the norm does not track them in its present mode.
+        """
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
             self._updates.append(_Update(norm, mean, var, count, backend))
 
@@ -56,16 +58,17 @@ class Transaction:
             for update in pending:
                 (again if id(update.norm) in seen else first_of_each).append(update)
                 seen.add(id(update.norm))
-            _write(first_of_each)
+            for backend in dict.fromkeys(update.backend for update in first_of_each):
+                _write(backend, [update for update in first_of_each if update.backend == backend])
             pending = again
 
 
-def _write(updates: list[_Update]) -> None:
+def _write(backend: str, updates: list[_Update]) -> None:
     norms = [u.norm for u in updates]
     counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    ops = backends.operations(updates[0].backend, updates[0].mean.device, updates[0].mean.dtype)
+    ops = backends.operations(backend, updates[0].mean.device, updates[0].mean.dtype)
     ops.update_running_stats(
         [n.running_mean for n in norms],
         [n.running_var for n in norms],

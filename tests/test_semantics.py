@@ -263,7 +263,7 @@ def test_a_failing_forward_changes_nothing(monkeypatch, plain_blocks):
         model.features.denseblock1.set_backend("plain")
         model.features.transition1.set_backend("plain")
     before = copy.deepcopy(model.state_dict())
-    operations = backends.operations("auto", torch.device("cpu"), torch.float64)
+    operations = backends.operations("eager", torch.device("cpu"))
     original, calls = operations.bn_relu_conv3x3_fwd, []
 
     def fail(*args):

@@ -75,10 +75,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
         return next(b for b in PREFERENCE if why_unavailable(b, device, dtype) is None)
     reason = why_unavailable(name, device, dtype)
     if reason is not None:
-        auto = choose("auto", device, dtype)
+        best = choose("auto", device, dtype)
         raise RuntimeError(
-            f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for "
-            f"instance {auto!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
+            f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for instance "
+            f"{best!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
         )
     return name
 
