@@ -1,0 +1,18 @@
+"""The bounds of tests/test_memory.py hold with native kernels too, their scratch included."""
+
+import pytest
+import torch
+
+import densenet_fast
+from benchmarks.memory import measure
+
+from .conftest import instruction_sets
+
+
+@pytest.mark.parametrize("instruction_set", instruction_sets()[:1], indirect=True)
+@pytest.mark.parametrize(("efficient", "live", "peak"), [(False, 28.5, 32.0), (True, 10.5, 22.0)])
+def test_densenet121_at_224(instruction_set, efficient, live, peak):
+    """MB per image, batch 8."""
+    memory = measure(densenet_fast.densenet121(efficient=efficient, backend="native"), torch.randn(8, 3, 224, 224))
+    assert memory.live / 8e6 <= live
+    assert memory.peak / 8e6 <= peak
