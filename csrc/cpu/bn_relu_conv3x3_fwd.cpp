@@ -2,8 +2,8 @@
 // Contract: densenet_fast/ops/bn_relu_conv3x3.py.
 //
 // A chunk of tile rows is normalised row by row into a ring of padded rows, transformed, multiplied plane by plane and
-// transformed back into the slice. Winograd spreads a non-finite input over its whole tile; a chunk with a non-finite
-// output is therefore done again with the direct kernel, which spreads it as PyTorch does.
+// transformed back into the slice. Winograd makes NaN of Inf (Inf - Inf) and overflows sooner; a chunk with a non-finite
+// output is therefore done again with the direct kernel.
 #include "bn_relu.h"
 #include "dropout.h"
 #include "winograd.h"
