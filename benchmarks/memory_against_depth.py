@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -11,8 +10,8 @@ import densenet_fast
 
 from .memory import measure
 
-LAYERS_PER_BLOCK = (6, 11, 16, 21, 26, 31, 36, 41, 46)  # depths 40 to 280, the paper's 40, 100, 190 and 250 among them
-BATCH = 2
+LAYERS_PER_BLOCK = (6, 11, 16, 21, 26, 31, 36, 41)  # depths 40 to 250; the paper has 40, 100, 190 and 250
+BATCH = 1
 
 
 def depth(layers: int) -> int:
@@ -30,9 +29,9 @@ def kept_per_image(layers: int, device: torch.device, backend: str, efficient: b
 def draw(out: Path, device: torch.device, backend: str, machine: str) -> Path:
     """Measure every depth and write memory_against_depth.png into `out`; returns its path."""
     curves = {
-        "stock: torch.cat and modules": ("plain", False, "#b5482a", "s"),
-        "densenet_fast": (backend, False, "#1f6fb4", "o"),
-        "densenet_fast, efficient=True": (backend, True, "#12908e", "D"),
+        "stock (torch.cat, modules): quadratic": ("plain", False, "#b5482a", "s"),
+        "densenet_fast: linear": (backend, False, "#1f6fb4", "o"),
+        "densenet_fast, efficient=True: linear": (backend, True, "#12908e", "D"),
     }
     depths = [depth(layers) for layers in LAYERS_PER_BLOCK]
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
@@ -43,9 +42,9 @@ def draw(out: Path, device: torch.device, backend: str, machine: str) -> Path:
             for layers in LAYERS_PER_BLOCK:
                 kept.append(kept_per_image(layers, device, variant, efficient))
                 bar.update()
-            axes.plot(depths, kept, color=color, marker=marker, markersize=5, linewidth=2, label=label)
+            axes.plot(depths, kept, color=color, marker=marker, markersize=5, linewidth=2, label=label, clip_on=False)
             axes.annotate(
-                f"{kept[-1]:.1f} MB" if kept[-1] < 100 else f"{kept[-1]:.0f} MB",
+                f"{kept[-1]:.3g} MB",
                 (depths[-1], kept[-1]),
                 xytext=(8, 0),
                 textcoords="offset points",
@@ -53,16 +52,18 @@ def draw(out: Path, device: torch.device, backend: str, machine: str) -> Path:
                 color=color,
                 fontweight="bold",
             )
-    axes.set_title("Memory a training step keeps per image: DenseNet-BC, k=12, three blocks, 32x32, fp32", loc="left")
+    figure.suptitle("What a training step keeps per image", x=0.07, ha="left", fontweight="bold")
+    axes.set_title("DenseNet-BC, three blocks, k=12, 32x32 images, float32", loc="left", fontsize=9, color="dimgray")
     axes.set_xlabel("depth (layers)")
-    axes.set_ylabel("kept after the forward (MB per image)")
+    axes.set_ylabel("memory kept after the forward (MB per image)")
     axes.legend(frameon=False, loc="upper left")
+    axes.set_xticks(depths)
+    axes.set_xlim(right=depths[-1] + 5)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(machine, fontsize=7, color="gray")
     out.mkdir(parents=True, exist_ok=True)
     path = out / "memory_against_depth.png"
-    with mpl.rc_context({"font.family": "DejaVu Sans"}):
-        figure.savefig(path)
+    figure.savefig(path)
     return path
