@@ -108,6 +108,22 @@ float* Arguments::written_vector(const char* name, const Tensor& t, int64_t size
   return t.mutable_data_ptr<float>();
 }
 
+cpu::Stats Arguments::written_stats(const MaybeTensor& y_mean, const MaybeTensor& y_var, int64_t C) const {
+  if (!y_mean || !y_var) return {};
+  return {written_vector("y_mean", *y_mean, C), written_vector("y_var", *y_var, C)};
+}
+
+cpu::Correction Arguments::correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b,
+                                      int64_t C) {
+  const std::string p(prefix);
+  return {vector((p + "mean").c_str(), mean, C), vector((p + "a").c_str(), a, C), vector((p + "b").c_str(), b, C)};
+}
+
+cpu::NormGradient Arguments::norm_gradient(const Tensor& a, const Tensor& b, int64_t C, bool batch_stats) const {
+  float *a_out = written_vector("a", a, C), *b_out = written_vector("b", b, C);
+  return {nullptr, nullptr, batch_stats ? a_out : nullptr, batch_stats ? b_out : nullptr};
+}
+
 cpu::Norm Arguments::norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
                           double eps, int64_t C, const char* suffix) {
   const std::string names[] = {std::string("mean") + suffix, std::string("var") + suffix,

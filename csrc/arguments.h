@@ -49,6 +49,11 @@ class Arguments {
   }
   // A vector that is written: contiguous.
   float* written_vector(const char* name, const Tensor& t, int64_t size) const;
+  // y's statistics, where they are wanted.
+  cpu::Stats written_stats(const MaybeTensor& y_mean, const MaybeTensor& y_var, int64_t C) const;
+  cpu::Correction correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b, int64_t C);
+  // a and b of a norm's own gradient, to be added to.
+  cpu::NormGradient norm_gradient(const Tensor& a, const Tensor& b, int64_t C, bool batch_stats) const;
   cpu::Norm norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
                  int64_t C, const char* suffix = "");
 
@@ -77,12 +82,12 @@ Tensor new_image(int64_t N, int64_t C, int64_t H, int64_t W);
 Tensor new_weight(const Tensor& like, bool wanted);  // like's sizes, contiguous; empty if not wanted
 float* data(const Tensor& t);
 
-// A pair of vectors [C] for statistics or sums; empty if not wanted.
+// A pair of vectors [C] for statistics or a norm's own gradient; empty if not wanted.
 struct VectorPair {
   Tensor first, second;
   VectorPair(int64_t C, bool wanted = true) : first(new_vector(wanted ? C : 0)), second(new_vector(wanted ? C : 0)) {}
   cpu::Stats stats() const { return first.numel() ? cpu::Stats{data(first), data(second)} : cpu::Stats{}; }
-  cpu::Sums sums() const { return {data(first), data(second)}; }
+  void hold(cpu::NormGradient& dnorm) const { dnorm.dgamma = data(first), dnorm.dbeta = data(second); }
 };
 
 // Memory for one call, from PyTorch's allocator.

@@ -1,6 +1,4 @@
 // Entries of densenet_fast/ops/batch_norm.py. Those that touch only vectors are computed here.
-#include <cmath>
-
 #include "arguments.h"
 
 namespace densenet_fast {
@@ -19,40 +17,14 @@ std::tuple<Tensor, Tensor> channel_stats(const Tensor& x) {
   return {stats.first, stats.second};
 }
 
-std::tuple<Tensor, Tensor, Tensor> bn_bwd_finalize(const Tensor& sum_v, const Tensor& sum_vx, const Tensor& var,
-                                                   const MaybeTensor& gamma, double eps, int64_t count,
-                                                   bool batch_stats, const Tensor& a, const Tensor& b) {
-  Arguments check("bn_bwd_finalize");
-  const int64_t C = sum_v.numel();
-  const float *v = check.vector("sum_v", sum_v, C), *vx = check.vector("sum_vx", sum_vx, C);
-  const float *variance = check.vector("var", var, C), *g = check.vector("gamma", gamma, C);
-  float *a_out = check.written_vector("a", a, C), *b_out = check.written_vector("b", b, C);
-  if (count < 1) check.refuse("count", std::to_string(count), "at least 1");
-
-  const Tensor dgamma = new_vector(C), dbeta = new_vector(C), scale = new_vector(C);
-  float *dgamma_out = data(dgamma), *dbeta_out = data(dbeta), *scale_out = data(scale);
-  for (int64_t c = 0; c < C; c++) {
-    const double rstd = 1 / std::sqrt(variance[c] + eps), s = (g ? g[c] : 1.0) * rstd, dg = vx[c] * rstd;
-    dgamma_out[c] = static_cast<float>(dg);
-    dbeta_out[c] = v[c];
-    scale_out[c] = static_cast<float>(s);
-    if (!batch_stats) continue;
-    a_out[c] = static_cast<float>(a_out[c] + s * v[c] / static_cast<double>(count));
-    b_out[c] = static_cast<float>(b_out[c] + s * rstd * dg / static_cast<double>(count));
-  }
-  return {dgamma, dbeta, scale};
-}
-
-Tensor bn_bwd_apply(const Tensor& v, const Tensor& x, const Tensor& mean, const MaybeTensor& scale, const Tensor& a,
-                    const Tensor& b) {
+Tensor bn_bwd_apply(const Tensor& v, const Tensor& x, const Tensor& mean, const Tensor& a, const Tensor& b) {
   Arguments check("bn_bwd_apply");
   const cpu::Shape shape = check.shape("x", x);
   const int64_t C = x.size(1);
   const cpu::ConstMatrix x_rows = check.image("x", x, shape, C), v_rows = check.image("v", v, shape, C);
-  const cpu::Correction norm{check.vector("mean", mean, C), check.vector("scale", scale, C), check.vector("a", a, C),
-                             check.vector("b", b, C)};
+  const cpu::Correction correction = check.correction("", mean, a, b, C);
   const Tensor dx = new_image(shape.N, C, shape.H, shape.W);
-  kernels().bn_bwd_apply(shape.rows(), C, v_rows, x_rows, norm, {data(dx), C});
+  kernels().bn_bwd_apply(shape.rows(), C, v_rows, x_rows, correction, {data(dx), C});
   return dx;
 }
 
@@ -115,7 +87,6 @@ void update_running_stats(std::vector<Tensor> running_mean, std::vector<Tensor> 
 
 STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {
   m.impl("channel_stats.native", TORCH_BOX(&channel_stats));
-  m.impl("bn_bwd_finalize.native", TORCH_BOX(&bn_bwd_finalize));
   m.impl("bn_bwd_apply.native", TORCH_BOX(&bn_bwd_apply));
   m.impl("update_running_stats.native", TORCH_BOX(&update_running_stats));
 }

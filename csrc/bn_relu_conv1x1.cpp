@@ -27,10 +27,12 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_fwd(const Tensor& x, const Te
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_bwd(const Tensor& u, const Tensor& z, const Tensor& z_mean,
-                                                       const Tensor& scale, const Tensor& a, const Tensor& b,
-                                                       const Tensor& x, const Tensor& mean, const Tensor& var,
-                                                       const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
-                                                       const Tensor& weight, const Tensor& dx, bool wgrad) {
+                                                       const Tensor& z_var, const MaybeTensor& z_gamma, double z_eps,
+                                                       const Tensor& z_a, const Tensor& z_b, const Tensor& x,
+                                                       const Tensor& mean, const Tensor& var, const MaybeTensor& gamma,
+                                                       const MaybeTensor& beta, double eps, const Tensor& weight,
+                                                       bool batch_stats, const Tensor& dx, const Tensor& a,
+                                                       const Tensor& b, bool wgrad) {
   Arguments check("bn_relu_conv1x1_bwd");
   const cpu::Shape shape = check.shape("x", x);
   cpu::Conv1x1Bwd op{};
@@ -42,20 +44,22 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_bwd(const Tensor& u, const Te
   op.K = weight.size(0);
   op.u = check.written_image("u", u, shape, op.K);
   op.z = check.image("z", z, shape, op.K);
-  op.norm2 = {check.vector("z_mean", z_mean, op.K), check.vector("scale", scale, op.K), check.vector("a", a, op.K),
-              check.vector("b", b, op.K)};
+  op.correction2 = check.correction("z_", z_mean, z_a, z_b, op.K);
+  op.norm2 = {op.correction2.mean, check.vector("z_var", z_var, op.K), check.vector("z_gamma", z_gamma, op.K), nullptr,
+              z_eps};
   op.dx = check.written_image("dx", dx, shape, op.C);
+  op.dnorm = check.norm_gradient(a, b, op.C, batch_stats);
   check.disjoint("dx", op.dx, op.M, op.C, "x", op.x, op.M, op.C);
   check.disjoint("dx", op.dx, op.M, op.C, "u", op.u, op.M, op.K);
   check.disjoint("dx", op.dx, op.M, op.C, "z", op.z, op.M, op.K);
 
-  const VectorPair sums(op.C);
+  const VectorPair dnorm(op.C);
   const Tensor dweight = new_weight(weight, wgrad);
-  op.sums = sums.sums();
+  dnorm.hold(op.dnorm);
   op.dweight = wgrad ? data(dweight) : nullptr;
   TensorWorkspace workspace;
   kernels().bn_relu_conv1x1_bwd(op, workspace);
-  return {sums.first, sums.second, dweight};
+  return {dnorm.first, dnorm.second, dweight};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {

@@ -19,17 +19,17 @@ void bn_relu_conv3x3_fwd(const Tensor& x, const Tensor& mean, const Tensor& var,
   op.dropout = check.dropout(drop_rate, seed);
   op.y = check.written_image("y", y, op.shape, op.G);
   check.disjoint("y", op.y, op.shape.rows(), op.G, "x", op.x, op.shape.rows(), op.C);
-  if (y_mean && y_var)
-    op.stats = {check.written_vector("y_mean", *y_mean, op.G), check.written_vector("y_var", *y_var, op.G)};
+  op.stats = check.written_stats(y_mean, y_var, op.G);
 
   TensorWorkspace workspace;
   kernels().bn_relu_conv3x3_fwd(op, workspace);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_relu_conv3x3_bwd(
-    const Tensor& dy, const Tensor& y, const Tensor& y_mean, const Tensor& a, const Tensor& b, const Tensor& x,
+    const Tensor& dy, const Tensor& y, const Tensor& y_mean, const Tensor& y_a, const Tensor& y_b, const Tensor& x,
     const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
-    const Tensor& weight, double drop_rate, const MaybeTensor& seed, const MaybeTensor& dx, bool wgrad) {
+    const Tensor& weight, double drop_rate, const MaybeTensor& seed, bool batch_stats, const MaybeTensor& dx,
+    const Tensor& a, const Tensor& b, bool wgrad) {
   Arguments check("bn_relu_conv3x3_bwd");
   cpu::Conv3x3Bwd op{};
   op.shape = check.shape("x", x);
@@ -41,8 +41,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_relu_conv3x3_bwd(
   op.dropout = check.dropout(drop_rate, seed);
   op.dy = check.image("dy", dy, op.shape, op.G);
   op.y = check.image("y", y, op.shape, op.G);
-  op.norm_y = {check.vector("y_mean", y_mean, op.G), nullptr, check.vector("a", a, op.G),
-               check.vector("b", b, op.G)};
+  op.correction_y = check.correction("y_", y_mean, y_a, y_b, op.G);
+  op.dnorm = check.norm_gradient(a, b, op.C, batch_stats);
   op.accumulate = dx.has_value();
   if (dx) {
     const int64_t M = op.shape.rows();
@@ -53,13 +53,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_relu_conv3x3_bwd(
 
   const Tensor u = dx ? new_vector(0) : new_image(op.shape.N, op.C, op.shape.H, op.shape.W);
   if (!dx) op.u = {data(u), op.C};
-  const VectorPair sums(op.C);
+  const VectorPair dnorm(op.C);
   const Tensor dweight = new_weight(weight, wgrad);
-  op.sums = sums.sums();
+  dnorm.hold(op.dnorm);
   op.dweight = wgrad ? data(dweight) : nullptr;
   TensorWorkspace workspace;
   kernels().bn_relu_conv3x3_bwd(op, workspace);
-  return {u, sums.first, sums.second, dweight};
+  return {u, dnorm.first, dnorm.second, dweight};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {

@@ -21,7 +21,8 @@ Tensor head_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const Ma
 }
 
 std::tuple<Tensor, Tensor> head_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
-                                    const MaybeTensor& gamma, const MaybeTensor& beta, double eps, const Tensor& dx) {
+                                    const MaybeTensor& gamma, const MaybeTensor& beta, double eps, bool batch_stats,
+                                    const Tensor& dx, const Tensor& a, const Tensor& b) {
   Arguments check("head_bwd");
   cpu::HeadBwd op{};
   op.shape = check.shape("x", x);
@@ -30,13 +31,14 @@ std::tuple<Tensor, Tensor> head_bwd(const Tensor& dy, const Tensor& x, const Ten
   op.norm = check.norm(mean, var, gamma, beta, eps, op.C);
   op.dy = {check.matrix("dy", dy, op.shape.N, op.C), op.C};
   op.dx = check.written_image("dx", dx, op.shape, op.C);
+  op.dnorm = check.norm_gradient(a, b, op.C, batch_stats);
   check.disjoint("dx", op.dx, op.shape.rows(), op.C, "x", op.x, op.shape.rows(), op.C);
 
-  const VectorPair sums(op.C);
-  op.sums = sums.sums();
+  const VectorPair dnorm(op.C);
+  dnorm.hold(op.dnorm);
   TensorWorkspace workspace;
   kernels().head_bwd(op, workspace);
-  return {sums.first, sums.second};
+  return {dnorm.first, dnorm.second};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {

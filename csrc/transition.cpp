@@ -10,9 +10,9 @@ void check_poolable(const Arguments& check, const cpu::Shape& shape) {
                  "at least 2x2");
 }
 
-std::tuple<Tensor, Tensor, Tensor> transition_fwd(const Tensor& x, const Tensor& mean, const Tensor& var,
-                                                  const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
-                                                  const Tensor& weight, bool stats) {
+void transition_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& gamma,
+                    const MaybeTensor& beta, double eps, const Tensor& weight, const Tensor& y,
+                    const MaybeTensor& y_mean, const MaybeTensor& y_var) {
   Arguments check("transition_fwd");
   cpu::TransitionFwd op{};
   op.shape = check.shape("x", x);
@@ -22,19 +22,19 @@ std::tuple<Tensor, Tensor, Tensor> transition_fwd(const Tensor& x, const Tensor&
   op.norm = check.norm(mean, var, gamma, beta, eps, op.C);
   op.weight = check.weight("weight", weight, -1, op.C, 1);
   op.K = weight.size(0);
+  const cpu::Shape pooled{op.shape.N, op.shape.H / 2, op.shape.W / 2};
+  op.y = check.written_image("y", y, pooled, op.K);
+  check.disjoint("y", op.y, pooled.rows(), op.K, "x", op.x, op.shape.rows(), op.C);
+  op.stats = check.written_stats(y_mean, y_var, op.K);
 
-  const Tensor y = new_image(op.shape.N, op.K, op.shape.H / 2, op.shape.W / 2);
-  const VectorPair y_stats(op.K, stats);
-  op.y = {data(y), op.K};
-  op.stats = y_stats.stats();
   TensorWorkspace workspace;
   kernels().transition_fwd(op, workspace);
-  return {y, y_stats.first, y_stats.second};
 }
 
 std::tuple<Tensor, Tensor, Tensor> transition_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean,
                                                   const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
-                                                  double eps, const Tensor& weight, const Tensor& dx, bool wgrad) {
+                                                  double eps, const Tensor& weight, bool batch_stats,
+                                                  const Tensor& dx, const Tensor& a, const Tensor& b, bool wgrad) {
   Arguments check("transition_bwd");
   cpu::TransitionBwd op{};
   op.shape = check.shape("x", x);
@@ -47,17 +47,18 @@ std::tuple<Tensor, Tensor, Tensor> transition_bwd(const Tensor& dy, const Tensor
   const cpu::Shape pooled{op.shape.N, op.shape.H / 2, op.shape.W / 2};
   op.dy = check.image("dy", dy, pooled, op.K);
   op.dx = check.written_image("dx", dx, op.shape, op.C);
+  op.dnorm = check.norm_gradient(a, b, op.C, batch_stats);
   const int64_t M = op.shape.rows();
   check.disjoint("dx", op.dx, M, op.C, "x", op.x, M, op.C);
   check.disjoint("dx", op.dx, M, op.C, "dy", op.dy, pooled.rows(), op.K);
 
-  const VectorPair sums(op.C);
+  const VectorPair dnorm(op.C);
   const Tensor dweight = new_weight(weight, wgrad);
-  op.sums = sums.sums();
+  dnorm.hold(op.dnorm);
   op.dweight = wgrad ? data(dweight) : nullptr;
   TensorWorkspace workspace;
   kernels().transition_bwd(op, workspace);
-  return {sums.first, sums.second, dweight};
+  return {dnorm.first, dnorm.second, dweight};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {

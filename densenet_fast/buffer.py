@@ -72,11 +72,6 @@ class Buffer:
             var[:c0].copy_(first_var)
         return cls(x, mean, var, tracked)
 
-    @property
-    def count(self) -> int:
-        """Values per channel, N * H * W."""
-        return self.x.shape[0] * self.x.shape[2] * self.x.shape[3]
-
     def before(self, channel: int) -> Tensor:
         return self.x[:, :channel]
 
@@ -99,7 +94,11 @@ class Gradient:
         s = slice(start, end)
         return self.g[:, s], self.buffer.x[:, s], self.buffer.mean[s], self.a[s], self.b[s]
 
+    def into(self, end: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """g, a, b of the first `end` channels, where a step adds its own."""
+        return self.g[:, :end], self.a[:end], self.b[:end]
+
     def resolve(self, ops: SimpleNamespace, channels: int) -> Tensor:
         """The corrected gradient of the first `channels` channels, a new dense NHWC tensor."""
         g, x, mean, a, b = self.of(0, channels)
-        return ops.bn_bwd_apply(g, x, mean, None, a, b)
+        return ops.bn_bwd_apply(g, x, mean, a, b)

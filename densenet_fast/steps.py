@@ -5,13 +5,12 @@ A stage is any number of layers (`Bottleneck`, `Plain`) and then at most one con
 that nobody needs may be anything.
 """
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .buffer import Buffer, Gradient
+from .buffer import Buffer, Gradient, allocate
 
 
 class Norm(NamedTuple):
@@ -32,12 +31,8 @@ class Norm(NamedTuple):
         """This norm with the statistics it normalises by: its own, or else the given ones of the batch."""
         return self._replace(mean=mean, var=var) if self.uses_batch else self
 
-    def backward(
-        self, ops: SimpleNamespace, sums: Sequence[Tensor], var: Tensor | None, count: int, a: Tensor, b: Tensor
-    ) -> tuple["Norm", Tensor]:
-        """Gradients of gamma and beta from the two sums, and the scale gamma * rstd; adds the correction to a and b."""
-        dgamma, dbeta, scale = ops.bn_bwd_finalize(*sums, var, self.gamma, self.eps, count, self.uses_batch, a, b)
-        return Norm(None, None, dgamma, dbeta, self.eps), scale
+    def gradient(self, dgamma: Tensor, dbeta: Tensor) -> "Norm":
+        return Norm(None, None, dgamma, dbeta, self.eps)
 
 
 class Kept(NamedTuple):
@@ -94,45 +89,42 @@ class Bottleneck(NamedTuple):
         kept: Kept,
         needs: Any,
     ) -> "Bottleneck":
-        x, count = buffer.before(c), buffer.count
+        x = buffer.before(c)
         norm1 = self.norm1.on(buffer.mean[:c], buffer.var[:c])
         norm2 = self.norm2.on(kept.mean, kept.var)
         z = kept.z
         if z is None:
             z = ops.bn_relu_conv1x1_fwd(x, *norm1, self.weight1, False)[0]
+        correction = gradient.a.new_zeros((2, z.shape[1])).unbind()
 
-        dy, y, y_mean, a, b = gradient.of(c, c + self.growth)
-        u, *sums2, dweight2 = ops.bn_relu_conv3x3_bwd(
-            dy,
-            y,
-            y_mean,
-            a,
-            b,
+        u, *dnorm2, dweight2 = ops.bn_relu_conv3x3_bwd(
+            *gradient.of(c, c + self.growth),
             z,
             *norm2,
             self.weight2,
             self.drop_rate,
             self.seed,
+            self.norm2.uses_batch,
             None,
+            *correction,
             needs.weight2,
         )
-        a2, b2 = gradient.a.new_zeros((2, u.shape[1])).unbind()
-        dnorm2, scale2 = self.norm2.backward(ops, sums2, norm2.var, count, a2, b2)
-        *sums1, dweight1 = ops.bn_relu_conv1x1_bwd(
+        *dnorm1, dweight1 = ops.bn_relu_conv1x1_bwd(
             u,
             z,
             norm2.mean,
-            scale2,
-            a2,
-            b2,
+            norm2.var,
+            norm2.gamma,
+            norm2.eps,
+            *correction,
             x,
             *norm1,
             self.weight1,
-            gradient.g[:, :c],
+            self.norm1.uses_batch,
+            *gradient.into(c),
             needs.weight1,
         )
-        dnorm1, _ = self.norm1.backward(ops, sums1, norm1.var, count, gradient.a[:c], gradient.b[:c])
-        return Bottleneck(dnorm1, dweight1, dnorm2, dweight2)
+        return Bottleneck(self.norm1.gradient(*dnorm1), dweight1, self.norm2.gradient(*dnorm2), dweight2)
 
 
 class Plain(NamedTuple):
@@ -170,23 +162,18 @@ class Plain(NamedTuple):
         needs: Any,
     ) -> "Plain":
         norm1 = self.norm1.on(buffer.mean[:c], buffer.var[:c])
-        dy, y, y_mean, a, b = gradient.of(c, c + self.growth)
-        _, *sums, dweight1 = ops.bn_relu_conv3x3_bwd(
-            dy,
-            y,
-            y_mean,
-            a,
-            b,
+        _, *dnorm1, dweight1 = ops.bn_relu_conv3x3_bwd(
+            *gradient.of(c, c + self.growth),
             buffer.before(c),
             *norm1,
             self.weight1,
             self.drop_rate,
             self.seed,
-            gradient.g[:, :c],
+            self.norm1.uses_batch,
+            *gradient.into(c),
             needs.weight1,
         )
-        dnorm1, _ = self.norm1.backward(ops, sums, norm1.var, buffer.count, gradient.a[:c], gradient.b[:c])
-        return Plain(dnorm1, dweight1)
+        return Plain(self.norm1.gradient(*dnorm1), dweight1)
 
 
 class Output(NamedTuple):
@@ -196,6 +183,12 @@ class Output(NamedTuple):
     mean: Tensor | None = None
     var: Tensor | None = None
 
+    @classmethod
+    def new(cls, buffer: Buffer, channels: int, height: int, width: int, stats: bool) -> "Output":
+        """Uninitialised, [N, channels, height, width]."""
+        y = allocate((buffer.x.shape[0], channels, height, width), like=buffer.x)
+        return cls(y, *buffer.mean.new_empty((2, channels)).unbind()) if stats else cls(y)
+
 
 class Transition(NamedTuple):
     """BN-ReLU, 2x2 average, conv1x1. weight [K, C_total, 1, 1]."""
@@ -204,15 +197,18 @@ class Transition(NamedTuple):
     weight: Tensor
 
     def forward(self, ops: SimpleNamespace, buffer: Buffer, stats: bool) -> Output:
-        norm = self.norm.on(buffer.mean, buffer.var)
-        return _output(ops.transition_fwd(buffer.x, *norm, self.weight, stats), stats)
+        _, _, h, w = buffer.x.shape
+        output = Output.new(buffer, self.weight.shape[0], h // 2, w // 2, stats)
+        ops.transition_fwd(buffer.x, *self.norm.on(buffer.mean, buffer.var), self.weight, *output)
+        return output
 
     def backward(self, ops: SimpleNamespace, gradient: Gradient, dy: Tensor, needs: Any) -> "Transition":
         buffer = gradient.buffer
         norm = self.norm.on(buffer.mean, buffer.var)
-        *sums, dweight = ops.transition_bwd(dy, buffer.x, *norm, self.weight, gradient.g, needs.weight)
-        dnorm, _ = self.norm.backward(ops, sums, norm.var, buffer.count, gradient.a, gradient.b)
-        return Transition(dnorm, dweight)
+        *dnorm, dweight = ops.transition_bwd(
+            dy, buffer.x, *norm, self.weight, self.norm.uses_batch, *gradient.into(), needs.weight
+        )
+        return Transition(self.norm.gradient(*dnorm), dweight)
 
 
 class Head(NamedTuple):
@@ -226,9 +222,8 @@ class Head(NamedTuple):
     def backward(self, ops: SimpleNamespace, gradient: Gradient, dy: Tensor, needs: Any) -> "Head":
         buffer = gradient.buffer
         norm = self.norm.on(buffer.mean, buffer.var)
-        sums = ops.head_bwd(dy, buffer.x, *norm, gradient.g)
-        dnorm, _ = self.norm.backward(ops, sums, norm.var, buffer.count, gradient.a, gradient.b)
-        return Head(dnorm)
+        dnorm = ops.head_bwd(dy, buffer.x, *norm, self.norm.uses_batch, *gradient.into())
+        return Head(self.norm.gradient(*dnorm))
 
 
 class Stem(NamedTuple):
@@ -237,19 +232,16 @@ class Stem(NamedTuple):
     norm: Norm
 
     def forward(self, ops: SimpleNamespace, buffer: Buffer, stats: bool) -> Output:
-        norm = self.norm.on(buffer.mean, buffer.var)
-        return _output(ops.stem_fwd(buffer.x, *norm, stats), stats)
+        _, channels, h, w = buffer.x.shape
+        output = Output.new(buffer, channels, (h + 1) // 2, (w + 1) // 2, stats)
+        ops.stem_fwd(buffer.x, *self.norm.on(buffer.mean, buffer.var), *output)
+        return output
 
     def backward(self, ops: SimpleNamespace, gradient: Gradient, dy: Tensor, needs: Any) -> "Stem":
         buffer = gradient.buffer
         norm = self.norm.on(buffer.mean, buffer.var)
-        sums = ops.stem_bwd(dy, buffer.x, *norm, gradient.g)
-        dnorm, _ = self.norm.backward(ops, sums, norm.var, buffer.count, gradient.a, gradient.b)
-        return Stem(dnorm)
-
-
-def _output(result: tuple[Tensor, Tensor, Tensor], stats: bool) -> Output:
-    return Output(*result) if stats else Output(result[0])
+        dnorm = ops.stem_bwd(dy, buffer.x, *norm, self.norm.uses_batch, *gradient.into())
+        return Stem(self.norm.gradient(*dnorm))
 
 
 Layer = Bottleneck | Plain

@@ -24,19 +24,23 @@ def worst_error(efficient: bool = False) -> float:
 
 
 def dropped_correction(original):
-    def finalize(sum_v, sum_vx, var, gamma, eps, count, batch_stats, a, b):
-        return original(sum_v, sum_vx, var, gamma, eps, count, False, a, b)
+    def backward(*args):
+        a, b = args[-3].clone(), args[-2].clone()
+        result = original(*args)
+        args[-3].copy_(a)
+        args[-2].copy_(b)
+        return result
 
-    return finalize
+    return backward
 
 
 def correction_without_its_slope(original):
-    def finalize(*args):
+    def backward(*args):
         result = original(*args)
-        args[-1].zero_()
+        args[-2].zero_()
         return result
 
-    return finalize
+    return backward
 
 
 def uncorrected_slice(original):
@@ -55,15 +59,15 @@ def forgotten_dropout(original):
 
 def overwritten_gradient(original):
     def backward(*args):
-        args[-2].zero_()
+        args[-4].zero_()
         return original(*args)
 
     return backward
 
 
+BACKWARDS = ("bn_relu_conv1x1_bwd", "bn_relu_conv3x3_bwd", "transition_bwd")
 FAULTS = [
-    ("bn_bwd_finalize", dropped_correction),
-    ("bn_bwd_finalize", correction_without_its_slope),
+    *((name, fault) for name in BACKWARDS for fault in (dropped_correction, correction_without_its_slope)),
     ("bn_relu_conv3x3_bwd", uncorrected_slice),
     ("bn_relu_conv3x3_bwd", forgotten_dropout),
     ("bn_relu_conv1x1_bwd", overwritten_gradient),

@@ -54,11 +54,12 @@ def arguments(name, dtype):
     z, u = dense(2, k, 5, 3, dtype), dense(2, k, 5, 3, dtype)
     dy = dense(2, g, 5, 3, dtype)
     seed = torch.tensor(3)
-    wholes = [whole_x, whole_dx, whole_y]
+    whole_k, pooled_k = buffer(k, dtype, h=2, w=1)
+    whole_c, pooled_c = buffer(c, dtype, h=3, w=2)
+    wholes = [whole_x, whole_dx, whole_y, whole_k, whole_c]
     made = {
         "channel_stats": lambda: (x,),
-        "bn_bwd_finalize": lambda: (*vectors(3, c, dtype), norm.gamma, 1e-5, 30, True, *vectors(2, c, dtype)),
-        "bn_bwd_apply": lambda: (dx, x, norm.mean, None, *vectors(2, c, dtype)),
+        "bn_bwd_apply": lambda: (dx, x, norm.mean, *vectors(2, c, dtype)),
         "update_running_stats": lambda: (
             [torch.rand(3)],
             [torch.rand(3)],
@@ -68,16 +69,22 @@ def arguments(name, dtype):
             [0.1],
         ),
         "bn_relu_conv1x1_fwd": lambda: (x, *norm, w1, True),
-        "bn_relu_conv1x1_bwd": lambda: (u, z, *vectors(4, k, dtype), x, *norm, w1, dx, True),
+        "bn_relu_conv1x1_bwd": lambda: (
+            *(u, z, *vectors(2, k, dtype), norm2.gamma, 1e-5, *vectors(2, k, dtype)),
+            *(x, *norm, w1, True, dx, *vectors(2, c, dtype), True),
+        ),
         "bn_relu_conv3x3_fwd": lambda: (x, *norm, w3, 0.3, seed, y, *vectors(2, g, dtype)),
-        "bn_relu_conv3x3_bwd": lambda: (dy, y, *vectors(3, g, dtype), x, *norm, w3, 0.3, seed, dx, True),
+        "bn_relu_conv3x3_bwd": lambda: (
+            *(dy, y, *vectors(3, g, dtype), x, *norm, w3, 0.3, seed),
+            *(True, dx, *vectors(2, c, dtype), True),
+        ),
         "bottleneck_infer": lambda: (x, *norm, w1, *norm2, make_weight(g, k, 3, dtype), y),
-        "transition_fwd": lambda: (x, *norm, w1, True),
-        "transition_bwd": lambda: (dense(2, k, 2, 1, dtype), x, *norm, w1, dx, True),
-        "stem_fwd": lambda: (x, *norm, True),
-        "stem_bwd": lambda: (dense(2, c, 3, 2, dtype), x, *norm, dx),
+        "transition_fwd": lambda: (x, *norm, w1, pooled_k, *vectors(2, k, dtype)),
+        "transition_bwd": lambda: (dense(2, k, 2, 1, dtype), x, *norm, w1, True, dx, *vectors(2, c, dtype), True),
+        "stem_fwd": lambda: (x, *norm, pooled_c, *vectors(2, c, dtype)),
+        "stem_bwd": lambda: (dense(2, c, 3, 2, dtype), x, *norm, True, dx, *vectors(2, c, dtype)),
         "head_fwd": lambda: (x, *norm),
-        "head_bwd": lambda: (torch.randn(2, c).to(dtype), x, *norm, dx),
+        "head_bwd": lambda: (torch.randn(2, c).to(dtype), x, *norm, True, dx, *vectors(2, c, dtype)),
     }
     return made[name](), wholes
 

@@ -14,15 +14,14 @@ void channel_stats(int64_t M, int64_t C, ConstMatrix x, Stats stats, Workspace& 
   partial.merge([&](int64_t i) { return blocks.size(i); });
 }
 
-void bn_bwd_apply(int64_t M, int64_t C, ConstMatrix v, ConstMatrix x, Correction norm, Matrix dx) {
+void bn_bwd_apply(int64_t M, int64_t C, ConstMatrix v, ConstMatrix x, Correction correction, Matrix dx) {
   parallel_ranges(M, 128, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++) {
       const float *vr = v.data + r * v.stride, *xr = x.data + r * x.stride;
       float* out = dx.data + r * dx.stride;
       for_channels(C, [&](int64_t c, auto part) {
-        const vec centred = load(xr + c, part) - load(norm.mean + c, part);
-        const vec grad = norm.scale ? load(vr + c, part) * load(norm.scale + c, part) : load(vr + c, part);
-        store(out + c, grad - load(norm.a + c, part) - load(norm.b + c, part) * centred, part);
+        const vec centred = load(xr + c, part) - load(correction.mean + c, part);
+        store(out + c, load(vr + c, part) - load(correction.a + c, part) - load(correction.b + c, part) * centred, part);
       });
     }
   });

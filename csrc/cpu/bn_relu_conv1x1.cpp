@@ -72,13 +72,13 @@ struct MaskAndScatter {
   }
 };
 
-// d [rows, padded(K)] = scale * u - a - b * (z - mean), norm's vectors padded.
-void apply_norm2(const float* u, int64_t u_stride, const float* z, int64_t z_stride, const Correction& norm, float* d,
-                 int64_t d_stride, int64_t rows, int64_t K) {
+// d [rows, padded(K)] = scale * u - a - b * (z - mean), the vectors padded.
+void apply_norm2(const float* u, int64_t u_stride, const float* z, int64_t z_stride, const float* scale,
+                 const Correction& correction, float* d, int64_t d_stride, int64_t rows, int64_t K) {
   for (int64_t r = 0; r < rows; r++, u += u_stride, z += z_stride, d += d_stride) {
     for_channels(K, [&](int64_t k, auto part) {
-      const vec centred = load(z + k, part) - load(norm.mean + k);
-      store(d + k, load(u + k, part) * load(norm.scale + k) - load(norm.a + k) - load(norm.b + k) * centred);
+      const vec centred = load(z + k, part) - load(correction.mean + k), scaled = load(u + k, part) * load(scale + k);
+      store(d + k, scaled - load(correction.a + k) - load(correction.b + k) * centred);
     });
   }
 }
@@ -92,8 +92,8 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
   const Division division(blocks.count);
   const Affine bn(op.norm, C, workspace);
   const float* mean = pad(op.norm.mean, C, workspace);
-  const Correction norm2{pad(op.norm2.mean, K, workspace), pad(op.norm2.scale, K, workspace),
-                         pad(op.norm2.a, K, workspace), pad(op.norm2.b, K, workspace)};
+  const float* scale2 = Affine(op.norm2, K, workspace).scale;
+  const Correction correction2 = pad(op.correction2, K, workspace);
   float* packed = workspace.floats(K * Cp);  // [Cp / kPanel][K][kPanel]
   parallel_ranges(Cp / kPanel, 4, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; n++)
@@ -112,8 +112,8 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
     for (int64_t i = division.begin(w); i < division.end(w); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
       float *sum_v = sums.begin_chunk(w), *sum_vx = sum_v + sums.offset_vx();
-      apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, norm2, d,
-                  d_stride, rows, K);
+      apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, scale2,
+                  correction2, d, d_stride, rows, K);
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = least(kChannels, Cp - c0);
         for (int64_t c = c0; c < c0 + channels; c += kPanel) {
@@ -148,7 +148,7 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
       sums.end_chunk(w);
     }
   });
-  sums.finish(op.sums);
+  sums.finish(op.norm, op.M, op.dnorm);
   if (!dw) return;
   add_workers(dw, division.workers, dw_size);
   for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));

@@ -19,7 +19,7 @@ struct Backward {
   const TileGrid grid;
   const Affine bn;
   const float* mean;  // of x, padded
-  const Correction norm_y;
+  const Correction correction_y;
   const int64_t inputs, stride, Cp;  // padded: channels of d, channels of x per pass, channels of x
   const int64_t tiles, d_plane, q_plane, ring_size, direct_size;
 
@@ -28,8 +28,7 @@ struct Backward {
         grid(op.shape),
         bn(op.norm, op.C, workspace),
         mean(pad(op.norm.mean, op.C, workspace)),
-        norm_y{pad(op.norm_y.mean, op.G, workspace), nullptr, pad(op.norm_y.a, op.G, workspace),
-               pad(op.norm_y.b, op.G, workspace)},
+        correction_y(pad(op.correction_y, op.G, workspace)),
         inputs(padded(op.G)),
         stride(padded(least(kChannels, op.C))),
         Cp(padded(op.C)),
@@ -48,8 +47,8 @@ struct Backward {
       for (int64_t w = 0; w < op.shape.W; w++, pixel++, row += inputs) {
         const float *dy = op.dy.data + pixel * op.dy.stride, *y = op.y.data + pixel * op.y.stride;
         for_channels(op.G, [&](int64_t c, auto part) {
-          const vec centred = load(y + c, part) - load(norm_y.mean + c);
-          vec d = load(dy + c, part) - load(norm_y.a + c) - load(norm_y.b + c) * centred;
+          const vec centred = load(y + c, part) - load(correction_y.mean + c);
+          vec d = load(dy + c, part) - load(correction_y.a + c) - load(correction_y.b + c) * centred;
           if (op.dropout.threshold) d *= dropout_mask(op.dropout, pixel * op.G + c);
           zero += d * 0.f;
           store(row + c, d);
@@ -194,7 +193,7 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
                          scratch + w * backward.scratch_size(), sums, w, mine);
     });
   }
-  sums.finish(op.sums);
+  sums.finish(op.norm, op.shape.rows(), op.dnorm);
   if (!dU) return;
   add_workers(dU, division.workers, backward.dweight_size());
   backward.write_dweight(dU);

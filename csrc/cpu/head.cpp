@@ -57,7 +57,7 @@ void head_bwd(const HeadBwd& op, Workspace& workspace) {
       sums.end_chunk(worker);
     }
   });
-  sums.finish(op.sums);
+  sums.finish(op.norm, op.shape.rows(), op.dnorm);
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

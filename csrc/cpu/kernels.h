@@ -34,9 +34,9 @@ struct Norm {
   double eps;
 };
 
-// dx = scale * v - a - b * (x - mean); scale null stands for 1.
+// dx = v - a - b * (x - mean).
 struct Correction {
-  const float *mean, *scale, *a, *b;  // [C]
+  const float *mean, *a, *b;  // [C]
 };
 
 // Mean and biased variance of a result's channels, null where they are not wanted.
@@ -44,9 +44,11 @@ struct Stats {
   float *mean, *var;  // [C]
 };
 
-// sum(v) and sum(v * (x - mean)).
-struct Sums {
-  float *v, *vx;  // [C]
+// Where a backward ends: the norm's own gradient, and the correction of its channels, added to, or null if the norm did
+// not use batch statistics.
+struct NormGradient {
+  float *dgamma, *dbeta;  // [C]
+  float *a, *b;           // [C]
 };
 
 // Dropout of row-major elements [M, G] by ops/bn_relu_conv3x3.py; threshold 0 stands for none.
@@ -79,12 +81,13 @@ struct Conv1x1Bwd {
   int64_t M, C, K;
   Matrix u;       // [M, K], becomes scratch
   ConstMatrix z;  // [M, K]
-  Correction norm2;
+  Norm norm2;     // without beta
+  Correction correction2;
   ConstMatrix x;  // [M, C]
   Norm norm;
   Weight weight;   // [K, C]
   Matrix dx;       // [M, C], added to
-  Sums sums;       // [C]
+  NormGradient dnorm;
   float* dweight;  // [K, C] dense, or null
 };
 
@@ -103,14 +106,14 @@ struct Conv3x3Bwd {
   Shape shape;
   int64_t C, G;
   ConstMatrix dy, y;  // [M, G]
-  Correction norm_y;
+  Correction correction_y;
   ConstMatrix x;  // [M, C]
   Norm norm;
   Weight weight;  // [G, C, 3, 3]
   Dropout dropout;
   Matrix u;        // [M, C]: written, or with `accumulate` added gamma * rstd * u
   bool accumulate;
-  Sums sums;       // [C]
+  NormGradient dnorm;
   float* dweight;  // [G, C, 3, 3] dense, or null
 };
 
@@ -132,7 +135,7 @@ struct TransitionBwd {
   Norm norm;
   Weight weight;   // [K, C]
   Matrix dx;       // [N*H*W, C]
-  Sums sums;       // [C]
+  NormGradient dnorm;
   float* dweight;  // [K, C] dense, or null
 };
 
@@ -151,7 +154,7 @@ struct StemBwd {
   ConstMatrix dy, x;
   Norm norm;
   Matrix dx;  // [N*H*W, C]
-  Sums sums;  // [C]
+  NormGradient dnorm;
 };
 
 struct HeadFwd {
@@ -168,13 +171,13 @@ struct HeadBwd {
   ConstMatrix dy, x;  // dy [N, C]
   Norm norm;
   Matrix dx;  // [N*H*W, C]
-  Sums sums;  // [C]
+  NormGradient dnorm;
 };
 
 struct Kernels {
   const char* instruction_set;
   void (*channel_stats)(int64_t M, int64_t C, ConstMatrix x, Stats stats, Workspace& workspace);
-  void (*bn_bwd_apply)(int64_t M, int64_t C, ConstMatrix v, ConstMatrix x, Correction norm, Matrix dx);
+  void (*bn_bwd_apply)(int64_t M, int64_t C, ConstMatrix v, ConstMatrix x, Correction correction, Matrix dx);
   void (*bn_relu_conv1x1_fwd)(const Conv1x1Fwd& op, Workspace& workspace);
   void (*bn_relu_conv1x1_bwd)(const Conv1x1Bwd& op, Workspace& workspace);
   void (*bn_relu_conv3x3_fwd)(const Conv3x3Fwd& op, Workspace& workspace);

@@ -129,7 +129,7 @@ void stem_bwd(const StemBwd& op, Workspace& workspace) {
       }
     }
   });
-  sums.finish(op.sums);
+  sums.finish(op.norm, op.shape.rows(), op.dnorm);
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -122,7 +122,7 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
     }
   });
   backward.clear_left_out();
-  sums.finish(op.sums);
+  sums.finish(op.norm, op.shape.rows(), op.dnorm);
   if (!dw) return;
   add_workers(dw, division.workers, dw_size);
   for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));

@@ -58,12 +58,16 @@ struct Affine {
   }
 };
 
-// A copy of v [C] with zeros up to padded(C).
+// Copies with zeros up to padded(C).
 inline const float* pad(const float* v, int64_t C, Workspace& workspace) {
   float* copy = workspace.floats(padded(C));
   memcpy(copy, v, C * sizeof(float));
   for (int64_t c = C; c < padded(C); c++) copy[c] = 0;
   return copy;
+}
+
+inline Correction pad(const Correction& c, int64_t C, Workspace& workspace) {
+  return {pad(c.mean, C, workspace), pad(c.a, C, workspace), pad(c.b, C, workspace)};
 }
 
 // Mean and M2 of parts of the rows, merged in the order of the parts (Chan, Golub and LeVeque 1983).
@@ -134,7 +138,8 @@ class PartialStats {
   double* merged_ = nullptr;  // [mean, M2][C]
 };
 
-// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a worker's chunks, then the workers in order.
+// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a worker's chunks, then the workers in order; at the
+// end, what they mean for the norm (densenet_fast/ops/__init__.py).
 class PartialSums {
  public:
   PartialSums(int64_t workers, int64_t C, Workspace& workspace) : workers_(workers), C_(C), size_(padded(C)) {
@@ -154,15 +159,20 @@ class PartialSums {
     double* total = total_ + worker * 2 * size_;
     for (int64_t c = 0; c < 2 * size_; c++) total[c] += chunk[c];
   }
-  void finish(Sums out) const {
+  void finish(const Norm& norm, int64_t count, const NormGradient& out) const {
     for (int64_t c = 0; c < C_; c++) {
       double v = 0, vx = 0;
       for (int64_t w = 0; w < workers_; w++) {
         v += total_[w * 2 * size_ + c];
         vx += total_[w * 2 * size_ + size_ + c];
       }
-      out.v[c] = static_cast<float>(v);
-      out.vx[c] = static_cast<float>(vx);
+      const double rstd = 1 / __builtin_sqrt(norm.var[c] + norm.eps), dgamma = vx * rstd;
+      out.dgamma[c] = static_cast<float>(dgamma);
+      out.dbeta[c] = static_cast<float>(v);
+      if (!out.a) continue;
+      const double share = (norm.gamma ? norm.gamma[c] : 1.0) * rstd / static_cast<double>(count);
+      out.a[c] = static_cast<float>(out.a[c] + share * v);
+      out.b[c] = static_cast<float>(out.b[c] + share * rstd * dgamma);
     }
   }
 

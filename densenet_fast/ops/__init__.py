@@ -11,7 +11,11 @@ Conventions (docs/design.md, "The contract"):
   A BatchNorm is passed as `mean, var, gamma, beta, eps`; `var` is biased, `gamma` and `beta` may be None.
 - What has a place in the block (`Tensor(a!)`) is written there; what is new is returned. A result that was not asked
   for is an empty tensor.
-- Backward operations stop at the reductions `sum_v`, `sum_vx`, where synchronised BatchNorm communicates.
+- A backward operation ends with its norm's own gradient (docs/design.md, "Deferred correction"). With v the gradient
+  at the norm's output, sum_v = sum(v), sum_vx = sum(v * (x - mean)), scale = gamma * rstd and count = N * H * W:
+    dgamma = sum_vx * rstd,  dbeta = sum_v,  dx = scale * v - a - b * (x - mean),
+  where a += scale * dbeta / count and b += scale * rstd * dgamma / count [C] if `batch_stats`. They are added to,
+  because layers that normalise the same channel share one correction.
 - Same input, same machine, same thread count: the same bits.
 """
 

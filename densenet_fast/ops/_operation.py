@@ -36,6 +36,6 @@ def image(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     )
 
 
-def sums(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The two per-channel results of a backward reduction over `x` `[N, C, H, W]`."""
+def vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two per-channel results of a reduction over `x` `[N, C, H, W]`."""
     return vector(x, x.shape[1]), vector(x, x.shape[1])

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ._operation import NORM, Operation, image, sums, vector
+from ._operation import NORM, Operation, image, vector, vectors
 
 
 def _fwd(
@@ -24,9 +24,11 @@ def _bwd(
     u: Tensor,
     z: Tensor,
     z_mean: Tensor,
-    scale: Tensor,
-    a: Tensor,
-    b: Tensor,
+    z_var: Tensor,
+    z_gamma: Tensor | None,
+    z_eps: float,
+    z_a: Tensor,
+    z_b: Tensor,
     x: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -34,10 +36,13 @@ def _bwd(
     beta: Tensor | None,
     eps: float,
     weight: Tensor,
+    batch_stats: bool,
     dx: Tensor,
+    a: Tensor,
+    b: Tensor,
     wgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return *sums(x), weight.new_empty(weight.shape if wgrad else 0)
+    return *vectors(x), weight.new_empty(weight.shape if wgrad else 0)
 
 
 OPERATIONS = (
@@ -48,14 +53,15 @@ OPERATIONS = (
         f"(Tensor x, {NORM}, Tensor weight, bool stats) -> (Tensor z, Tensor z_mean, Tensor z_var)",
         _fwd,
     ),
-    # From u [N, K, H, W], the gradient at norm2's output, with norm2's scale, a, b [K] (bn_bwd_finalize):
-    #   dz = scale * u - a - b * (z - z_mean),  v = conv1x1_transposed(dz, weight) * (bn(x) > 0),
-    #   dx += gamma * rstd * v,  dweight = dz^T relu(bn(x))  -> sum_v, sum_vx [C], dweight [K, C, 1, 1] if `wgrad`.
+    # From u [N, K, H, W], the gradient at norm2's output, with norm2's statistics, gamma and correction [K]:
+    #   dz = z_gamma * z_rstd * u - z_a - z_b * (z - z_mean),  v = conv1x1_transposed(dz, weight) * (bn(x) > 0),
+    #   dx += gamma * rstd * v,  dweight = dz^T relu(bn(x))  -> dgamma, dbeta [C], dweight [K, C, 1, 1] if `wgrad`.
     # u's memory may be used for dz: its content is undefined afterwards.
     Operation(
         "bn_relu_conv1x1_bwd",
-        f"(Tensor(b!) u, Tensor z, Tensor z_mean, Tensor scale, Tensor a, Tensor b, Tensor x, {NORM}, Tensor weight,"
-        " Tensor(a!) dx, bool wgrad) -> (Tensor sum_v, Tensor sum_vx, Tensor dweight)",
+        "(Tensor(a!) u, Tensor z, Tensor z_mean, Tensor z_var, Tensor? z_gamma, float z_eps, Tensor z_a, Tensor z_b,"
+        f" Tensor x, {NORM}, Tensor weight, bool batch_stats, Tensor(b!) dx, Tensor(c!) a, Tensor(d!) b, bool wgrad)"
+        " -> (Tensor dgamma, Tensor dbeta, Tensor dweight)",
         _bwd,
     ),
 )

@@ -10,7 +10,7 @@ Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 
 from torch import Tensor
 
-from ._operation import NORM, Operation, image, sums
+from ._operation import NORM, Operation, image, vectors
 
 
 def _fwd(*args: object) -> None:
@@ -21,8 +21,8 @@ def _bwd(
     dy: Tensor,
     y: Tensor,
     y_mean: Tensor,
-    a: Tensor,
-    b: Tensor,
+    y_a: Tensor,
+    y_b: Tensor,
     x: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -32,11 +32,14 @@ def _bwd(
     weight: Tensor,
     drop_rate: float,
     seed: Tensor | None,
+    batch_stats: bool,
     dx: Tensor | None,
+    a: Tensor,
+    b: Tensor,
     wgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     u = x.new_empty(0) if dx is not None else image(x, *x.shape[1:])
-    return u, *sums(x), weight.new_empty(weight.shape if wgrad else 0)
+    return u, *vectors(x), weight.new_empty(weight.shape if wgrad else 0)
 
 
 OPERATIONS = (
@@ -49,14 +52,15 @@ OPERATIONS = (
         " Tensor(c!)? y_var) -> ()",
         _fwd,
     ),
-    # From dy [N, G, H, W], the gradient of the slice y before its corrections a, b [G]:
-    #   d = mask * (dy - a - b * (y - y_mean)),  u = conv3x3_transposed(d, weight) * (bn(x) > 0).
+    # From dy [N, G, H, W], the gradient of the slice y before its correction y_a, y_b [G]:
+    #   d = mask * (dy - y_a - y_b * (y - y_mean)),  u = conv3x3_transposed(d, weight) * (bn(x) > 0).
     # Without dx: -> u [N, C, H, W]. With dx [N, C, H, W]: dx += gamma * rstd * u, and u is not returned.
-    # sum_u, sum_ux [C] as in bn_bwd_finalize; dweight [G, C, 3, 3] if `wgrad`.
+    # u is the norm's v; dgamma, dbeta [C]; dweight [G, C, 3, 3] if `wgrad`.
     Operation(
         "bn_relu_conv3x3_bwd",
-        f"(Tensor dy, Tensor y, Tensor y_mean, Tensor a, Tensor b, Tensor x, {NORM}, Tensor weight, float drop_rate,"
-        " Tensor? seed, Tensor(a!)? dx, bool wgrad) -> (Tensor u, Tensor sum_u, Tensor sum_ux, Tensor dweight)",
+        f"(Tensor dy, Tensor y, Tensor y_mean, Tensor y_a, Tensor y_b, Tensor x, {NORM}, Tensor weight,"
+        " float drop_rate, Tensor? seed, bool batch_stats, Tensor(a!)? dx, Tensor(b!) a, Tensor(c!) b, bool wgrad)"
+        " -> (Tensor u, Tensor dgamma, Tensor dbeta, Tensor dweight)",
         _bwd,
     ),
 )

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ._operation import NORM, Operation, sums
+from ._operation import NORM, Operation, vectors
 
 
 def _fwd(
@@ -24,18 +24,22 @@ def _bwd(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
+    batch_stats: bool,
     dx: Tensor,
+    a: Tensor,
+    b: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return sums(x)
+    return vectors(x)
 
 
 OPERATIONS = (
     # y = mean over H, W of relu(bn(x)): x [N, C, H, W] -> y [N, C].
     Operation("head_fwd", f"(Tensor x, {NORM}) -> Tensor", _fwd),
-    # dy [N, C]; v = gradient at the norm's output; dx = gamma * rstd * v -> sum_v, sum_vx [C].
+    # dy [N, C]; v = gradient at the norm's output; dx = gamma * rstd * v -> dgamma, dbeta [C].
     Operation(
         "head_bwd",
-        f"(Tensor dy, Tensor x, {NORM}, Tensor(a!) dx) -> (Tensor sum_v, Tensor sum_vx)",
+        f"(Tensor dy, Tensor x, {NORM}, bool batch_stats, Tensor(a!) dx, Tensor(b!) a, Tensor(c!) b)"
+        " -> (Tensor dgamma, Tensor dbeta)",
         _bwd,
     ),
 )

@@ -2,21 +2,11 @@
 
 from torch import Tensor
 
-from ._operation import NORM, Operation, image, sums, vector
+from ._operation import NORM, Operation, vectors
 
 
-def _fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    channels = x.shape[1]
-    y = image(x, channels, (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2)
-    return y, vector(x, channels if stats else 0), vector(x, channels if stats else 0)
+def _fwd(*args: object) -> None:
+    return None
 
 
 def _bwd(
@@ -27,23 +17,27 @@ def _bwd(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
+    batch_stats: bool,
     dx: Tensor,
+    a: Tensor,
+    b: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    return sums(x)
+    return vectors(x)
 
 
 OPERATIONS = (
-    # y = maxpool(relu(bn(x))): x [N, C, H, W] -> y [N, C, (H+1)//2, (W+1)//2] dense NHWC, and y's statistics [C] if
-    # `stats`.
+    # y = maxpool(relu(bn(x))), and y's statistics [C] if y_mean is given. x [N, C, H, W], y [N, C, (H+1)//2, (W+1)//2]
+    # the head of the first block's buffer.
     Operation(
         "stem_fwd",
-        f"(Tensor x, {NORM}, bool stats) -> (Tensor y, Tensor y_mean, Tensor y_var)",
+        f"(Tensor x, {NORM}, Tensor(a!) y, Tensor(b!)? y_mean, Tensor(c!)? y_var) -> ()",
         _fwd,
     ),
-    # v = gradient at the norm's output, its positions recomputed; dx = gamma * rstd * v -> sum_v, sum_vx [C].
+    # v = gradient at the norm's output, its positions recomputed; dx = gamma * rstd * v -> dgamma, dbeta [C].
     Operation(
         "stem_bwd",
-        f"(Tensor dy, Tensor x, {NORM}, Tensor(a!) dx) -> (Tensor sum_v, Tensor sum_vx)",
+        f"(Tensor dy, Tensor x, {NORM}, bool batch_stats, Tensor(a!) dx, Tensor(b!) a, Tensor(c!) b)"
+        " -> (Tensor dgamma, Tensor dbeta)",
         _bwd,
     ),
 )

@@ -73,12 +73,21 @@ def norm(c: int, exact: bool, affine: bool = True) -> list:
 
 
 def make(name: str, geometry: Geometry, exact: bool = False, affine: bool = True, **options) -> Case:
-    """Arguments of operation `name`. Options: drop_rate, accumulate (bn_relu_conv3x3_bwd adds to dx)."""
+    """Arguments of operation `name`. Options: drop_rate, batch_stats, accumulate
+    (bn_relu_conv3x3_bwd adds to dx)."""
     n, h, w, c, k, g = geometry
     vector = lambda size: values((size,), exact)  # noqa: E731
     at = lambda channels: image(n, channels, h, w, exact)  # noqa: E731
     norm_c, norm_k = norm(c, exact, affine), norm(k, exact, affine)
     w1, w3 = values((k, c, 1, 1), exact), values((g, k, 3, 3), exact)
+    stats = lambda size: [torch.zeros(size), torch.zeros(size)]  # noqa: E731
+    batch_stats = options.get("batch_stats", True)
+
+    def into(dx):
+        """batch_stats, dx, a, b: the end of a backward's arguments."""
+        size = k if dx is None else dx.shape[1]
+        return [batch_stats, dx, vector(size), vector(size)]
+
     drop_rate = options.get("drop_rate", 0.0)
     seed = torch.tensor(-123456789012345678) if drop_rate else None
     dx3 = at(k) if options.get("accumulate") else None
@@ -86,30 +95,29 @@ def make(name: str, geometry: Geometry, exact: bool = False, affine: bool = True
     variances = [[torch.rand(s) + 0.5 for s in (c, k)] for _ in range(2)]
     made = {
         "channel_stats": lambda: Case([at(c)], []),
-        "bn_bwd_finalize": lambda: Case(
-            [vector(c), vector(c), norm_c[1], norm_c[2], 1e-5, n * h * w, True, vector(c), vector(c)], [7, 8]
-        ),
-        "bn_bwd_apply": lambda: Case([at(c), at(c), vector(c), vector(c), vector(c), vector(c)], []),
+        "bn_bwd_apply": lambda: Case([at(c), at(c), vector(c), vector(c), vector(c)], []),
         "update_running_stats": lambda: Case(
             [[vector(c), vector(k)], variances[0], [vector(c), vector(k)], variances[1], [7, 9], [0.1, 1.0]], [0, 1]
         ),
         "bn_relu_conv1x1_fwd": lambda: Case([at(c), *norm_c, w1, True], []),
         "bn_relu_conv1x1_bwd": lambda: Case(
-            [at(k), at(k), *(vector(k) for _ in range(4)), at(c), *norm_c, w1, at(c), True], [0, 13]
+            [at(k), at(k), *norm_k[:3], norm_k[4], vector(k), vector(k), at(c), *norm_c, w1, *into(at(c)), True],
+            [0, 16, 17, 18],
         ),
-        "bn_relu_conv3x3_fwd": lambda: Case(
-            [at(k), *norm_k, w3, drop_rate, seed, at(g), torch.zeros(g), torch.zeros(g)], [9, 10, 11]
-        ),
+        "bn_relu_conv3x3_fwd": lambda: Case([at(k), *norm_k, w3, drop_rate, seed, at(g), *stats(g)], [9, 10, 11]),
         "bn_relu_conv3x3_bwd": lambda: Case(
-            [at(g), at(g), vector(g), vector(g), vector(g), at(k), *norm_k, w3, drop_rate, seed, dx3, True], [14]
+            [at(g), at(g), vector(g), vector(g), vector(g), at(k), *norm_k, w3, drop_rate, seed, *into(dx3), True],
+            [15, 16, 17],
         ),
         "bottleneck_infer": lambda: Case([at(c), *norm_c, w1, *norm_k, w3, at(g)], [13]),
-        "transition_fwd": lambda: Case([at(c), *norm_c, w1, True], []),
-        "transition_bwd": lambda: Case([image(n, k, h // 2, w // 2, exact), at(c), *norm_c, w1, at(c), True], [8]),
-        "stem_fwd": lambda: Case([at(c), *norm_c, True], []),
-        "stem_bwd": lambda: Case([image(*pooled, exact), at(c), *norm_c, at(c)], [7]),
+        "transition_fwd": lambda: Case([at(c), *norm_c, w1, image(n, k, h // 2, w // 2, exact), *stats(k)], [7, 8, 9]),
+        "transition_bwd": lambda: Case(
+            [image(n, k, h // 2, w // 2, exact), at(c), *norm_c, w1, *into(at(c)), True], [9, 10, 11]
+        ),
+        "stem_fwd": lambda: Case([at(c), *norm_c, image(*pooled, exact), *stats(c)], [6, 7, 8]),
+        "stem_bwd": lambda: Case([image(*pooled, exact), at(c), *norm_c, *into(at(c))], [8, 9, 10]),
         "head_fwd": lambda: Case([at(c), *norm_c], []),
-        "head_bwd": lambda: Case([values((n, c), exact), at(c), *norm_c, at(c)], [7]),
+        "head_bwd": lambda: Case([values((n, c), exact), at(c), *norm_c, *into(at(c))], [8, 9, 10]),
     }
     return made[name]()
 

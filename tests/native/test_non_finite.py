@@ -53,7 +53,7 @@ def test_relu_keeps_nan_and_its_gradient(native):
     x = torch.full((1, 3, 2, 2), float("nan")).contiguous(memory_format=torch.channels_last)
     zero, one, dx = torch.zeros(3), torch.ones(3), torch.empty_like(x)
     assert native.head_fwd(x, zero, one, None, None, 0.0).isnan().all()
-    native.head_bwd(torch.ones(1, 3), x, zero, one, None, None, 0.0, dx)
+    native.head_bwd(torch.ones(1, 3), x, zero, one, None, None, 0.0, False, dx, zero.clone(), zero.clone())
     assert torch.equal(dx, torch.full_like(dx, 0.25))
     y = F.relu(x.clone().requires_grad_()).mean((2, 3))
     assert y.isnan().all()

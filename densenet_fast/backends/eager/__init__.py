@@ -3,7 +3,7 @@
 The contract is in `densenet_fast/ops`; a function here carries its operation's name and arguments.
 """
 
-from .batch_norm import bn_bwd_apply, bn_bwd_finalize, channel_stats, update_running_stats
+from .batch_norm import bn_bwd_apply, channel_stats, update_running_stats
 from .bn_relu_conv1x1 import bn_relu_conv1x1_bwd, bn_relu_conv1x1_fwd
 from .bn_relu_conv3x3 import bn_relu_conv3x3_bwd, bn_relu_conv3x3_fwd
 from .bottleneck import bottleneck_infer
@@ -16,7 +16,6 @@ DISPATCH_KEY = "CompositeExplicitAutograd"
 __all__ = [
     "DISPATCH_KEY",
     "bn_bwd_apply",
-    "bn_bwd_finalize",
     "bn_relu_conv1x1_bwd",
     "bn_relu_conv1x1_fwd",
     "bn_relu_conv3x3_bwd",

@@ -20,6 +20,11 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def pixels(x: Tensor) -> int:
+    """N * H * W of `[N, C, H, W]`."""
+    return x.numel() // x.shape[1]
+
+
 def bn_scale(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
     """gamma / sqrt(var + eps), [C]."""
     rstd = torch.rsqrt(var + eps)
@@ -65,8 +70,8 @@ def folded(x: Tensor) -> tuple[Tensor, int]:
     return rows(x).view(1, m // r, 1, r * c).permute(0, 3, 1, 2), r
 
 
-class Sums:
-    """sum(v) and sum(v * (x - mean)) per channel, [C] in the accumulator dtype, over the pieces added."""
+class NormGradient:
+    """A norm's own gradient, from v at its output: sum(v) and sum(v * (x - mean)) over the pieces added."""
 
     def __init__(self, mean: Tensor):
         self._mean = mean
@@ -87,8 +92,16 @@ class Sums:
         self._v += total.view(r, -1).sum(0)
         self._vx += vx.view(r, -1).sum(0)
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        return self._v, self._vx
+    def finish(
+        self, var: Tensor, gamma: Tensor | None, eps: float, count: int, batch_stats: bool, a: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """dgamma, dbeta [C]; adds the norm's correction to a and b."""
+        scale, rstd = bn_scale(var, gamma, eps), torch.rsqrt(var + eps)
+        dgamma = self._vx * rstd
+        if batch_stats:
+            a.addcmul_(scale, self._v, value=1 / count)
+            b.addcmul_(scale * rstd, dgamma, value=1 / count)
+        return dgamma, self._v
 
 
 def bn_relu_bwd(
@@ -99,17 +112,20 @@ def bn_relu_bwd(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
+    batch_stats: bool,
     dx: Tensor | None,
+    a: Tensor,
+    b: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """From v, the gradient behind the ReLU, in place the gradient before it; its two sums; dx += gamma * rstd * v."""
-    scale, sums = bn_scale(var, gamma, eps), Sums(mean)
+    """From v, the gradient behind the ReLU, in place the gradient before it; dx += gamma * rstd * v; dgamma, dbeta."""
+    scale, gradient = bn_scale(var, gamma, eps), NormGradient(mean)
     for i in pieces(x):
         activated = bn_relu(x[i], mean, var, gamma, beta, eps)
         relu_bwd_(v[i], activated)
-        sums.add(v[i], x[i], scratch=activated)
+        gradient.add(v[i], x[i], scratch=activated)
         if dx is not None:
             rows(dx[i]).addcmul_(rows(v[i]), scale)
-    return sums.result()
+    return gradient.finish(var, gamma, eps, pixels(x), batch_stats, a, b)
 
 
 def conv_dgrad(dy: Tensor, weight: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...ops._operation import accumulator
-from ._common import bn_scale, folded, image, nhwc, rows
+from ._common import folded, image, nhwc, rows
 
 
 def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,48 +19,19 @@ def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
-def stats_if(wanted: bool, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Channel statistics of x, or two empty vectors."""
-    if wanted:
-        return channel_stats(x)
-    empty = accumulator(x.dtype)
-    return x.new_empty(0, dtype=empty), x.new_empty(0, dtype=empty)
+def stats_into(mean: Tensor | None, var: Tensor | None, x: Tensor) -> None:
+    """Channel statistics of x, written to mean and var if they are given."""
+    if mean is not None and var is not None:
+        batch_mean, batch_var = channel_stats(x)
+        mean.copy_(batch_mean)
+        var.copy_(batch_var)
 
 
-def bn_bwd_finalize(
-    sum_v: Tensor,
-    sum_vx: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    eps: float,
-    count: int,
-    batch_stats: bool,
-    a: Tensor,
-    b: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rstd = torch.rsqrt(var + eps)
-    scale = bn_scale(var, gamma, eps)
-    dgamma = sum_vx * rstd
-    if batch_stats:
-        a.addcmul_(scale, sum_v, value=1 / count)
-        b.addcmul_(scale * rstd, dgamma, value=1 / count)
-    return dgamma, sum_v.clone(), scale
+def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return image(correct_(rows(v).to(mean.dtype, copy=True), x, mean, a, b).to(x.dtype), like=x)
 
 
-def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, scale: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    dx = rows(v).to(mean.dtype, copy=True) if scale is None else rows(v) * scale
-    return image(_correct_(dx, x, mean, a, b).to(x.dtype), like=x)
-
-
-def bn_bwd_apply_(v: Tensor, x: Tensor, mean: Tensor, scale: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`bn_bwd_apply` in v's memory where v has the accumulator dtype."""
-    if v.dtype != mean.dtype:
-        return bn_bwd_apply(v, x, mean, scale, a, b)
-    _correct_(rows(v).mul_(scale), x, mean, a, b)
-    return v
-
-
-def _correct_(dx: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def correct_(dx: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """dx - a - b * (x - mean) for rows dx, in place."""
     return dx.addcmul_(rows(x), b, value=-1).add_(torch.addcmul(-a, b, mean))
 

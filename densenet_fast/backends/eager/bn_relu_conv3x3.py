@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ._common import bn_relu, bn_relu_bwd, conv, conv_dgrad, conv_wgrad, rows
-from .batch_norm import bn_bwd_apply, channel_stats
+from .batch_norm import bn_bwd_apply, stats_into
 from .dropout import dropout_mask
 
 
@@ -25,18 +25,15 @@ def bn_relu_conv3x3_fwd(
     if seed is not None:
         rows(new).mul_(dropout_mask(rows(new), drop_rate, seed))
     y.copy_(new)
-    if y_mean is not None and y_var is not None:
-        batch_mean, batch_var = channel_stats(new)
-        y_mean.copy_(batch_mean)
-        y_var.copy_(batch_var)
+    stats_into(y_mean, y_var, new)
 
 
 def bn_relu_conv3x3_bwd(
     dy: Tensor,
     y: Tensor,
     y_mean: Tensor,
-    a: Tensor,
-    b: Tensor,
+    y_a: Tensor,
+    y_b: Tensor,
     x: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -46,10 +43,13 @@ def bn_relu_conv3x3_bwd(
     weight: Tensor,
     drop_rate: float,
     seed: Tensor | None,
+    batch_stats: bool,
     dx: Tensor | None,
+    a: Tensor,
+    b: Tensor,
     wgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d = bn_bwd_apply(dy, y, y_mean, None, a, b)
+    d = bn_bwd_apply(dy, y, y_mean, y_a, y_b)
     if seed is not None:
         rows(d).mul_(dropout_mask(rows(d), drop_rate, seed))
     norm = mean, var, gamma, beta, eps
@@ -57,5 +57,5 @@ def bn_relu_conv3x3_bwd(
     if wgrad:
         dweight = conv_wgrad(d, bn_relu(x, *norm), weight)
     u = conv_dgrad(d, weight)
-    sums = bn_relu_bwd(u, x, *norm, dx)
-    return u if dx is None else u.new_empty(0), *sums, dweight
+    dnorm = bn_relu_bwd(u, x, *norm, batch_stats, dx, a, b)
+    return u if dx is None else u.new_empty(0), *dnorm, dweight

@@ -24,9 +24,11 @@ def head_bwd(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
+    batch_stats: bool,
     dx: Tensor,
+    a: Tensor,
+    b: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    pixels = x.shape[2] * x.shape[3]
-    v = nhwc((dy / pixels)[:, :, None, None].expand_as(x))
+    v = nhwc((dy / (x.shape[2] * x.shape[3]))[:, :, None, None].expand_as(x))
     dx.zero_()
-    return bn_relu_bwd(v, x, mean, var, gamma, beta, eps, dx)
+    return bn_relu_bwd(v, x, mean, var, gamma, beta, eps, batch_stats, dx, a, b)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import Sums, bn_relu, bn_scale, pieces, relu_bwd_, rows
-from .batch_norm import stats_if
+from ._common import NormGradient, bn_relu, bn_scale, pieces, pixels, relu_bwd_, rows
+from .batch_norm import stats_into
 
 
 def stem_fwd(
@@ -15,10 +15,13 @@ def stem_fwd(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = F.max_pool2d(bn_relu(x, mean, var, gamma, beta, eps), 3, 2, 1)
-    return y, *stats_if(stats, y)
+    y: Tensor,
+    y_mean: Tensor | None,
+    y_var: Tensor | None,
+) -> None:
+    new = F.max_pool2d(bn_relu(x, mean, var, gamma, beta, eps), 3, 2, 1)
+    y.copy_(new)
+    stats_into(y_mean, y_var, new)
 
 
 def stem_bwd(
@@ -29,15 +32,18 @@ def stem_bwd(
     gamma: Tensor | None,
     beta: Tensor | None,
     eps: float,
+    batch_stats: bool,
     dx: Tensor,
+    a: Tensor,
+    b: Tensor,
 ) -> tuple[Tensor, Tensor]:
     window = ([3, 3], [2, 2], [1, 1], [1, 1], False)
-    scale, sums = bn_scale(var, gamma, eps), Sums(mean)
+    scale, gradient = bn_scale(var, gamma, eps), NormGradient(mean)
     for i in pieces(x):
         activated = bn_relu(x[i], mean, var, gamma, beta, eps)
         _, positions = torch.ops.aten.max_pool2d_with_indices(activated, *window)
         v = torch.ops.aten.max_pool2d_with_indices_backward(dy[i], activated, *window, positions)
         relu_bwd_(v, activated)
         torch.mul(rows(v), scale, out=rows(dx[i]))
-        sums.add(v, x[i], scratch=activated)
-    return sums.result()
+        gradient.add(v, x[i], scratch=activated)
+    return gradient.finish(var, gamma, eps, pixels(x), batch_stats, a, b)
