@@ -4,7 +4,7 @@
 // dgrad is the convolution of d with the taps turned round, so with D the transformed d: Q = D U, u = A^T Q A. The
 // weight gradient of that convolution is dU += D^T (A a A^T) with a = relu(bn(x)): D is made once, x is read once and
 // without a halo, and A a A^T overwrites Q in the pass that reads it. A chunk whose d is not finite takes its u from
-// the direct kernel (see the forward); dweight comes through D in any case.
+// the direct kernel, and so does an image of one tile (see the forward); dweight comes through D in any case.
 #include "dropout.h"
 #include "winograd.h"
 
@@ -177,7 +177,8 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
     float* mine = dU ? dU + w * backward.dweight_size() : nullptr;
     if (mine) memset(mine, 0, backward.dweight_size() * sizeof(float));
     for (int64_t i = division.begin(w); i < division.end(w); i++)
-      finite[i] = backward.chunk(i, packed, nullptr, nullptr, scratch + w * backward.scratch_size(), sums, w, mine);
+      finite[i] = !grid.one_tile() &&
+                  backward.chunk(i, packed, nullptr, nullptr, scratch + w * backward.scratch_size(), sums, w, mine);
   });
 
   bool all_finite = true;

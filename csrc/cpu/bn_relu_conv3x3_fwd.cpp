@@ -3,7 +3,7 @@
 //
 // A chunk of tile rows is normalised row by row into a ring of padded rows, transformed, multiplied plane by plane and
 // transformed back into the slice. Winograd makes NaN of Inf (Inf - Inf) and overflows sooner; a chunk with a non-finite
-// output is therefore done again with the direct kernel.
+// output is therefore done again with the direct kernel, which also serves images of a single tile.
 #include "bn_relu.h"
 #include "dropout.h"
 #include "winograd.h"
@@ -131,8 +131,8 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
   parallel(division.workers, [&](int64_t w) {
     float* mine = scratch + w * forward.winograd_scratch();
     for (int64_t i = division.begin(w); i < division.end(w); i++) {
-      finite[i] = forward.winograd_chunk(i, packed, mine, i + 1 < division.end(w));
-      set_stats(i);
+      finite[i] = !grid.one_tile() && forward.winograd_chunk(i, packed, mine, i + 1 < division.end(w));
+      if (finite[i] != 0) set_stats(i);
     }
   });
 

@@ -120,6 +120,8 @@ struct TileGrid {
     chunk_rows = most(1, ceil_div(all_rows, wanted));
     chunks = ceil_div(all_rows, chunk_rows);
   }
+  // A tile rounds its pixels together, and where it is the whole image nothing averages that: the direct kernel's case.
+  bool one_tile() const { return tile_rows * tile_columns == 1; }
   int64_t begin(int64_t chunk) const { return chunk * chunk_rows; }
   int64_t end(int64_t chunk) const { return least(all_rows, (chunk + 1) * chunk_rows); }
   int64_t image(int64_t tile_row) const { return tile_row / tile_rows; }
