@@ -13,8 +13,8 @@ void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
       [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
         bn_relu_rows(x.data + row * x.stride + c0, x.stride, bn.scale + c0, bn.shift + c0, a, a_stride, rows, channels);
       },
-      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, int64_t steps) {
-        return Prefetch(x.data + row * x.stride + c0, x.stride, rows, channels, steps);
+      [&](Ahead& ahead, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
+        ahead.add(x.data + row * x.stride + c0, x.stride, rows, channels);
       });
 }
 
@@ -116,6 +116,18 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
                   correction2, d, d_stride, rows, K);
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = least(kChannels, Cp - c0);
+        Ahead ahead(Ahead::steps(rows, channels, K) + (dw ? Ahead::steps(K, channels, rows) : 0));
+        const bool last = c0 + kChannels >= Cp;
+        if (!last || i + 1 < division.end(w)) {
+          const int64_t next_c = last ? 0 : c0 + kChannels, next = last ? row + rows : row;
+          const int64_t next_rows = last ? blocks.size(i + 1) : rows, next_channels = least(kChannels, C - next_c);
+          ahead.add(op.x.data + next * op.x.stride + next_c, op.x.stride, next_rows, next_channels);
+          ahead.add(op.dx.data + next * op.dx.stride + next_c, op.dx.stride, next_rows, next_channels);
+          if (last) {
+            ahead.add(op.u.data + next * op.u.stride, op.u.stride, next_rows, K);
+            ahead.add(op.z.data + next * op.z.stride, op.z.stride, next_rows, K);
+          }
+        }
         for (int64_t c = c0; c < c0 + channels; c += kPanel) {
           const MaskAndScatter out{op.x.data + row * op.x.stride + c,
                                    op.x.stride,
@@ -132,18 +144,11 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
             constexpr int MR = decltype(mr)::value;
             Tile<MR> tile;
             out.template begin<MR>(r, tile);
-            multiply<MR>(tile, d + r * d_stride, d_stride, 1, packed + c * K, kPanel, K);
+            multiply<MR>(tile, d + r * d_stride, d_stride, 1, packed + c * K, kPanel, K, &ahead);
             out.template end<MR>(r, tile);
           });
         }
-        if (!dw) continue;
-        Prefetch next_u, next_z;
-        if (c0 + kChannels >= Cp && i + 1 < division.end(w)) {
-          const int64_t next = row + rows, steps = calls(K, channels);
-          next_u = Prefetch(op.u.data + next * op.u.stride, op.u.stride, blocks.size(i + 1), K, steps);
-          next_z = Prefetch(op.z.data + next * op.z.stride, op.z.stride, blocks.size(i + 1), K, steps);
-        }
-        gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &next_u, &next_z);
+        if (dw) gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &ahead);
       }
       sums.end_chunk(w);
     }

@@ -124,11 +124,12 @@ struct Backward {
                                       : vec{};
         });
       } else {
-        Prefetch x(op.x.data + grid.pixel(first) * op.x.stride + c0, op.x.stride, grid.chunk_pixels(i),
-                   least(kChannels, op.C - c0), 16 * calls(count, channels));
+        Ahead ahead(16 * Ahead::steps(count, channels, op.G));
+        ahead.add(op.x.data + grid.pixel(first) * op.x.stride + c0, op.x.stride, grid.chunk_pixels(i),
+                  least(kChannels, op.C - c0));
         for (int e = 0; e < 16; e++)
           gemm_nn(D + e * d_plane, inputs, packed + e * op.G * Cp + c0 * op.G, op.G * kPanel, Q + e * q_plane, stride,
-                  count, channels, op.G, false, &x);
+                  count, channels, op.G, false, &ahead);
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           winograd_output(Q + ((t - first) * grid.tile_columns + j) * stride, q_plane, c, u);
         });

@@ -77,17 +77,16 @@ struct Forward {
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
       const int64_t depth = least(kDepth, op.C - c0);
       winograd_inputs(grid, first, last, depth, stride, ring, V, v_plane, row_loader(c0, depth));
-      Prefetch next;
+      Ahead ahead(16 * Ahead::steps(count, outputs, depth));
       if (c0 + kDepth < op.C || prefetch) {
         const bool same = c0 + kDepth < op.C;
         const int64_t pixel = grid.pixel(same ? first : last), c = same ? c0 + kDepth : 0;
         const int64_t rows = same ? grid.chunk_pixels(chunk) : grid.chunk_pixels(chunk + 1);
-        next = Prefetch(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, least(kDepth, op.C - c),
-                        16 * calls(count, outputs));
+        ahead.add(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, least(kDepth, op.C - c));
       }
       for (int e = 0; e < 16; e++)
         gemm_nn(V + e * v_plane, stride, packed + e * outputs * op.C + c0 * kPanel, op.C * kPanel,
-                products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &next);
+                products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &ahead);
     }
     return write(first, last, [&](int64_t t, int64_t j, int64_t c, vec y[2][2]) {
       winograd_output(products + ((t - first) * grid.tile_columns + j) * outputs, m_plane, c, y);

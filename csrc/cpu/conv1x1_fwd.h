@@ -20,10 +20,10 @@ inline float* pack_rows_as_columns(const Weight& weight, int64_t K, int64_t C, W
 }
 
 // y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A;
-// ahead(row, rows, c0, channels, steps) gives the prefetch of what it will read.
-template <class Prepare, class Ahead>
+// fetch(ahead, row, rows, c0, channels) adds what it will read.
+template <class Prepare, class Fetch>
 inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, Matrix y, Stats stats,
-                        Workspace& workspace, const Prepare& prepare, const Ahead& ahead) {
+                        Workspace& workspace, const Prepare& prepare, const Fetch& fetch) {
   constexpr int64_t kRowsTarget = 96, kDepth = 256, kStride = kDepth + kPanel;
   const Blocks blocks(M, kRowsTarget, kRows);
   const Division division(blocks.count);
@@ -40,12 +40,12 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
         const int64_t depth = least(kDepth, C - c0);
         prepare(row, rows, c0, depth, a, kStride);
         const bool last = c0 + kDepth >= C;
-        Prefetch next;
+        Ahead ahead(Ahead::steps(rows, K, depth));
         if (!last)
-          next = ahead(row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth), calls(rows, K));
+          fetch(ahead, row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth));
         else if (i + 1 < division.end(w))
-          next = ahead(row + rows, blocks.size(i + 1), 0, least(kDepth, C), calls(rows, K));
-        gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &next);
+          fetch(ahead, row + rows, blocks.size(i + 1), 0, least(kDepth, C));
+        gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &ahead);
       }
       if (partial.wanted()) partial.set(i, out, y.stride, rows);
     }

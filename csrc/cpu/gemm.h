@@ -18,16 +18,59 @@ struct Rows {
   static constexpr int value = N;
 };
 
+// Fetches rectangles into L2 a few cache lines at a time while the multiplications run, which hide the latency. Fetched
+// in one burst they would wait for the miss buffers.
+class Ahead {
+ public:
+  static constexpr int64_t kEvery = 16;  // steps along the depth between two fetches
+
+  // Fetches of all of a product [rows, columns] of `depth`.
+  static int64_t steps(int64_t rows, int64_t columns, int64_t depth) {
+    return ceil_div(rows, kRows) * ceil_div(columns, kPanel) * ceil_div(depth, kEvery);
+  }
+  explicit Ahead(int64_t steps) : steps_(steps) {}
+
+  // x [rows, columns].
+  void add(const float* x, int64_t stride, int64_t rows, int64_t columns) {
+    Rectangle& r = rectangles_[count_++];
+    r = {reinterpret_cast<const char*>(x), stride * 4, columns * 4, rows, 0, 0};
+    r.per_step = ceil_div(rows * ceil_div(r.bytes, 64), most(steps_, 1));
+  }
+  DENSENET_FAST_INLINE void step() {
+    for (int i = 0; i < count_; i++) {
+      Rectangle& r = rectangles_[i];
+      for (int64_t n = r.per_step; n > 0 && r.rows > 0; n--) {
+        __builtin_prefetch(r.p + r.done, 0, 2);
+        r.done += 64;
+        if (r.done >= r.bytes) r.done = 0, r.rows--, r.p += r.stride;
+      }
+    }
+  }
+
+ private:
+  struct Rectangle {
+    const char* p;
+    int64_t stride, bytes, rows, done, per_step;
+  };
+  Rectangle rectangles_[4];
+  int count_ = 0;
+  int64_t steps_;
+};
+
 // tile = or += A @ P: A(i, k) = a[i * a_row + k * a_depth], row k of P at p + k * p_depth.
 template <int MR>
 DENSENET_FAST_INLINE void multiply(Tile<MR>& tile, const float* a, int64_t a_row, int64_t a_depth, const float* p,
-                                   int64_t p_depth, int64_t depth) {
-  for (int64_t k = 0; k < depth; k++, a += a_depth, p += p_depth) {
-    vec b[kVecs];
-    for (int j = 0; j < kVecs; j++) b[j] = load(p + j * kWidth);
-    for (int i = 0; i < MR; i++) {
-      const vec s = splat(a[i * a_row]);
-      for (int j = 0; j < kVecs; j++) tile.r[i][j] += s * b[j];
+                                   int64_t p_depth, int64_t depth, Ahead* ahead = nullptr) {
+  for (int64_t k = 0; k < depth;) {
+    if (ahead) ahead->step();
+    const int64_t end = least(depth, k + Ahead::kEvery);
+    for (; k < end; k++, a += a_depth, p += p_depth) {
+      vec b[kVecs];
+      for (int j = 0; j < kVecs; j++) b[j] = load(p + j * kWidth);
+      for (int i = 0; i < MR; i++) {
+        const vec s = splat(a[i * a_row]);
+        for (int j = 0; j < kVecs; j++) tile.r[i][j] += s * b[j];
+      }
     }
   }
 }
@@ -53,32 +96,6 @@ DENSENET_FAST_INLINE void for_strips(int64_t rows, const F& f) {
     r += height;
   }
 }
-
-// Fetches a rectangle into L2 a few cache lines at a time, once per micro-kernel call: its latency hides behind the
-// multiplications. Fetched in one burst it would wait for the miss buffers.
-class Prefetch {
- public:
-  Prefetch() = default;
-  // x [rows, columns], in `steps` steps.
-  Prefetch(const float* x, int64_t stride, int64_t rows, int64_t columns, int64_t steps)
-      : p_(reinterpret_cast<const char*>(x)), stride_(stride * 4), bytes_(columns * 4), rows_(rows) {
-    per_step_ = ceil_div(rows * ceil_div(bytes_, 64), most(steps, 1));
-  }
-  DENSENET_FAST_INLINE void step() {
-    for (int64_t i = 0; i < per_step_ && rows_ > 0; i++) {
-      __builtin_prefetch(p_ + done_, 0, 2);
-      done_ += 64;
-      if (done_ >= bytes_) done_ = 0, rows_--, p_ += stride_;
-    }
-  }
-
- private:
-  const char* p_ = nullptr;
-  int64_t stride_ = 0, bytes_ = 0, rows_ = 0, done_ = 0, per_step_ = 0;
-};
-
-// Micro-kernel calls of a product with `rows` x `columns` results.
-inline int64_t calls(int64_t rows, int64_t columns) { return ceil_div(rows, kRows) * ceil_div(columns, kPanel); }
 
 // Stores or adds to c [rows, columns], of which this panel has the first `columns`. What is added is summed up on its
 // own first: a long sum in one accumulator would round more.
@@ -118,15 +135,14 @@ struct StoreTile {
 
 // C [rows, columns] = or += A [rows, depth] @ P, P in panels [columns / kPanel][depth][kPanel] at a stride of `panel`.
 inline void gemm_nn(const float* a, int64_t a_stride, const float* p, int64_t panel, float* c, int64_t c_stride,
-                    int64_t rows, int64_t columns, int64_t depth, bool add, Prefetch* ahead = nullptr) {
+                    int64_t rows, int64_t columns, int64_t depth, bool add, Ahead* ahead = nullptr) {
   for (int64_t n = 0; n < columns; n += kPanel, p += panel) {
     const StoreTile out{c + n, c_stride, columns - n, add};
     for_strips(rows, [&](auto mr, int64_t r) {
       constexpr int MR = decltype(mr)::value;
-      if (ahead) ahead->step();
       Tile<MR> tile;
       out.template begin<MR>(r, tile);
-      multiply<MR>(tile, a + r * a_stride, a_stride, 1, p, kPanel, depth);
+      multiply<MR>(tile, a + r * a_stride, a_stride, 1, p, kPanel, depth, ahead);
       out.template end<MR>(r, tile);
     });
   }
@@ -134,17 +150,14 @@ inline void gemm_nn(const float* a, int64_t a_stride, const float* p, int64_t pa
 
 // C [rows, columns] += A [depth, rows]^T @ E [depth, columns]; panel j of E at e + j * panel with row stride e_stride.
 inline void gemm_tn(const float* a, int64_t a_stride, const float* e, int64_t e_stride, int64_t panel, float* c,
-                    int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, Prefetch* ahead = nullptr,
-                    Prefetch* ahead2 = nullptr) {
+                    int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, Ahead* ahead = nullptr) {
   for (int64_t n = 0; n < columns; n += kPanel, e += panel) {
     const StoreTile out{c + n, c_stride, kPanel, true};
     for_strips(rows, [&](auto mr, int64_t r) {
       constexpr int MR = decltype(mr)::value;
-      if (ahead) ahead->step();
-      if (ahead2) ahead2->step();
       Tile<MR> tile;
       out.template begin<MR>(r, tile);
-      multiply<MR>(tile, a + r, 1, a_stride, e, e_stride, depth);
+      multiply<MR>(tile, a + r, 1, a_stride, e, e_stride, depth, ahead);
       out.template end<MR>(r, tile);
     });
   }

@@ -37,7 +37,7 @@ void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
           });
         }
       },
-      [](int64_t, int64_t, int64_t, int64_t, int64_t) { return Prefetch(); });
+      [](Ahead&, int64_t, int64_t, int64_t, int64_t) {});
 }
 
 namespace {
