@@ -7,15 +7,16 @@ into one pair of vectors, and saved tensors are freed stage by stage. docs/desig
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import or_
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .buffer import Buffer, Gradient, allocate
-from .steps import Consumer, Kept, Layer, Output
+from .steps import Consumer, Kept, Layer, Output, flatten, unflatten
 
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
 
@@ -25,12 +26,19 @@ class Stage:
     """What a stage is, apart from its tensors."""
 
     ops: SimpleNamespace  # the operations of one backend
-    spec: TreeSpec  # structure of (layers, consumer)
+    types: tuple[type, ...]  # of the steps: the layers and then, if `has_consumer`, the consumer
+    has_consumer: bool
     efficient: bool  # recompute z in backward instead of keeping it
     output_stats: bool  # the consumer also returns the statistics of its output
 
-    def steps(self, leaves: Sequence[Any]) -> tuple[tuple[Layer, ...], Consumer | None]:
-        return tree_unflatten(leaves, self.spec)
+    @property
+    def num_layers(self) -> int:
+        return len(self.types) - self.has_consumer
+
+    def steps(self, leaves: Sequence[Any]) -> tuple[list[Any], Any]:
+        """(layers, consumer or None) that hold `leaves`."""
+        steps = unflatten(self.types, leaves)
+        return (steps[:-1], steps[-1]) if self.has_consumer else (steps, None)
 
 
 class Result(NamedTuple):
@@ -52,16 +60,16 @@ def run(
     output_stats: bool = False,
 ) -> Result:
     """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
-    steps = (tuple(layers), consumer)
-    leaves, spec = tree_flatten(steps)
-    stage = Stage(ops, spec, efficient, output_stats)
+    steps = [*layers] if consumer is None else [*layers, consumer]
+    leaves = flatten(steps)
+    stage = Stage(ops, tuple(map(type, steps)), consumer is not None, efficient, output_stats)
     inputs = (x, *(stats or (None, None)), *leaves)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
         y, y_mean, y_var, mean, var, *of_z = StageFunction.apply(stage, *inputs)
         output = Output(y, y_mean, y_var)
         z_stats = list(zip(of_z[::2], of_z[1::2], strict=True))
     else:
-        output, buffer, kept = _forward(stage, x, stats, *steps, keep_z=False, infer=True)
+        output, buffer, kept = _forward(stage, x, stats, layers, consumer, keep_z=False, infer=True)
         mean, var = buffer.mean, buffer.var
         z_stats = [(k.mean, k.var) for k in kept]
 
@@ -125,10 +133,8 @@ class StageFunction(torch.autograd.Function):
         stats = None if mean is None or var is None else (mean, var)
         layers, consumer = stage.steps(leaves)
         output, buffer, kept = _forward(stage, x, stats, layers, consumer, keep_z=not stage.efficient, infer=False)
-        kept_leaves, ctx.kept_spec = tree_flatten(kept)
-        saved = [buffer.x, buffer.mean, buffer.var, *kept_leaves, *leaves]
+        saved = [buffer.x, buffer.mean, buffer.var, *flatten(kept), *leaves]
         ctx.stage, ctx.tracked, ctx.channels = stage, buffer.tracked, x.shape[1]
-        ctx.kept_count = len(kept_leaves)
         ctx.constants = [None if isinstance(t, Tensor) else t for t in saved]
         ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in saved))
         ctx.set_materialize_grads(False)
@@ -152,8 +158,10 @@ class StageFunction(torch.autograd.Function):
             for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
         ]
         x, mean, var = saved[:3]
-        kept = tree_unflatten(saved[3 : 3 + ctx.kept_count], ctx.kept_spec)
-        layers, consumer = ctx.stage.steps(saved[3 + ctx.kept_count :])
+        types = (Kept,) * ctx.stage.num_layers
+        behind = 3 + len(types) * len(Kept._fields)
+        kept = unflatten(types, saved[3:behind])
+        layers, consumer = ctx.stage.steps(saved[behind:])
         needs_x, needs = ctx.needs_input_grad[1], ctx.stage.steps(ctx.needs_input_grad[4:])
         with _without_autocast(x):
             dx, gradients = _backward(
@@ -167,7 +175,7 @@ class StageFunction(torch.autograd.Function):
                 needs,
                 ctx.channels,
             )
-        wanted = zip(tree_leaves(gradients), ctx.needs_input_grad[4:], strict=True)
+        wanted = zip(flatten(gradients), ctx.needs_input_grad[4:], strict=True)
         return None, dx, None, None, *(gradient if need else None for gradient, need in wanted)
 
 
@@ -181,26 +189,24 @@ def _backward(
     needs_x: bool,
     needs: Any,
     channels: int,
-) -> tuple[Tensor | None, tuple[tuple[Layer, ...], Consumer | None]]:
-    """Gradients of x, or None if it needs none, and of (layers, consumer)."""
+) -> tuple[Tensor | None, list[Any]]:
+    """Gradients of x, or None if it needs none, and of the steps; a step that needs none keeps its place."""
     g = allocate(buffer.x.shape, like=buffer.x)
     gradient = Gradient(buffer, g)
-    dconsumer = None
+    gradients: list[Any] = [*layers]
     if consumer is None:
         g.copy_(dy)
     else:
         if dy.dim() == 4:
             dy = dy.contiguous(memory_format=torch.channels_last)
-        dconsumer = consumer.backward(ops, gradient, dy, needs[1])
+        gradients.append(consumer.backward(ops, gradient, dy, needs[1]))
 
-    needed = [needs_x or any(tree_leaves(needs[0][: i + 1])) for i in range(len(layers))]
-    dlayers = list(layers)  # a layer below all that needs a gradient keeps its place, and gets none
+    # A layer's gradient is needed for its own tensors and for all layers below that need one.
+    needed = [*accumulate((any(flatten([layer])) for layer in needs[0]), initial=needs_x, func=or_)][1:]
     c = buffer.x.shape[1]
     for i in reversed(range(len(layers))):
         c -= layers[i].growth
         if needed[i]:
-            dlayers[i] = layers[i].backward(ops, buffer, gradient, c, kept[i], needs[0][i])
-        else:
-            dlayers[i] = tree_map(lambda _: None, layers[i])
+            gradients[i] = layers[i].backward(ops, buffer, gradient, c, kept[i], needs[0][i])
     dx = gradient.resolve(ops, channels) if needs_x else None
-    return dx, (tuple(dlayers), dconsumer)
+    return dx, gradients

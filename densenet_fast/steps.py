@@ -5,6 +5,8 @@ A stage is any number of layers (`Bottleneck`, `Plain`) and then at most one con
 that nobody needs may be anything.
 """
 
+from collections.abc import Iterable
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -33,6 +35,21 @@ class Norm(NamedTuple):
 
     def gradient(self, dgamma: Tensor, dbeta: Tensor) -> "Norm":
         return Norm(None, None, dgamma, dbeta, self.eps)
+
+
+def flatten(steps: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """All fields of the steps in order, those of a Norm in its place."""
+    return [leaf for step in steps for field in step for leaf in (field if isinstance(field, Norm) else (field,))]
+
+
+def unflatten(types: Iterable[type], leaves: Iterable[Any]) -> list[Any]:
+    """Steps of the given types that hold `leaves`: the inverse of `flatten`."""
+    values = iter(leaves)
+
+    def field(name: str) -> Any:
+        return Norm._make(islice(values, len(Norm._fields))) if name.startswith("norm") else next(values)
+
+    return [kind(*map(field, kind._fields)) for kind in types]  # type: ignore[attr-defined]
 
 
 class Kept(NamedTuple):
