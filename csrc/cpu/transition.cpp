@@ -18,6 +18,13 @@ struct Quad {
   }
 };
 
+// Fetches the pixels behind pooled rows [row, row + rows), channels [c, c + channels).
+void fetch_quads(Ahead& ahead, const Shape& shape, ConstMatrix x, int64_t row, int64_t rows, int64_t c,
+                 int64_t channels) {
+  const int64_t first = Quad(shape, row).at[0], last = Quad(shape, row + rows - 1).at[3];
+  ahead.add(x.data + first * x.stride + c, x.stride, last + 1 - first, channels);
+}
+
 }  // namespace
 
 void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
@@ -37,7 +44,9 @@ void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
           });
         }
       },
-      [](Ahead&, int64_t, int64_t, int64_t, int64_t) {});
+      [&](Ahead& ahead, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
+        fetch_quads(ahead, shape, x, row, rows, c0, channels);
+      });
 }
 
 namespace {
@@ -114,9 +123,17 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
       float *sum_v = sums.begin_chunk(w), *sum_vx = sum_v + sums.offset_vx();
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = least(kChannels, Cp - c0);
-        gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false);
+        Ahead ahead(Ahead::steps(rows, channels, K) + (dw ? Ahead::steps(K, channels, rows) : 0));
+        const bool last = c0 + kChannels >= Cp;
+        if (!last || i + 1 < division.end(w)) {
+          const int64_t next = last ? i + 1 : i, c = last ? 0 : c0 + kChannels, count = least(kChannels, C - c);
+          fetch_quads(ahead, op.shape, op.x, blocks.begin(next), blocks.size(next), c, count);
+          fetch_quads(ahead, op.shape, op.dx, blocks.begin(next), blocks.size(next), c, count);
+        }
+        gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &ahead);
         backward.scatter(row, rows, c0, least(channels, C - c0), v, kStride, a, sum_v, sum_vx);
-        if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows);
+        if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels,
+                        rows, &ahead);
       }
       sums.end_chunk(w);
     }
