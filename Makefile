@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench build clean
+.PHONY: help setup test lint format demo bench build test-wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,19 @@ bench: $(READY) ## speed and memory against torchvision
 	$(BIN)/python -m pytest benchmarks
 
 build: $(READY) ## build the sdist and the wheel into dist/
+	rm -rf dist
 	$(BIN)/python -m build --no-isolation
+
+# The tests that need nothing of the source tree, in a directory that has the wheel's package instead of it.
+WHEEL := build/test-wheel
+WHEEL_TESTS := tests --ignore tests/test_build.py
+test-wheel: ## run the tests on the wheel of `make build`, the source tree hidden
+	rm -rf $(WHEEL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) dist/*.whl
+	cp -r tests benchmarks pyproject.toml $(WHEEL)
+	cd $(WHEEL) && PYTHON=$$OLDPWD/$(BIN)/python && \
+	$$PYTHON -c "import densenet_fast; assert '$(WHEEL)' in densenet_fast.__file__, densenet_fast.__file__" && \
+	$$PYTHON -m pytest $(WHEEL_TESTS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info densenet_fast/*.so benchmarks/out .benchmarks .pytest_cache .mypy_cache .ruff_cache
