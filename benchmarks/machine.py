@@ -2,26 +2,86 @@
 
 import ctypes
 import datetime
+import os
 import platform
+import re
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parents[1]
+
 
 def describe(device: torch.device) -> str:
-    """One line: processor, torch version, threads, date and commit."""
-    parts = [_gpu(device) if device.type == "cuda" else _cpu(), f"torch {torch.__version__}"]
+    """One line: processor or card, torch version, threads, date and commit."""
+    parts = [model(device), f"torch {torch.__version__}"]
     if device.type == "cpu":
         parts.append(f"{torch.get_num_threads()} threads")
-    return ", ".join([*parts, datetime.date.today().isoformat(), f"commit {_commit()}"])
+    return ", ".join([*parts, datetime.date.today().isoformat(), f"commit {commit()}"])
+
+
+def facts(device: torch.device) -> dict[str, object]:
+    """Everything that may explain a figure and is not secret: no host name, no path."""
+    found: dict[str, object] = {
+        "model": model(device),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "clocks": _gpu_query("clocks.sm,clocks.mem,driver_version,power.limit")
+        if device.type == "cuda"
+        else _cpu_clock(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+    }
+    for package in ("torch", "torchvision", "timm", "triton", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def model(device: torch.device) -> str:
+    """The card's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
+def slug(device: torch.device) -> str:
+    """A directory's name for this kind of machine: "nvidia-h200", "amd-epyc-2-threads"."""
+    name = model(device) if device.type == "cuda" else f"{model(device)} {torch.get_num_threads()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def commit() -> str:
+    """The commit at hand, "-dirty" where the kernels or the package have uncommitted changes."""
+    try:
+        head = _git("rev-parse", "--short=10", "HEAD")
+        return head + ("-dirty" if _git("status", "--porcelain", "--", "csrc", "densenet_fast") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def changed_since(measured: str) -> bool | None:
+    """Whether csrc/ or densenet_fast/ differ between a measured commit and HEAD; None if git cannot tell."""
+    if measured.endswith("-dirty"):
+        return True
+    try:
+        return bool(_git("diff", "--name-only", measured, "HEAD", "--", "csrc", "densenet_fast"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of handing it back to the kernel after every large tensor.
 
     Without it a step's time is largely page faults, and the more memory a model moves the more it pays: the comparison
-    would flatter us. Both sides of a comparison run under it. Does nothing with another C library.
+    would flatter us. Both sides of a comparison run under it. Does the same as MALLOC_TRIM_THRESHOLD_ and
+    MALLOC_MMAP_MAX_ in the environment; nothing with another C library.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
     libc = ctypes.CDLL(None)
@@ -30,22 +90,32 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_mmap_max, 0)
 
 
-def _gpu(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device)
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cpu() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_clock() -> str | None:
+    megahertz = _cpuinfo("cpu MHz")
+    return megahertz and f"{megahertz} MHz"
+
+
+def _cpuinfo(field: str) -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(field):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return None
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def _gpu_query(fields: str) -> str | None:
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().partition("\n")[0]
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return None

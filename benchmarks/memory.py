@@ -33,7 +33,12 @@ def mean_square(y: Tensor) -> Tensor:
     return y.square().mean()
 
 
-def measure(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor] = mean_square) -> StepMemory:
+def measure(
+    model: nn.Module,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor] = mean_square,
+    call: Callable[[Tensor], Tensor] | None = None,
+) -> StepMemory:
     """Memory of one training step `loss(model(x)).backward()` on x's device.
 
     Runs two steps, one of them to warm up: running statistics move twice, gradients are None at the end.
@@ -41,28 +46,30 @@ def measure(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor] = mean
     Args:
         x: one batch of images [N, channels, H, W].
         loss: scalar from the model's output; it runs in the backward half of the step.
+        call: what runs the model, if it is not the model itself: compiled, or under autocast.
     """
-    loss(model(x)).backward()
+    call = call or model
+    loss(call(x)).backward()
     model.zero_grad(set_to_none=True)
     gc.collect()  # garbage released during the step would count as negative memory
     step = _measure_cuda if x.is_cuda else _measure_cpu
-    memory = step(model, x, loss)
+    memory = step(call, x, loss)
     model.zero_grad(set_to_none=True)
     return memory
 
 
-def _measure_cuda(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> StepMemory:
+def _measure_cuda(call: Callable[[Tensor], Tensor], x: Tensor, loss: Callable[[Tensor], Tensor]) -> StepMemory:
     before = torch.cuda.memory_allocated(x.device)
     torch.cuda.reset_peak_memory_stats(x.device)
-    y = model(x)
+    y = call(x)
     live = torch.cuda.memory_allocated(x.device) - before
     loss(y).backward()
     return StepMemory(live, torch.cuda.max_memory_allocated(x.device) - before)
 
 
-def _measure_cpu(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> StepMemory:
+def _measure_cpu(call: Callable[[Tensor], Tensor], x: Tensor, loss: Callable[[Tensor], Tensor]) -> StepMemory:
     with torch.autograd.profiler.profile(use_device=None, profile_memory=True) as profile:
-        y = model(x)
+        y = call(x)
         with torch.autograd.profiler.record_function(_BACKWARD):
             loss(y).backward()
     events = profile.kineto_results.events()

@@ -1,0 +1,170 @@
+"""Every operation of the contract as a net calls it: recorded from a real step, then checked and timed by backend.
+
+All calls of one training step (and, for the operations that only inference has, of one inference) are kept with their
+arguments. A backend runs the same calls, one by one, everything that an operation writes restored before it. On a GPU
+the cache is flushed before each call, so that the bytes counted must come from memory.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from densenet_fast import backends, ops
+from densenet_fast.ops.traffic import Traffic, role, traffic
+
+from .compare import Workload, build
+from .memory import mean_square
+from .rounds import Durations, Stopwatch
+from .variants import BY_NAME
+
+FLUSH = 512 * 2**20  # bytes, several times a data-centre GPU's cache
+
+
+class Call(NamedTuple):
+    """One call of an operation.
+
+    fresh: by position, the arguments that it reads and changes, as they were before.
+    overwritten: positions of those that it only writes; they hold what the step has left there.
+    """
+
+    args: tuple[Any, ...]
+    fresh: dict[int, Tensor]
+    overwritten: list[int]
+    traffic: Traffic
+
+    def restore(self) -> None:
+        for i, value in self.fresh.items():
+            self.args[i].copy_(value)
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps every call of a densenet_fast operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, list[Call]] = defaultdict(list)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "densenet_fast":
+            return func(*args, **(kwargs or {}))
+        changed = {
+            i: role(func, a.name)
+            for i, a in enumerate(func._schema.arguments)
+            if a.alias_info is not None and a.alias_info.is_write and isinstance(args[i], Tensor)
+        }
+        fresh = {i: args[i].detach().clone() for i in changed if changed[i].read}
+        overwritten = [i for i in changed if not changed[i].read]
+        results = func(*args)
+        name = func.name().partition("::")[2].partition(".")[0]
+        own = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+        self.calls[name].append(Call(own, fresh, overwritten, traffic(func, args, results)))
+        return results
+
+
+def record(workload: Workload) -> dict[str, list[Call]]:
+    """The calls of one step, by operation, in the order in which the net makes them."""
+    step = build(BY_NAME["eager"], workload)
+    with _Recorder() as recorder, torch.set_grad_enabled(workload.training):
+        y = step.call(step.x)
+        if workload.training:
+            mean_square(y).backward()
+    calls = dict(recorder.calls)
+    calls.pop("update_running_stats", None)  # lists of small vectors: launches, not bytes
+    return calls
+
+
+@torch.no_grad()
+def check(
+    calls: list[Call], operation: str, backend: str, device: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Error of a backend over all calls of an operation, relative in the L2 norm, and the error allowed: twice that of
+    the eager backend in the same dtype plus one unit of rounding. Exact is the eager backend in float64."""
+    exact_ops = backends.operations("eager", device, torch.float64)
+    named = {"got": backends.operations(backend, device, dtype), "eager": backends.operations("eager", device, dtype)}
+    off = dict.fromkeys(named, 0.0)
+    size = 0.0
+    for call in calls:
+        exact = _results(exact_ops, operation, call, torch.float64)
+        found = {name: _results(table, operation, call, None) for name, table in named.items()}
+        for i, right in enumerate(exact):
+            norm = right.norm().item() or 1.0
+            size += 1
+            for name, results in found.items():
+                off[name] += ((results[i].double() - right).norm().item() / norm) ** 2
+    error, eager = ((off[name] / size) ** 0.5 for name in named)
+    return error, 2 * eager + torch.finfo(dtype).eps
+
+
+def _results(table: Any, operation: str, call: Call, dtype: torch.dtype | None) -> list[Tensor]:
+    """What a call returns and what it leaves in its arguments; u apart, which has no content afterwards."""
+    call.restore()
+    args = list(call.args) if dtype is None else [_wide(a, dtype) for a in call.args]
+    changed = [*call.fresh, *call.overwritten]
+    for i in changed:
+        args[i] = args[i].clone()
+    for i in call.overwritten:
+        args[i].fill_(math.nan)
+    returned = getattr(table, operation)(*args)
+    names = [a.name for a in getattr(ops.of("eager"), operation)._schema.arguments]
+    left = [args[i] for i in changed if names[i] != "u"]
+    results = [*(returned if isinstance(returned, (tuple, list)) else [returned]), *left]
+    return [r for r in results if isinstance(r, Tensor) and r.numel()]
+
+
+def _wide(argument: Any, dtype: torch.dtype) -> Any:
+    return argument.to(dtype) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+
+
+def runner(
+    calls: list[Call], operation: str, backend: str, device: torch.device, dtype: torch.dtype
+) -> Callable[[], Durations]:
+    """A function that makes all calls of an operation with one backend and says how long they took together."""
+    run = getattr(backends.operations(backend, device, dtype), operation)
+    watch = Stopwatch(device)
+    flush = torch.empty(FLUSH if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+
+    @torch.no_grad()
+    def durations() -> Durations:
+        for call in calls:
+            call.restore()
+            flush.zero_()
+            watch.mark()
+            run(*call.args)
+            watch.mark()
+        return {"operation": sum(watch.seconds()[::2])}
+
+    return durations
+
+
+def total(calls: list[Call]) -> Traffic:
+    return sum((call.traffic for call in calls), Traffic(0, 0))
+
+
+def copy_bandwidth(device: torch.device, rounds: int = 7) -> float:
+    """Bytes per second, read and written, of a copy many times as large as the cache."""
+    size = (4 << 30) if device.type == "cuda" else (256 << 20)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _median_seconds(lambda: target.copy_(source), device, rounds)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> float:
+    """Operations per second of PyTorch's product of two large random matrices."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / _median_seconds(lambda: a @ b, device, rounds)
+
+
+def _median_seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
+    watch = Stopwatch(device)
+    run()
+    watch.start()
+    for _ in range(rounds):
+        run()
+        watch.mark()
+    return sorted(watch.seconds())[rounds // 2]
