@@ -44,7 +44,7 @@ class Workload(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """How much a comparison may cost: quiet rounds, seconds to go on beyond them, seconds for each compilation."""
+    """How much a comparison may cost: quiet rounds, seconds to go on beyond them, seconds for all its compilations."""
 
     rounds: int = 5
     seconds: float = 10.0
@@ -197,26 +197,13 @@ def compare(workload: Workload, variants: Sequence[Variant], effort: Effort) -> 
     outcomes: dict[str, Outcome] = {}
     steps: dict[str, Step] = {}
     reference = Reference(workload)
+    left = effort.compile_limit
     for variant in variants:
-        missing = variant.why_not(workload.subject, workload.device, workload.dtype)
-        if missing is None and workload.mode not in variant.phases:
-            missing = f"no different from another line in {workload.mode}"
-        if missing is not None:
-            outcomes[variant.name] = Outcome(missing=missing)
-            continue
-        try:
-            with _compiling(variant, effort.compile_limit):
-                step = build(variant, workload)
-                check = reference.check(variant, step)
-            memory = weigh(step) if workload.training and not variant.graph else None
-        except Exception as error:
-            outcomes[variant.name] = Outcome(
-                error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            )
-            continue
-        wrong = [f"{name} errs by {e:.1e}, allowed {limit:.1e}" for name, (e, limit) in check.items() if not e <= limit]
-        outcomes[variant.name] = Outcome(memory=memory, check=check, error="; ".join(wrong) or None)
-        if not wrong:
+        start = time.monotonic()
+        outcomes[variant.name], step = _prepare(variant, reference, left)
+        if variant.compile is not None:
+            left = max(0.0, left - (time.monotonic() - start))
+        if step is not None:
             steps[variant.name] = step
     if not steps:
         return Comparison(outcomes, None)
@@ -224,6 +211,27 @@ def compare(workload: Workload, variants: Sequence[Variant], effort: Effort) -> 
     for name, seconds in turns.seconds.items():
         outcomes[name] = outcomes[name]._replace(seconds=seconds)
     return Comparison(outcomes, turns)
+
+
+def _prepare(variant: Variant, reference: "Reference", compile_limit: float) -> tuple[Outcome, Step | None]:
+    """What is known of a variant before it is timed, and its step if it may be."""
+    workload = reference.workload
+    missing = variant.why_not(workload.subject, workload.device, workload.dtype)
+    if missing is None and workload.mode not in variant.phases:
+        missing = f"no different from another line in {workload.mode}"
+    if missing is not None:
+        return Outcome(missing=missing), None
+    try:
+        with _compiling(variant, compile_limit):
+            step = build(variant, workload)
+            check = reference.check(variant, step)
+        memory = weigh(step) if workload.training and not variant.graph else None
+    except Exception as error:
+        return Outcome(error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"), None
+    wrong = [f"{name} errs by {e:.1e}, allowed {limit:.1e}" for name, (e, limit) in check.items() if not e <= limit]
+    if wrong:
+        return Outcome(memory=memory, check=check, error="; ".join(wrong)), None
+    return Outcome(memory=memory, check=check), step
 
 
 def weigh(step: Step) -> StepMemory:
@@ -294,13 +302,13 @@ def _compiling(variant: Variant, limit: float) -> Iterator[None]:
 
     start = time.monotonic()
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, limit)
+    signal.setitimer(signal.ITIMER_REAL, max(limit, 0.001))
     try:
         with torch._functorch.config.patch(activation_memory_budget=variant.budget):
             yield
     except Exception as error:
         if time.monotonic() - start >= limit:
-            raise TimeoutError(f"not compiled within {limit:.0f} s") from error
+            raise TimeoutError(f"not compiled within the {limit:.0f} s that were left") from error
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -69,7 +69,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--rounds", type=int, default=5, help="quiet rounds to measure at least (default: 5)")
     group.addoption("--seconds", type=float, default=10, help="seconds to go on for beyond them (default: 10)")
-    group.addoption("--compile-limit", type=float, default=900, help="seconds for one compilation (default: 900)")
+    group.addoption(
+        "--compile-limit", type=float, default=900, help="seconds for torch.compile in one comparison (default: 900)"
+    )
     group.addoption(
         "--allocator",
         choices=("keep", "default"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ TITLES = {
 GROUPS = {DEPTH: "depth", BATCH: "batch", OPERATION: "operation"}
 
 COLORS = {"torchvision": "#b5482a", "native": "#1f6fb4", "triton": "#7a4fb0", "eager": "#8a8a8a"}
-SOFT = {"efficient": "#12908e", "checkpointed": "#d99a3d"}
 
 
 def available(groups: Sequence[Contents]) -> list[tuple[str, str]]:
@@ -33,16 +32,19 @@ def available(groups: Sequence[Contents]) -> list[tuple[str, str]]:
 def draw(groups: Sequence[Contents], out: Path) -> list[Path]:
     """Draw each picture from the first results that have it, into `out`; returns the paths."""
     painters = {DEPTH: _depth, BATCH: _batch, OPERATION: _operations}
-    out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, title in available(groups):
         contents = next(c for c in groups if c["group"] == GROUPS[name])
-        figure = painters[name](contents)
-        figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
-        figure.supxlabel(_machine(contents), fontsize=7, color="gray")
-        paths.append(out / name)
-        figure.savefig(paths[-1])
+        paths.append(save(painters[name](contents), title, _machine(contents), out / name))
     return paths
+
+
+def save(figure: Figure, title: str, machine: str, path: Path) -> Path:
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
+    figure.supxlabel(machine, fontsize=7, color="gray")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
 
 
 def _machine(contents: Contents) -> str:
@@ -63,15 +65,32 @@ def fit(x: Sequence[float], y: Sequence[float], degree: int) -> tuple[np.ndarray
     return coefficients, float(1 - residual / np.square(y - np.mean(y)).sum())
 
 
-def memory_against_depth(axes: Axes, curves: Mapping[str, tuple[str, int, Mapping[float, float]]]) -> None:
-    """Points and fitted polynomials; `curves`: label -> (colour, degree, bytes per image by depth)."""
+class Curve(NamedTuple):
+    color: str
+    degree: int  # of the polynomial that is fitted
+    points: Mapping[float, float]  # bytes per image by depth
+
+
+CURVES = {  # colour and degree, by what is kept
+    "stock": (COLORS["torchvision"], 2),
+    "stock, checkpointed": ("#d99a3d", 1),
+    "ours": (COLORS["native"], 1),
+    "ours, efficient": ("#12908e", 1),
+}
+
+
+def memory_against_depth(curves: Mapping[str, Curve]) -> Figure:
+    """Points and fitted polynomials with their R squared, by label."""
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title("DenseNet-BC, three blocks, k=12, 32x32 images", loc="left", fontsize=9, color="dimgray")
     for label, (color, degree, points) in curves.items():
         x, y = np.array(list(points)), np.array(list(points.values())) / 1e6
         coefficients, r2 = fit(x, y, degree)
         shape = "quadratic" if degree == 2 else "linear"
         fine = np.linspace(x.min(), x.max(), 200)
         axes.plot(fine, np.polyval(coefficients, fine), color=color, linewidth=1.5, alpha=0.7)
-        axes.plot(x, y, "o", color=color, markersize=5, label=f"{label}: {shape} fit, R² = {_r2(r2)}", clip_on=False)
+        axes.plot(x, y, "o", color=color, markersize=5, label=f"{label}: {shape} fit, R² = {r2:.5f}", clip_on=False)
         axes.annotate(
             f"{y[-1]:.3g} MB",
             (x[-1], y[-1]),
@@ -85,36 +104,24 @@ def memory_against_depth(axes: Axes, curves: Mapping[str, tuple[str, int, Mappin
     axes.set_ylabel("memory kept after the forward (MB per image)")
     axes.set_ylim(bottom=0)
     _finish(axes)
-
-
-def _r2(value: float) -> str:
-    return f"{np.floor(value * 1e5) / 1e5:.5f}"  # never rounded up to 1
+    return figure
 
 
 def _depth(contents: Contents) -> Figure:
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.set_title("DenseNet-BC, three blocks, k=12, 32x32 images", loc="left", fontsize=9, color="dimgray")
+    measured = {r["variant"] for r in contents["records"] if r["live"]}
+    best = next(backend for backend in ("native", "triton", "eager") if backend in measured)
     shown = {
-        "torchvision": (COLORS["torchvision"], 2),
-        "torchvision-efficient": (SOFT["checkpointed"], 2),
-        _best(contents): (COLORS["native"], 1),
-        f"{_best(contents)}-efficient": (SOFT["efficient"], 1),
+        "torchvision": CURVES["stock"],
+        "torchvision-efficient": CURVES["stock, checkpointed"],
+        best: CURVES["ours"],
+        f"{best}-efficient": CURVES["ours, efficient"],
     }
     curves = {}
     for variant, (color, degree) in shown.items():
         lines = [r for r in contents["records"] if r["variant"] == variant and r["live"] and r["phase"] != "forward"]
         if lines:
-            points = {r["x"]: r["live"] / r["batch"] for r in lines}
-            curves[lines[0]["label"]] = (color, degree, points)
-    memory_against_depth(axes, curves)
-    return figure
-
-
-def _best(contents: Contents) -> str:
-    """The best backend that was measured."""
-    measured = {r["variant"] for r in contents["records"] if r["live"]}
-    return next(backend for backend in ("native", "triton", "eager") if backend in measured)
+            curves[lines[0]["label"]] = Curve(color, degree, {r["x"]: r["live"] / r["batch"] for r in lines})
+    return memory_against_depth(curves)
 
 
 def _batch(contents: Contents) -> Figure:

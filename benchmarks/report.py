@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from . import machine, pictures, results
 from .results import Record
 from .rounds import DISTURBED, ratio, spread
-from .variants import BASELINE
+from .variants import BASELINE, BY_NAME
 
 START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 Contents = dict[str, Any]
@@ -226,7 +226,10 @@ def notes(contents: Contents) -> list[str]:
             found.append(f"FAILED: {record['label']} ({record['case']}): {record['error']}")
         if record.get("missing") and record["variant"] not in missing[record["missing"]]:
             missing[record["missing"]].append(record["variant"])
-    found += [f"Not measured: {', '.join(names)} ({reason})." for reason, names in missing.items()]
+    if contents["group"] in ("training", "inference"):
+        known = {record["variant"] for record in contents["records"]}
+        missing["not asked for with --peers"] = [name for name in BY_NAME if name not in known]
+    found += [f"Not measured: {', '.join(names)} ({reason})." for reason, names in missing.items() if names]
     dropped = sum(r["dropped"] for r in _first_of_each(contents["records"]) if r.get("dropped"))
     others = max((r["others"] for r in contents["records"] if r.get("others") is not None), default=0.0)
     if dropped:
@@ -394,6 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"not what the results make: {', '.join(wrong)}; run python -m benchmarks.report", file=sys.stderr)
         return bool(wrong)
     for path, contents in texts.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(contents)
     drawn = pictures.draw(groups, args.root / "docs")
     print("\n".join(["written:", *(f"  {path.name}" for path in [*texts, *drawn])]))

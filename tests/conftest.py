@@ -1,7 +1,36 @@
-"""Every test starts from one seed, and memory that is not initialised holds NaN: reading it cannot go unnoticed."""
+"""Every test starts from one seed, and memory that is not initialised holds NaN: reading it cannot go unnoticed.
+
+DENSENET_FAST_REQUIRE=triton,native: the run fails at once unless these backends run on the best device here, and a
+test that is skipped fails. For machines that must prove something, such as one with a GPU.
+"""
+
+import os
 
 import pytest
 import torch
+
+from densenet_fast import backends
+
+REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
+
+
+def pytest_sessionstart() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in REQUIRED:
+        if name not in backends.PREFERENCE:
+            raise pytest.UsageError(f"DENSENET_FAST_REQUIRE: got {name!r}, expected {', '.join(backends.PREFERENCE)}")
+        reason = backends.why_unavailable(name, device)
+        if reason is not None:
+            raise pytest.UsageError(f"DENSENET_FAST_REQUIRE: backend {name!r} is not available on {device}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if REQUIRED and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under DENSENET_FAST_REQUIRE: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(autouse=True)
