@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench build test-wheel clean
+.PHONY: help setup test lint format demo bench report build test-wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ format: $(READY) ## format, and mend what ruff can
 demo: $(READY) ## train on real scans and compare with stock layers (a few minutes)
 	$(BIN)/python -m benchmarks.digits
 
-bench: $(READY) ## speed and memory against torchvision
-	$(BIN)/python -m pytest benchmarks
+bench: $(READY) ## speed and memory against every peer; options: make bench BENCH="--model densenet201 --peers all"
+	$(BIN)/python -m pytest benchmarks $(BENCH)
+
+report: $(READY) ## tables and pictures from the results of bench, into README.md and docs/
+	$(BIN)/python -m benchmarks.report
 
 build: $(READY) ## build the sdist and the wheel into dist/
 	rm -rf dist
@@ -45,7 +48,7 @@ build: $(READY) ## build the sdist and the wheel into dist/
 
 # The tests that need nothing of the source tree, in a directory that has the wheel's package instead of it.
 WHEEL := build/test-wheel
-WHEEL_TESTS := tests --ignore tests/test_build.py
+WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/benchmarks
 test-wheel: ## run the tests on the wheel of `make build`, the source tree hidden
 	rm -rf $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) dist/*.whl

@@ -132,6 +132,7 @@ class GraphStep(Step):
             for _ in range(3):
                 super().results()
         torch.cuda.current_stream().wait_stream(stream)
+        super().forget_gradients()  # so that the captured backward writes gradients instead of adding to them
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.y = self.forward()
@@ -225,7 +226,7 @@ def _prepare(variant: Variant, reference: "Reference", compile_limit: float) -> 
         with _compiling(variant, compile_limit):
             step = build(variant, workload)
             check = reference.check(variant, step)
-        memory = weigh(step) if workload.training and not variant.graph else None
+        memory = weigh(step) if workload.training and not variant.in_graph(workload.device) else None
     except Exception as error:
         return Outcome(error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"), None
     wrong = [f"{name} errs by {e:.1e}, allowed {limit:.1e}" for name, (e, limit) in check.items() if not e <= limit]

@@ -48,7 +48,7 @@ def measure(
         loss: scalar from the model's output; it runs in the backward half of the step.
         call: what runs the model, if it is not the model itself: compiled, or under autocast.
     """
-    call = call or model
+    call = model if call is None else call
     loss(call(x)).backward()
     model.zero_grad(set_to_none=True)
     gc.collect()  # garbage released during the step would count as negative memory

@@ -219,21 +219,29 @@ def losses(contents: Contents) -> list[str]:
 
 def notes(contents: Contents) -> list[str]:
     """What failed, what could not run and why, and how quiet the machine was."""
-    found = []
     missing: dict[str, list[str]] = defaultdict(list)
     for record in contents["records"]:
-        if record.get("error"):
-            found.append(f"FAILED: {record['label']} ({record['case']}): {record['error']}")
         if record.get("missing") and record["variant"] not in missing[record["missing"]]:
             missing[record["missing"]].append(record["variant"])
     if contents["group"] in ("training", "inference"):
         known = {record["variant"] for record in contents["records"]}
         missing["not asked for with --peers"] = [name for name in BY_NAME if name not in known]
-    found += [f"Not measured: {', '.join(names)} ({reason})." for reason, names in missing.items() if names]
-    dropped = sum(r["dropped"] for r in _first_of_each(contents["records"]) if r.get("dropped"))
-    others = max((r["others"] for r in contents["records"] if r.get("others") is not None), default=0.0)
+    found = [f"Not measured: {', '.join(names)} ({reason})." for reason, names in missing.items() if names]
+    comparisons = by_comparison(contents["records"]).items()
+    dropped = sum(lines[0].get("dropped") or 0 for (_, phase), lines in comparisons if phase != "forward")
     if dropped:
         found.append(f"Rounds dropped because other processes kept more than {DISTURBED} of a core busy: {dropped}.")
+    return [*warnings(contents), *found]
+
+
+def warnings(contents: Contents) -> list[str]:
+    """What a reader of the figures must know: failures, and a machine that was not quiet."""
+    found = [
+        f"FAILED: {record['label']} ({record['case']}): {record['error']}"
+        for record in contents["records"]
+        if record.get("error")
+    ]
+    others = max((record.get("others") or 0.0 for record in contents["records"]), default=0.0)
     if others > DISTURBED:
         found.append(f"NOT A QUIET MACHINE: up to {others:.2f} cores were kept busy by others in rounds that count.")
     return list(dict.fromkeys(found))
@@ -284,24 +292,22 @@ def markdown(contents: Contents) -> str:
     return "\n\n".join(parts)
 
 
-def readme(groups: Sequence[Contents], images: Sequence[tuple[str, Path]]) -> str:
+def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str:
     """The README's section: whole nets, the GPU's first, pictures, and where we lose."""
     parts = []
     if not any(contents["machine"]["device"] == "cuda" for contents in groups):
         parts.append("No figures have been measured on a GPU yet, and none are shown.")
-    parts += [f"![{title}](docs/{path.name})" for title, path in images]
+    parts += [f"![{title}](docs/{name})" for name, title in images[:1]]
     shown = [c for c in groups if c["group"] in ("training", "inference")]
     for contents in shown:
         if contents["settings"]["allocator"] == "keep":
-            parts += [
-                f"**{TITLES[contents['group']]}**: {caption(contents)}.",
-                *(t.markdown() for t in tables(contents)),
-            ]
-            parts += [*_default_allocator(contents, shown), *notes(contents)]
+            parts += [f"**{TITLES[contents['group']]}**: {caption(contents)}.", *_markdown(contents)]
+            parts += [*_default_allocator(contents, shown), *warnings(contents)]
+    parts += [f"![{title}](docs/{name})" for name, title in images[1:]]
     ahead = [line for contents in groups for line in losses(contents)]
     parts.append("Where we lose: " + ("; ".join(dict.fromkeys(ahead)) + "." if ahead else "nowhere in these runs."))
     parts.append(
-        "Every table, and how to repeat it: [docs/benchmarks.md](docs/benchmarks.md), made by "
+        "Every table, and what was not measured and why: [docs/benchmarks.md](docs/benchmarks.md), made by "
         "`python -m benchmarks.report` from the raw samples in `benchmarks/results/`."
     )
     return "\n\n".join(parts)
@@ -323,8 +329,8 @@ def _default_allocator(contents: Contents, groups: Iterable[Contents]) -> Iterat
                     )
 
 
-def _first_of_each(records: Iterable[Record]) -> list[Record]:
-    return [lines[0] for (_, phase), lines in by_comparison(records).items() if phase != "forward"]
+def _markdown(contents: Contents) -> list[str]:
+    return [table.markdown() for table in tables(contents)]
 
 
 def _seconds(lines: Iterable[Record], variant: str) -> list[float]:
@@ -359,7 +365,6 @@ def ordered(groups: Iterable[Contents]) -> list[Contents]:
 
 def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
     """docs/benchmarks.md and the README with its section replaced."""
-    images = [(title, root / "docs" / name) for name, title in pictures.available(groups)]
     sections = []
     for contents in groups:
         heading = f"## {contents['machine']['model']}"
@@ -375,7 +380,7 @@ def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
     old = path.read_text()
     if not re.search(f"{START}.*{END}", old, re.DOTALL):
         raise ValueError(f"README.md has no section: expected {START} and {END}")
-    section = f"{START}\n{readme(groups, images)}\n{END}"
+    section = f"{START}\n{readme(groups, pictures.available(groups))}\n{END}"
     new = re.sub(f"{START}.*{END}", lambda _: section, old, count=1, flags=re.DOTALL)
     return {root / "docs" / "benchmarks.md": "\n\n".join([introduction, *sections]) + "\n", path: new}
 
