@@ -7,18 +7,11 @@ import pytest
 from densenet_fast import backends, ops
 
 from . import operations
-from .compare import Workload
 from .results import Book
 from .rounds import take_turns
 from .subjects import net
 
 NAMES = [operation.name for operation in ops.OPERATIONS if operation.name != "update_running_stats"]
-
-
-@cache
-def recorded(training: Workload, inference: Workload) -> dict[str, list[operations.Call]]:
-    """Of a training step, and what only inference calls."""
-    return operations.record(inference) | operations.record(training)
 
 
 @pytest.mark.parametrize("backend", backends.PREFERENCE)
@@ -38,7 +31,8 @@ def measure_all(book: Book, settings) -> None:
     """Every operation by every backend, in turns."""
     device, dtype = settings.device, settings.dtype
     subject = net(settings.model, settings.image)
-    calls = recorded(settings.workload(subject, True), settings.workload(subject, False))
+    of_inference, of_training = (operations.record(settings.workload(subject, training)) for training in (False, True))
+    calls = of_inference | of_training
     group = book.group("operation")
     group["ceilings"] = {
         "copy_bytes_per_s": operations.copy_bandwidth(device),

@@ -13,14 +13,14 @@ GRAPHS = ("torchvision-graph", *(v.name for v in VARIANTS if v.backend is not No
 
 
 @pytest.mark.peers(*PEERS)
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", DEPTHS, ids="{}layers".format)
 def test_depth(turn, settings, depth: int, variant: str) -> None:
     workload = settings.workload(net(f"bc-{depth}-12", 32), True, small(settings.batch))
     turn("depth", workload, variant, "forward+backward", depth, settings.brief)
 
 
 @pytest.mark.peers(*PEERS)
-@pytest.mark.parametrize("growth", GROWTHS)
+@pytest.mark.parametrize("growth", GROWTHS, ids="k{}".format)
 def test_growth(turn, settings, growth: int, variant: str) -> None:
     workload = settings.workload(net(f"bc-40-{growth}", 32), True, small(settings.batch))
     turn("growth", workload, variant, "forward+backward", growth, settings.brief)
@@ -29,7 +29,7 @@ def test_growth(turn, settings, growth: int, variant: str) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "batch" in metafunc.fixturenames:
         most = metafunc.config.option.batch
-        metafunc.parametrize("batch", [2**i for i in range(most.bit_length()) if 2**i <= most])
+        metafunc.parametrize("batch", [2**i for i in range(most.bit_length())], ids="N{}".format)
 
 
 @pytest.mark.peers("torchvision", *GRAPHS)

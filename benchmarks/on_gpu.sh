@@ -108,7 +108,7 @@ inference() {
 
 kernels() {
     local some=()
-    [[ $DRY ]] && some=(-k "operation or largest or C37 or depth-10 or depth-16" --rounds 1 --seconds 0)
+    [[ $DRY ]] && some=(-k "operation or largest or C37 or 16layers or 70layers" --rounds 1 --seconds 0)
     bench benchmarks/bench_operation.py benchmarks/bench_block.py benchmarks/bench_scaling.py \
         benchmarks/bench_memory.py "${some[@]}"
 }

@@ -56,8 +56,10 @@ def test_a_wrong_result_is_seen(calls, monkeypatch, fault):
     right = table.bn_relu_conv3x3_fwd
 
     def wrong(*args):
+        last = args[9][:, -1]
+        before = last.clone()
         right(*args)
-        args[9][:, -1] = args[9][:, -1] * 1.001 if fault == "value" else float("nan")
+        last.copy_(before if fault == "left out" else last * 1.001)
 
     wrong._schema = right._schema
     exact = vars(table).copy()
