@@ -34,15 +34,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("block", found, ids=[f"block {i}" for i in range(1, len(found) + 1)])
 
 
-@pytest.mark.peers("torchvision", "compile", *OURS)
+@pytest.mark.peers("torchvision", *OURS)
 @pytest.mark.parametrize("phase", ["forward", "forward+backward"])
 def test_block_training(turn, settings, block, variant: str, phase: str) -> None:
-    turn("block-training", settings.workload(block, True), variant, phase)
+    turn("block-training", settings.workload(block, True), variant, phase, effort=settings.brief)
 
 
-@pytest.mark.peers("torchvision", "compile", *OURS)
+@pytest.mark.peers("torchvision", *OURS)
 def test_block_inference(turn, settings, block, variant: str) -> None:
-    turn("block-inference", settings.workload(block, False), variant, "inference")
+    turn("block-inference", settings.workload(block, False), variant, "inference", effort=settings.brief)
 
 
 @pytest.mark.peers("torchvision", "torchvision-nchw", "native", "triton", "eager")

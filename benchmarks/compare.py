@@ -44,10 +44,10 @@ class Workload(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """How much a comparison may cost: quiet rounds, seconds to go on beyond them, seconds for all its compilations."""
+    """How much a comparison may cost: quiet rounds, seconds to go on for if they were quick, seconds for compiling."""
 
     rounds: int = 5
-    seconds: float = 10.0
+    seconds: float = 5.0
     compile_limit: float = 900.0
 
 

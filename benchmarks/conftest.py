@@ -33,7 +33,7 @@ class Settings(NamedTuple):
 
     @property
     def brief(self) -> Effort:
-        """For comparisons that are points of a curve."""
+        """For parts of a net and points of a curve, of which there are many."""
         return self.effort._replace(rounds=min(3, self.effort.rounds), seconds=0.0)
 
     @property
@@ -45,6 +45,7 @@ class Settings(NamedTuple):
 SETTINGS = pytest.StashKey[Settings]()
 BOOK = pytest.StashKey[results.Book]()
 COMPARISONS = pytest.StashKey[dict[Any, Comparison]]()
+WRITTEN = pytest.StashKey[list[Path]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "torch.compile's, which take minutes to compile)",
     )
     group.addoption("--rounds", type=int, default=5, help="quiet rounds to measure at least (default: 5)")
-    group.addoption("--seconds", type=float, default=10, help="seconds to go on for beyond them (default: 10)")
+    group.addoption("--seconds", type=float, default=5, help="seconds to measure for at least (default: 5)")
     group.addoption(
         "--compile-limit", type=float, default=900, help="seconds for torch.compile in one comparison (default: 900)"
     )
@@ -208,9 +209,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     book = session.config.stash.get(BOOK, None)
     if book is not None and book.groups:
         session.config.stash[WRITTEN] = book.save()
-
-
-WRITTEN = pytest.StashKey[list[Path]]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

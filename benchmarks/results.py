@@ -55,12 +55,14 @@ class Book:
         self.group(group)["records"] += records(workload, comparison, x)
 
     def save(self) -> list[Path]:
-        """Write every group's file; returns the paths."""
+        """Write every group's file, a record on each line; returns the paths."""
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for name, contents in self.groups.items():
             paths.append(self.folder / f"{name}-{self.setting}.json")
-            paths[-1].write_text(json.dumps(contents, indent=1) + "\n")
+            lines = ",\n".join(json.dumps(record) for record in contents["records"])
+            head = json.dumps({**contents, "records": []}, indent=1)
+            paths[-1].write_text(head.replace('"records": []', f'"records": [\n{lines}\n]') + "\n")
         return paths
 
 

@@ -91,7 +91,7 @@ def take_turns(
     seconds: float = 0.0,
     others: Callable[[], float] | None = None,
 ) -> Turns:
-    """Run `rounds` quiet rounds, and on for `seconds` or until there are four times as many.
+    """Run `rounds` quiet rounds, and on for `seconds` or until there are four times as many; one more warms up first.
 
     After twice `rounds` without enough quiet ones it counts the least disturbed.
     """
@@ -102,6 +102,8 @@ def take_turns(
     gc.collect()
     gc.disable()
     try:
+        for run in variants.values():
+            run()
         others()
         while (quiet < rounds and len(taken) < 2 * rounds) or (
             rounds <= quiet < 4 * rounds and time.monotonic() - start < seconds

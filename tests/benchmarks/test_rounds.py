@@ -9,7 +9,8 @@ from benchmarks.rounds import DISTURBED, OtherProcesses, Stopwatch, ratio, sprea
 
 
 def turns(loads, rounds, seconds=0.0):
-    """Two variants, in rounds during which others keep so many cores busy (the first look comes before the rounds)."""
+    """Two variants, in rounds during which others keep so many cores busy (the first look comes before the rounds). A
+    first round, with durations 1 and 2, warms up."""
     order = []
     count = itertools.count(1)
 
@@ -24,21 +25,21 @@ def turns(loads, rounds, seconds=0.0):
 
 def test_variants_alternate():
     result, order = turns([0.0] * 3, 3)
-    assert order == ["a", "b"] * 3
-    assert result.seconds == {"a": {"step": [1, 3, 5]}, "b": {"step": [2, 4, 6]}}
+    assert order == ["a", "b"] * 4
+    assert result.seconds == {"a": {"step": [3, 5, 7]}, "b": {"step": [4, 6, 8]}}
     assert result.dropped == 0
 
 
 def test_a_disturbed_round_is_dropped_for_both_and_made_up_for():
     result, _ = turns([0.0, 2 * DISTURBED, 0.0, 0.0], 3)
-    assert result.seconds == {"a": {"step": [1, 5, 7]}, "b": {"step": [2, 6, 8]}}
+    assert result.seconds == {"a": {"step": [3, 7, 9]}, "b": {"step": [4, 8, 10]}}
     assert result.dropped == 1
     assert result.others <= DISTURBED
 
 
 def test_a_machine_that_is_never_quiet_gives_its_least_disturbed_rounds_and_says_so():
     result, _ = turns([0.9, 0.3, 0.8, 0.0, 0.7, 0.6], 3)
-    assert result.seconds["a"]["step"] == [3, 7, 11]
+    assert result.seconds["a"]["step"] == [5, 9, 13]
     assert result.dropped == 3
     assert result.others == pytest.approx(0.6)
 
