@@ -21,7 +21,6 @@ cd "$(dirname "$0")/.."
 readonly STAGES=(build tests sanitize tune compile training inference kernels)
 readonly LIMIT=520 # seconds for a stage
 readonly PYTHON=${PYTHON:-python3}
-readonly WORK=build/on_gpu
 OUT=$(realpath -m "${OUT:-benchmarks/out/gpu}")
 DRY=
 if [[ ${1:-} == --dry-run ]]; then
@@ -30,6 +29,7 @@ if [[ ${1:-} == --dry-run ]]; then
 fi
 export TORCHINDUCTOR_CACHE_DIR=$PWD/build/inductor TRITON_CACHE_DIR=$PWD/build/triton PYTHONUNBUFFERED=1
 
+readonly WORK=build/on_gpu${DRY:+_rehearsed} # the stage `tests` rehearses this script too
 if [[ $DRY ]]; then
     readonly DEVICE=cpu MODEL=bc-10-4 IMAGE=8 BATCH=2 DTYPE=float32
 else

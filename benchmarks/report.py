@@ -355,12 +355,15 @@ def _megabytes(record: Record, what: str) -> str:
 
 
 def ordered(groups: Iterable[Contents]) -> list[Contents]:
-    """GPUs first, machines apart, groups in the order of `TITLES`."""
+    """GPUs first, machines apart, large images first, groups in the order of `TITLES`."""
     names = list(TITLES)
-    return sorted(
-        groups,
-        key=lambda c: (c["machine"]["device"] != "cuda", c["machine"]["model"], c["setting"], names.index(c["group"])),
-    )
+
+    def key(contents: Contents) -> tuple[Any, ...]:
+        facts = contents["machine"]
+        size = -contents["settings"]["image"]
+        return facts["device"] != "cuda", facts["model"], size, contents["setting"], names.index(contents["group"])
+
+    return sorted(groups, key=key)
 
 
 def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:

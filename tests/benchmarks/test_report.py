@@ -180,9 +180,10 @@ def test_without_results_nothing_is_written(tmp_path, capsys):
     assert "expected those of" in capsys.readouterr().err
 
 
-def test_gpus_come_first():
+def test_gpus_and_large_images_come_first():
     cpu = contents([], machine=MACHINE | {"device": "cpu", "model": "A"})
-    assert report.ordered([cpu, TRAINING]) == [TRAINING, cpu]
+    small = contents([], settings=SETTINGS | {"image": 32})
+    assert report.ordered([cpu, small, TRAINING]) == [TRAINING, small, cpu]
 
 
 def test_fits_tell_a_line_from_a_parabola():
