@@ -2,6 +2,8 @@
 
 DENSENET_FAST_REQUIRE=triton,native: the run fails at once unless these backends run on the best device here, and a
 test that is skipped fails. For machines that must prove something, such as one with a GPU.
+
+Without a GPU, Triton's kernels are interpreted. Triton decides that when it is imported, so it is settled here.
 """
 
 import os
@@ -12,6 +14,8 @@ import torch
 from densenet_fast import backends
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it where algorithms must be deterministic
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
 
 

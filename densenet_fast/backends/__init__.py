@@ -4,6 +4,7 @@ A backend is a module of this package that implements every operation of `densen
 first asked for. Beside the backends, "plain" runs a model's own layers under ordinary autograd.
 """
 
+import os
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,9 +24,7 @@ def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.
     """The reason why backend `name` cannot run on `device` for activations of `dtype`, as a clause; None if it can."""
     if name == "native":
         return _why_not_native(device, dtype)
-    if not _is_written(name):
-        return "this version of densenet_fast has no such kernels"
-    return None
+    return _why_not_triton(device, dtype) if name == "triton" else None
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -36,9 +35,22 @@ def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
     return _why_no_library()
 
 
-@cache
-def _is_written(name: str) -> bool:
-    return find_spec(f"{__name__}.{name}") is not None
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"its kernels compute in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "its kernels run on CUDA devices; on the CPU they are interpreted, for tests, with TRITON_INTERPRET=1"
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "PyTorch finds no CUDA device"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"its kernels need compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
+    elif device.type != "cpu":
+        return f"its kernels run on CUDA devices, not on {device.type}"
+    return None
 
 
 @cache
@@ -72,7 +84,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
         RuntimeError: the backend asked for cannot run, with the reason.
     """
     if name == "auto":
-        return next(b for b in PREFERENCE if why_unavailable(b, device, dtype) is None)
+        found = (b for b in PREFERENCE if why_unavailable(b, device, dtype) is None)
+        return next(b for b in found if b != "triton" or device.type != "cpu")  # the interpreter is for tests
     reason = why_unavailable(name, device, dtype)
     if reason is not None:
         best = choose("auto", device, dtype)

@@ -1,0 +1,84 @@
+"""What the kernels share: BN-ReLU as a prologue, statistics as an epilogue, offsets beyond 2**31."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # relu(NaN) is NaN, as in PyTorch
+
+
+@triton.jit
+def load_norm(
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    c,  # [BLOCK] channels
+    mask,  # [BLOCK] which of them exist
+):
+    """mean, gamma * rstd, beta of channels c, with bn(x) = (x - mean) * scale + beta; bn(0) = 0 outside the mask."""
+    m = tl.load(mean + c, mask=mask, other=0.0)
+    scale = tl.rsqrt(tl.load(var + c, mask=mask, other=1.0) + eps)
+    if gamma is not None:
+        scale *= tl.load(gamma + c, mask=mask, other=0.0)
+    if beta is not None:
+        b = tl.load(beta + c, mask=mask, other=0.0)
+    else:
+        b = tl.zeros_like(m)
+    return m, scale, b
+
+
+@triton.jit
+def row_offset(row, stride):
+    """Offset of a tile's first row: 64 bits here, 32 inside the tile."""
+    return row.to(tl.int64) * stride
+
+
+@triton.jit
+def store_stats(
+    partial,  # [tiles, 2, C] mean and sum of squared deviations
+    count,  # [tiles] values in each
+    tile,
+    z,  # [BLOCK_C, BLOCK_M] float32 if AXIS is 1, else [BLOCK_M, BLOCK_C]
+    valid,  # z's shape, or broadcast to it: which values exist
+    n,  # how many of each channel
+    c,  # [BLOCK_C] channels
+    mask,  # [BLOCK_C] which of them exist
+    C,
+    first,  # whether this program is the tile's first, which stores n
+    AXIS: tl.constexpr,  # along which the pixels run
+):
+    """Statistics of one tile, in two passes over registers (docs/design.md, "Numerics")."""
+    size = n.to(tl.float32)
+    mean = tl.sum(tl.where(valid, z, 0.0), AXIS) / size
+    deviation = tl.where(valid, z - tl.expand_dims(mean, AXIS), 0.0)
+    at = partial + row_offset(tile, 2 * C) + c
+    tl.store(at, mean, mask=mask)
+    tl.store(at + C, tl.sum(deviation * deviation, AXIS), mask=mask)
+    if first:
+        tl.store(count + tile, size)
+
+
+def precision(x: Tensor) -> str:
+    """How `tl.dot` multiplies operands of x's dtype: as PyTorch's convolutions do, "tf32" only where they may.
+
+    Three TF32 products ("tf32x3") are as exact as float32. Narrower dtypes have one way, whatever is said here.
+    """
+    if x.dtype != torch.float32:
+        return "tf32"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"
+
+
+def workspace(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """Uninitialised float32 vectors of these sizes on x's device, in one allocation; each size a multiple of 4."""
+    return x.new_empty(sum(sizes), dtype=torch.float32).split(sizes)
+
+
+def block_of(size: int, least: int = 16) -> int:
+    """The power of two that holds `size`, at least what a matrix instruction takes."""
+    return max(least, triton.next_power_of_2(size))

@@ -1,0 +1,192 @@
+"""The one way to a kernel: `launch`. It compiles each variant once, from an explicit signature, and then only launches.
+
+Nothing is specialised on a value except where its divisibility decides how wide memory is read: pointers, channel
+counts and strides. Kernels are chosen by `tiles.py`, never by timing, and nothing here waits for the device, so a step
+can be captured in a CUDA graph. `recorded` gives the launches of the code it encloses; with arguments on the meta
+device they are planned but not run, for an architecture that need not be present.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.interpreter import InterpretedFunction
+
+Kernel = Any  # what @triton.jit returns
+Specialization = tuple[Any, ...]  # of one argument: (Triton's type, constexpr value or divisibility)
+
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+_CHANNELS = ("C", "K", "G")  # with the strides, the integers whose divisibility makes masks and rows aligned
+
+
+class Device(NamedTuple):
+    """What tiles and grids depend on: compute capability * 10, and the number of streaming multiprocessors."""
+
+    architecture: int
+    processors: int
+
+
+INTERPRETER = Device(90, 4)  # few processors: a program then has several tiles to walk through
+
+
+class Launch(NamedTuple):
+    """One kernel launch. `arguments` are the kernel's, in its order; grid, warps and stages as Triton has them."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def specialization(self) -> tuple[Specialization, ...]:
+        constants = _parameters(self.kernel)
+        return tuple(_specialize(name, value, constants[name]) for name, value in self.arguments.items())
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def source(self) -> ASTSource:
+        """The compiler's input: signature, constants and divisibilities."""
+        return _source(self.kernel, self.specialization)
+
+    def compile(self, architecture: int) -> Any:
+        """The compiled kernel for an architecture that need not be present."""
+        return _compile(self.kernel, self.specialization, architecture, self.num_warps, self.num_stages)
+
+
+_recordings: list[list[Launch]] = []
+_assumed: list[Device] = []
+
+
+@contextmanager
+def recorded(device: Device | None = None) -> Iterator[list[Launch]]:
+    """The launches made inside, in order, planned as for `device` if one is given."""
+    launches: list[Launch] = []
+    _recordings.append(launches)
+    if device is not None:
+        _assumed.append(device)
+    try:
+        yield launches
+    finally:
+        _recordings.remove(launches)
+        if device is not None:
+            _assumed.pop()
+
+
+def device_of(x: Tensor) -> Device:
+    if _assumed:
+        return _assumed[-1]
+    return _device(x.get_device()) if x.is_cuda else INTERPRETER
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any) -> None:
+    """Run `kernel` on the device of its tensors, on the current stream. `arguments` in the kernel's order."""
+    if _recordings:
+        entry = Launch(kernel, grid, arguments, num_warps, num_stages)
+        for recording in _recordings:
+            recording.append(entry)
+    tensor: Tensor = next(iter(arguments.values()))  # every kernel takes a tensor first
+    if isinstance(tensor, tuple):
+        tensor = tensor[0]
+    if tensor.is_cuda:
+        _launch_compiled(kernel, grid, arguments, tensor.get_device(), num_warps, num_stages)
+    elif isinstance(kernel, InterpretedFunction) and tensor.device.type == "cpu":
+        kernel[grid](**arguments)
+    elif tensor.device.type != "meta":
+        raise RuntimeError(f"wrong device: got {tensor.device}, expected cuda, or cpu with TRITON_INTERPRET=1")
+
+
+def _launch_compiled(
+    kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any], index: int, num_warps: int, num_stages: int
+) -> None:
+    constants = _parameters(kernel)
+    specialization = tuple([_specialize(name, value, constants[name]) for name, value in arguments.items()])
+    compiled = _compile(kernel, specialization, _device(index).architecture, num_warps, num_stages, index)
+    values = [_raw(value) for value in arguments.values()]
+    grid = (*grid, 1, 1)[:3]
+    with nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index):
+        compiled[grid](*values, stream=torch._C._cuda_getCurrentRawStream(index))
+
+
+def _raw(value: Any) -> Any:
+    """The argument as the launcher takes it: a tensor as its address, which it need not look up again."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return tuple(map(_raw, value)) if isinstance(value, tuple) else value
+
+
+def _specialize(name: str, value: Any, constant: bool) -> Specialization:
+    if constant or value is None:
+        return "constexpr", value
+    if isinstance(value, Tensor):
+        return _TYPES[value.dtype], _divisor(value.data_ptr(), 16)
+    if isinstance(value, int):
+        return "i32", _divisor(value, 8) if name in _CHANNELS or name.endswith("stride") else 1
+    if isinstance(value, tuple):
+        return tuple(_specialize(name, v, False) for v in value)
+    return "fp32", 1
+
+
+def _divisor(value: int, limit: int) -> int:
+    """The largest power of two, at most `limit`, that divides `value`."""
+    return (value | limit) & -(value | limit)
+
+
+@cache
+def _parameters(kernel: Kernel) -> dict[str, bool]:
+    """Names of the kernel's parameters, in order, and whether each is a constexpr."""
+    function: Callable[..., Any] = kernel.fn
+    return {name: function.__annotations__.get(name) is tl.constexpr for name in kernel.arg_names}
+
+
+def _source(kernel: Kernel, specialization: tuple[Specialization, ...]) -> ASTSource:
+    signature: dict[str, Any] = {}
+    constants: dict[Any, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, (name, item) in enumerate(zip(_parameters(kernel), specialization, strict=True)):
+        signature[name] = _describe((i,), item, constants, attributes)
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def _describe(path: tuple[int, ...], item: Any, constants: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+    """The type of one argument for the signature; its value or divisibility goes to the dictionaries."""
+    if isinstance(item[0], tuple):
+        return tuple(_describe((*path, j), inner, constants, attributes) for j, inner in enumerate(item))
+    kind, value = item
+    if kind == "constexpr":
+        constants[path] = value
+    elif value > 1:
+        attributes[path] = [["tt.divisibility", value]]
+    return kind
+
+
+@cache
+def _compile(
+    kernel: Kernel,
+    specialization: tuple[Specialization, ...],
+    architecture: int,
+    num_warps: int,
+    num_stages: int,
+    index: int | None = None,
+) -> Any:
+    """The compiled kernel; `index` sets apart the devices it is loaded on."""
+    return triton.compile(
+        _source(kernel, specialization),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+
+
+@cache
+def _device(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    return Device(properties.major * 10 + properties.minor, properties.multi_processor_count)

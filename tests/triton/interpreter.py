@@ -1,0 +1,75 @@
+"""Triton's interpreter as these tests need it, on a machine without a GPU: its known faults (Triton 3.6), repaired.
+
+- `tl.dot` multiplies bfloat16 operands as the 16-bit integers that hold them, is slow in float16, and ignores
+  `input_precision`.
+- A cast from float32 to bfloat16 truncates; the GPU rounds to nearest even.
+- A tensor as a bound of `range` converts an array of one element to int, which NumPy deprecates.
+- A reduction adds float32 in NumPy's order, not the GPU's; nothing is done about that: no test depends on the order.
+"""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+def _wide(bits: np.ndarray) -> np.ndarray:
+    """bfloat16, held as uint16, to float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32 to bfloat16, held as uint16, to nearest even; every NaN stays one."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FC0), rounded)
+
+
+def _tf32(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to TF32's ten bits, ties away from zero, as cvt.rna does; infinities and NaN as they are."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return np.where(np.isfinite(x), ((bits + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32), x)
+
+
+def _cast(self, src, to):
+    if (src.dtype.scalar, to.scalar) == (tl.bfloat16, tl.float32):
+        return TensorHandle(_wide(src.data), tl.float32)
+    if (src.dtype.scalar, to.scalar) == (tl.float32, tl.bfloat16):
+        return TensorHandle(_bfloat16(src.data), tl.bfloat16)
+    return _original_cast(self, src, to)
+
+
+def _fp_to_fp(self, src, to, rounding_mode):
+    if {src.dtype.scalar, to.scalar} == {tl.bfloat16, tl.float32}:
+        return _cast(self, src, to)
+    return _original_fp_to_fp(self, src, to, rounding_mode)
+
+
+def _dot(self, a, b, acc, input_precision, *_):
+    x, y = (_wide(h.data) if h.dtype.scalar == tl.bfloat16 else h.data.astype(np.float32) for h in (a, b))
+    if a.dtype.scalar == tl.float32 and input_precision.name.startswith("TF32"):
+        big_x, big_y = _tf32(x), _tf32(y)
+        product = big_x @ big_y
+        if input_precision.name == "TF32x3":
+            small_x, small_y = (np.nan_to_num(_tf32(v - w)) for v, w in ((x, big_x), (y, big_y)))
+            product = (small_x @ big_y + big_x @ small_y) + product
+    else:
+        product = x @ y
+    return TensorHandle(product + acc.data, acc.dtype.scalar)
+
+
+def _patch_tensor(tensor, scope):
+    _original_patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
+
+
+_original_cast = InterpreterBuilder.cast_impl
+_original_fp_to_fp = InterpreterBuilder.create_fp_to_fp
+_original_patch_tensor = interpreter._patch_lang_tensor
+
+
+def repair() -> None:
+    InterpreterBuilder.cast_impl = _cast
+    InterpreterBuilder.create_fp_to_fp = _fp_to_fp
+    InterpreterBuilder.create_dot = _dot
+    interpreter._patch_lang_tensor = _patch_tensor
