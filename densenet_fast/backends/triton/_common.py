@@ -36,7 +36,7 @@ def load_norm(
 @triton.jit
 def row_offset(row, stride):
     """Offset of a tile's first row: 64 bits here, 32 inside the tile."""
-    return row.to(tl.int64) * stride
+    return tl.cast(row, tl.int64) * stride
 
 
 @triton.jit
@@ -64,19 +64,10 @@ def store_stats(
         tl.store(count + tile, size)
 
 
-def precision(x: Tensor) -> str:
-    """How `tl.dot` multiplies operands of x's dtype: as PyTorch's convolutions do, "tf32" only where they may.
-
-    Three TF32 products ("tf32x3") are as exact as float32. Narrower dtypes have one way, whatever is said here.
-    """
-    if x.dtype != torch.float32:
-        return "tf32"
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "tf32x3"
-
-
 def workspace(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
-    """Uninitialised float32 vectors of these sizes on x's device, in one allocation; each size a multiple of 4."""
-    return x.new_empty(sum(sizes), dtype=torch.float32).split(sizes)
+    """Uninitialised float32 vectors of at least these sizes on x's device, in one allocation, each on 16 bytes."""
+    rounded = [-(-size // 4) * 4 for size in sizes]
+    return x.new_empty(sum(rounded), dtype=torch.float32).split(rounded)
 
 
 def block_of(size: int, least: int = 16) -> int:

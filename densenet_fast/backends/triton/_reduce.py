@@ -45,10 +45,9 @@ def merge_stats_kernel(
     tl.store(var + c, tl.sum(squares, 0) / total, mask=c < C)
 
 
-def merge_stats(partial: Tensor, count: Tensor, mean: Tensor, var: Tensor, total: int) -> None:
-    """mean, var [C] of `total` values from `store_stats`'s partial [T * 2 * C] and count [at least T]."""
+def merge_stats(partial: Tensor, count: Tensor, tiles: int, mean: Tensor, var: Tensor, total: int) -> None:
+    """mean, var [C] of `total` values from the partial [tiles, 2, C] and count [tiles] of `store_stats`."""
     channels = mean.shape[0]
-    tiles = partial.shape[0] // (2 * channels)
     launch(
         merge_stats_kernel,
         (triton.cdiv(channels, 8),),
@@ -135,7 +134,9 @@ def finish_bwd_kernel(
 
 def finish_bwd(
     sums: Tensor,
-    weights: Tensor | None,
+    rows: int,
+    weights: Tensor,
+    splits: int,
     var: Tensor,
     gamma: Tensor | None,
     eps: float,
@@ -143,25 +144,21 @@ def finish_bwd(
     count: int,
     a: Tensor,
     b: Tensor,
-    dweight: Tensor | None,
+    dweight: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """dgamma, dbeta [C], a and b, and dweight [K, C, h, w] (contiguous) from partial results.
+    """dgamma, dbeta [C], a and b from sums [rows, 2, C]; dweight [K, C, h, w] from weights [splits, h * w, K, C].
 
-    sums: [R * 2 * C]; weights: [S * h * w * K * C], ordered [S, h * w, K, C].
+    An empty dweight is not wanted.
     """
     channels = var.shape[0]
-    dgamma, dbeta = sums.new_empty((2, channels)).unbind()
-    outputs, taps, splits, blocks = 1, 1, 1, 0
-    if weights is not None and dweight is not None:
-        outputs, taps = dweight.shape[0], dweight.shape[2] * dweight.shape[3]
-        splits, blocks = weights.shape[0] // dweight.numel(), triton.cdiv(dweight.numel(), 512)
-    rows = sums.shape[0] // (2 * channels)
+    dgamma, dbeta = sums.new_empty(channels), sums.new_empty(channels)
+    wgrad = dweight.numel() > 0
     launch(
         finish_bwd_kernel,
-        (triton.cdiv(channels, 16) + blocks,),
+        (triton.cdiv(channels, 16) + triton.cdiv(dweight.numel(), 512),),
         num_warps=4,
         sums=sums,
-        weights=weights,
+        weights=weights if wgrad else None,
         var=var,
         gamma=gamma,
         eps=eps,
@@ -169,14 +166,14 @@ def finish_bwd(
         dbeta=dbeta,
         a=a,
         b=b,
-        dweight=dweight,
+        dweight=dweight if wgrad else None,
         R=rows,
         S=splits,
-        K=outputs,
+        K=dweight.shape[0],
         C=channels,
         count=float(count),
         BATCH_STATS=batch_stats,
-        TAPS=taps,
+        TAPS=dweight.shape[2] * dweight.shape[3] if wgrad else 1,
         BLOCK_R=min(128, triton.next_power_of_2(rows)),
         BLOCK_C=16,
         BLOCK_S=min(4, triton.next_power_of_2(splits)),

@@ -15,7 +15,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Arguments:
-    """The arguments of `operation`; x [N, C, H, W] sets the dtype, the device and N, H, W of the others."""
+    """The arguments of `operation`; x [N, C, H, W], with row stride `stride`, sets the dtype, the
+    device and N, H, W of the others."""
 
     def __init__(self, operation: str, name: str, x: Tensor):
         self._operation = operation
@@ -26,9 +27,9 @@ class Arguments:
             self.refuse(f"sizes of {name}", list(x.shape), "[N, C, H, W]")
         self.N, self.C, self.H, self.W = x.shape
         self.M = self.N * self.H * self.W
-        if self.M >= 1 << 31:
-            self.refuse(f"sizes of {name}", list(x.shape), "fewer than 2**31 pixels")
-        self.image(name, x, self.C)
+        if self.M >= 1 << 30:
+            self.refuse(f"sizes of {name}", list(x.shape), "fewer than 2**30 pixels")
+        self.stride = self.image(name, x, self.C)
 
     def image(self, name: str, x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> int:
         """The row stride of an activation [N, channels, height, width], H and W if not given."""
@@ -63,13 +64,13 @@ class Arguments:
         return x
 
     def norm(
-        self, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, channels: int, suffix: str = ""
+        self, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, channels: int, prefix: str = ""
     ) -> Norm:
         return (
-            self.vector(f"mean{suffix}", mean, channels),
-            self.vector(f"var{suffix}", var, channels),
-            None if gamma is None else self.vector(f"gamma{suffix}", gamma, channels),
-            None if beta is None else self.vector(f"beta{suffix}", beta, channels),
+            self.vector(f"{prefix}mean", mean, channels),
+            self.vector(f"{prefix}var", var, channels),
+            None if gamma is None else self.vector(f"{prefix}gamma", gamma, channels),
+            None if beta is None else self.vector(f"{prefix}beta", beta, channels),
         )
 
     def weight(self, name: str, x: Tensor, outputs: int | None, channels: int, kernel: int) -> Tensor:

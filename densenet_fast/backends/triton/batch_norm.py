@@ -3,11 +3,11 @@
 Activations are rows [M, C], M = N*H*W, at any row stride.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...ops._operation import image, vectors
 from ._common import row_offset, store_stats, workspace
 from ._reduce import merge_stats
 from .arguments import Arguments
@@ -40,8 +40,7 @@ def channel_stats_kernel(
 
 def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     check = Arguments("channel_stats", "x", x)
-    stride = check.image("x", x, check.C)
-    mean, var = x.new_empty((2, check.C), dtype=torch.float32).unbind()
+    mean, var = vectors(x)
     rows = 128
     tiles = triton.cdiv(check.M, rows)
     partial, count = workspace(x, tiles * 2 * check.C, tiles)
@@ -54,11 +53,11 @@ def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
         count=count,
         M=check.M,
         C=check.C,
-        x_stride=stride,
+        x_stride=check.stride,
         BLOCK_M=rows,
         BLOCK_C=64,
     )
-    merge_stats(partial, count, mean, var, check.M)
+    merge_stats(partial, count, tiles, mean, var, check.M)
     return mean, var
 
 
@@ -95,9 +94,9 @@ def bn_bwd_apply_kernel(
 
 def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
     check = Arguments("bn_bwd_apply", "x", x)
-    x_stride, v_stride = check.image("x", x, check.C), check.image("v", v, check.C)
+    v_stride = check.image("v", v, check.C)
     mean, a, b = (check.vector(n, t, check.C) for n, t in (("mean", mean), ("a", a), ("b", b)))
-    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    dx = image(x, *x.shape[1:])
     launch(
         bn_bwd_apply_kernel,
         (triton.cdiv(check.M, 64), triton.cdiv(check.C, 64)),
@@ -111,7 +110,7 @@ def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Te
         M=check.M,
         C=check.C,
         v_stride=v_stride,
-        x_stride=x_stride,
+        x_stride=check.stride,
         dx_stride=check.C,
         BLOCK_M=64,
         BLOCK_C=64,

@@ -1,14 +1,23 @@
 """Which tile a kernel takes: a committed table, and rules for what it does not hold. Nothing is timed at run time.
 
-Entries are keyed by operation, architecture and the kind of product; `python -m benchmarks.tune` measures them on the
-GPU at hand. Until a row says otherwise its choice comes from what compiles without spilling (tests/triton/aot.py).
+A row is keyed by operation, architecture and kind of product, and holds for layers up to so many outputs. Rows come
+from what compiles without spilling and fills the machine (tests/triton/aot.py); `python -m benchmarks.tune` times them
+on the GPU at hand.
 """
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from .launch import Device
+
+HALF, TF32, FP32 = "half", "tf32", "fp32"  # kinds of product: 16-bit operands, TF32, three TF32 products
+ANY = 1 << 30  # outputs
+
 
 class Tile(NamedTuple):
-    """Pixels, output channels and reduced channels of one program's tile; warps; stages of the software pipeline."""
+    """Pixels, outputs and input channels of one program's tile; warps; stages of the software pipeline."""
 
     m: int
     n: int
@@ -21,4 +30,44 @@ class Tile(NamedTuple):
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-HALF, TF32, FP32 = "half", "tf32", "fp32"  # kinds of product: 16-bit operands, TF32, three TF32 products
+Rows = tuple[tuple[int, Tile], ...]  # (most outputs, tile), fewest first
+
+TABLE: dict[tuple[str, int, str], Rows] = {
+    ("bn_relu_conv1x1_fwd", 90, HALF): (
+        (64, Tile(128, 64, 64, 4, 3)),
+        (128, Tile(128, 128, 64, 8, 3)),
+        (ANY, Tile(64, 256, 64, 8, 3)),
+    ),
+    ("bn_relu_conv1x1_bwd", 90, HALF): (
+        (64, Tile(64, 64, 64, 8, 2)),
+        (128, Tile(32, 128, 128, 8, 2)),
+        (ANY, Tile(32, 256, 64, 8, 2)),
+    ),
+    ("bn_relu_conv1x1_fwd", 90, TF32): ((64, Tile(128, 64, 32, 4, 3)), (ANY, Tile(128, 128, 32, 8, 3))),
+    ("bn_relu_conv1x1_bwd", 90, TF32): ((64, Tile(64, 64, 64, 8, 2)), (128, Tile(32, 128, 64, 8, 2)), (ANY, Tile(32, 256, 32, 8, 2))),
+    ("bn_relu_conv1x1_fwd", 90, FP32): ((64, Tile(128, 64, 32, 4, 3)), (ANY, Tile(64, 128, 32, 8, 2))),
+    ("bn_relu_conv1x1_bwd", 90, FP32): ((64, Tile(64, 64, 64, 8, 2)), (128, Tile(32, 128, 64, 8, 2)), (ANY, Tile(32, 256, 32, 8, 2))),
+}
+
+
+def kind_of(x: Tensor) -> str:
+    """The kind of product for activations like x: as PyTorch's convolutions, TF32 only where they may use it."""
+    if x.dtype != torch.float32:
+        return HALF
+    return TF32 if torch.backends.cudnn.conv.fp32_precision == "tf32" else FP32
+
+
+PRECISION = {HALF: "tf32", TF32: "tf32", FP32: "tf32x3"}  # tl.dot's name; 16-bit operands have one way whatever it is
+
+
+def choose(operation: str, device: Device, kind: str, outputs: int) -> Tile:
+    """The table's tile; an architecture without rows takes those of its family."""
+    family = 80 if device.architecture < 90 else 90 if device.architecture < 100 else 100
+    rows = TABLE.get((operation, device.architecture, kind)) or TABLE[operation, family, kind]
+    return next(tile for most, tile in rows if outputs <= most)
+
+
+def splits(device: Device, slabs: int, pixels: int, block: int, most: int) -> int:
+    """Into how many parts the pixels are divided so that `slabs` programs each fill the machine once: at most `most`,
+    beyond which the partial results would outweigh the work."""
+    return max(1, min(device.processors // slabs, -(-pixels // block), most))
