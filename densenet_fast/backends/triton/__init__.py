@@ -4,12 +4,18 @@ The contract is in `densenet_fast/ops`; a function here carries its operation's 
 """
 
 from .batch_norm import bn_bwd_apply, channel_stats, update_running_stats
+from .bn_relu_conv1x1 import bn_relu_conv1x1_bwd, bn_relu_conv1x1_fwd
+from .transition import transition_bwd, transition_fwd
 
 DISPATCH_KEY = "CompositeExplicitAutograd"
 
 __all__ = [
     "DISPATCH_KEY",
     "bn_bwd_apply",
+    "bn_relu_conv1x1_bwd",
+    "bn_relu_conv1x1_fwd",
     "channel_stats",
+    "transition_bwd",
+    "transition_fwd",
     "update_running_stats",
 ]

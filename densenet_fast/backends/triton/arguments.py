@@ -63,6 +63,12 @@ class Arguments:
             return x.contiguous()
         return x
 
+    def stats(self, mean: Tensor | None, var: Tensor | None, channels: int) -> tuple[Tensor, Tensor] | None:
+        """Where a mean and a variance [channels] are written, None if they are not wanted."""
+        if mean is None or var is None:
+            return None
+        return self.vector("y_mean", mean, channels, written=True), self.vector("y_var", var, channels, written=True)
+
     def norm(
         self, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, channels: int, prefix: str = ""
     ) -> Norm:

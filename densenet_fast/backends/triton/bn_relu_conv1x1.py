@@ -257,9 +257,9 @@ def bn_relu_conv1x1_bwd(
     slabs = triton.cdiv(check.C, tile.k)
     splits = tiles.splits(device, slabs, check.M, tile.m, check.M * x.element_size() // (4 * outputs))
     sums, partial = workspace(x, splits * 2 * check.C, splits * weight.numel() if wgrad else 0)
-    fused = ((True, wgrad),)
-    separate = ((True, False), (False, True))[: 1 + wgrad]
-    for dgrad_part, wgrad_part in fused if device.architecture >= 90 else separate:
+    together = ((True, wgrad),)
+    apart = ((True, False), (False, True))[: 1 + wgrad]
+    for dgrad_part, wgrad_part in together if tiles.fuses(device, kind) else apart:
         launch(
             bn_relu_conv1x1_bwd_kernel,
             (slabs, splits),

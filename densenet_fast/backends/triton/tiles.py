@@ -32,22 +32,54 @@ class Tile(NamedTuple):
 
 Rows = tuple[tuple[int, Tile], ...]  # (most outputs, tile), fewest first
 
-TABLE: dict[tuple[str, int, str], Rows] = {
-    ("bn_relu_conv1x1_fwd", 90, HALF): (
-        (64, Tile(128, 64, 64, 4, 3)),
-        (128, Tile(128, 128, 64, 8, 3)),
-        (ANY, Tile(64, 256, 64, 8, 3)),
-    ),
-    ("bn_relu_conv1x1_bwd", 90, HALF): (
-        (64, Tile(64, 64, 64, 8, 2)),
-        (128, Tile(32, 128, 128, 8, 2)),
-        (ANY, Tile(32, 256, 64, 8, 2)),
-    ),
-    ("bn_relu_conv1x1_fwd", 90, TF32): ((64, Tile(128, 64, 32, 4, 3)), (ANY, Tile(128, 128, 32, 8, 3))),
-    ("bn_relu_conv1x1_bwd", 90, TF32): ((64, Tile(64, 64, 64, 8, 2)), (128, Tile(32, 128, 64, 8, 2)), (ANY, Tile(32, 256, 32, 8, 2))),
-    ("bn_relu_conv1x1_fwd", 90, FP32): ((64, Tile(128, 64, 32, 4, 3)), (ANY, Tile(64, 128, 32, 8, 2))),
-    ("bn_relu_conv1x1_bwd", 90, FP32): ((64, Tile(64, 64, 64, 8, 2)), (128, Tile(32, 128, 64, 8, 2)), (ANY, Tile(32, 256, 32, 8, 2))),
-}
+TABLE: dict[tuple[str, int, str], Rows] = {}
+for _architecture in (80, 90, 100):
+    TABLE |= {
+        ("bn_relu_conv1x1_fwd", _architecture, HALF): (
+            (64, Tile(128, 64, 64, 4, 3)),
+            (128, Tile(128, 128, 64, 8, 3)),
+            (ANY, Tile(64, 256, 64, 8, 3)),
+        ),
+        ("bn_relu_conv1x1_fwd", _architecture, TF32): (
+            (64, Tile(128, 64, 32, 4, 3)),
+            (128, Tile(128, 128, 32, 8, 3)),
+            (ANY, Tile(64, 256, 32, 8, 3)),
+        ),
+        ("bn_relu_conv1x1_fwd", _architecture, FP32): (
+            (64, Tile(64, 64, 32, 4, 2)),
+            (ANY, Tile(64, 128, 32, 8, 2)),
+        ),
+        ("bn_relu_conv1x1_bwd", _architecture, HALF): (
+            (64, Tile(64, 64, 64, 8, 2)),
+            (128, Tile(32, 128, 128, 8, 2)),
+            (ANY, Tile(32, 256, 64, 8, 2)),
+        ),
+        ("bn_relu_conv1x1_bwd", _architecture, TF32): (
+            (64, Tile(32, 64, 64, 8, 2)),
+            (128, Tile(32, 128, 64, 8, 2)),
+            (ANY, Tile(16, 256, 32, 8, 2)),
+        ),
+        ("bn_relu_conv1x1_bwd", _architecture, FP32): (
+            (64, Tile(32, 64, 64, 8, 2)),
+            (128, Tile(16, 128, 64, 8, 2)),
+            (ANY, Tile(16, 256, 16, 8, 2)),
+        ),
+        ("transition_fwd", _architecture, HALF): (
+            (64, Tile(64, 64, 64, 4, 2)),
+            (ANY, Tile(64, 128, 64, 8, 2)),
+        ),
+        ("transition_fwd", _architecture, TF32): ((ANY, Tile(64, 128, 32, 8, 2)),),
+        ("transition_fwd", _architecture, FP32): ((ANY, Tile(32, 128, 32, 8, 2)),),
+        ("transition_dgrad", _architecture, HALF): ((ANY, Tile(64, 64, 64, 8, 2)),),
+        ("transition_dgrad", _architecture, TF32): ((ANY, Tile(64, 32, 64, 8, 2)),),
+        ("transition_dgrad", _architecture, FP32): ((ANY, Tile(32, 32, 64, 8, 2)),),
+        ("transition_wgrad", _architecture, HALF): (
+            (64, Tile(64, 64, 64, 8, 2)),
+            (ANY, Tile(64, 128, 64, 8, 2)),
+        ),
+        ("transition_wgrad", _architecture, TF32): ((ANY, Tile(32, 128, 64, 8, 2)),),
+        ("transition_wgrad", _architecture, FP32): ((ANY, Tile(32, 64, 64, 8, 2)),),
+    }
 
 
 def kind_of(x: Tensor) -> str:
@@ -65,6 +97,11 @@ def choose(operation: str, device: Device, kind: str, outputs: int) -> Tile:
     family = 80 if device.architecture < 90 else 90 if device.architecture < 100 else 100
     rows = TABLE.get((operation, device.architecture, kind)) or TABLE[operation, family, kind]
     return next(tile for most, tile in rows if outputs <= most)
+
+
+def fuses(device: Device, kind: str) -> bool:
+    """Whether input and weight gradient of a 1x1 convolution fit in the registers of one kernel."""
+    return device.architecture >= 90 and kind != FP32
 
 
 def splits(device: Device, slabs: int, pixels: int, block: int, most: int) -> int:

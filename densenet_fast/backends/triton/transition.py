@@ -1,0 +1,332 @@
+"""Kernels of ops/transition.py on rows: x [M, C], y [Q, K], Q = N * (H // 2) * (W // 2).
+
+The average over 2x2 pixels runs in the prologue of the product, behind BN-ReLU; what was computed is the product's
+second operand, as in bn_relu_conv1x1.py.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from ._common import load_norm, relu, row_offset, store_stats, workspace
+from ._reduce import finish_bwd, merge_stats
+from .arguments import Arguments
+from .launch import device_of, launch
+
+
+@triton.jit
+def top_left(q, H, W, HQ, WQ):
+    """The first of the 2x2 pixels of quad q, counted over [N, HQ, WQ]."""
+    return (q // (HQ * WQ) * H + q // WQ % HQ * 2) * W + q % WQ * 2
+
+
+@triton.jit
+def average(
+    x_at,  # [BLOCK_M, BLOCK_C] addresses of the first pixel of each quad
+    x_stride,
+    W,
+    mask,  # [BLOCK_M, BLOCK_C]
+    shift,  # [BLOCK_C]
+    scale,  # [BLOCK_C]
+    offset,  # [BLOCK_C]
+):
+    """relu(bn(x)) averaged over quads, [BLOCK_M, BLOCK_C] float32."""
+    total = tl.zeros(x_at.shape, dtype=tl.float32)
+    for i in tl.static_range(4):
+        values = tl.load(x_at + (i // 2 * W + i % 2) * x_stride, mask=mask, other=0.0).to(tl.float32)
+        total += relu((values - shift[None, :]) * scale[None, :] + offset[None, :])
+    return total * 0.25
+
+
+@triton.jit
+def transition_fwd_kernel(
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weight,  # [K, C]
+    y,  # [Q, K] written
+    partial,  # [cdiv(Q, BLOCK_M), 2, K] statistics of y written, or None
+    count,  # [cdiv(Q, BLOCK_M)] written, or None
+    Q,
+    H,
+    W,
+    C,
+    K,
+    x_stride,
+    y_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_M averages and BLOCK_K outputs."""
+    tile = tl.program_id(0)
+    start = tile * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    n = tl.minimum(Q - start, BLOCK_M)
+    first = top_left(start, H, W, H // 2, W // 2)
+    pixel = top_left(start + m, H, W, H // 2, W // 2) - first
+    x_at = x + row_offset(first, x_stride) + pixel[:, None] * x_stride
+    acc = tl.zeros((BLOCK_K, BLOCK_M), dtype=tl.float32)
+    for channel in range(0, C, BLOCK_C):
+        c = channel + tl.arange(0, BLOCK_C)
+        w = tl.load(weight + k[:, None] * C + c[None, :], mask=(k < K)[:, None] & (c < C)[None, :], other=0.0)
+        shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+        mask = (m < n)[:, None] & (c < C)[None, :]
+        averaged = average(x_at + c[None, :], x_stride, W, mask, shift, scale, offset)
+        acc = tl.dot(w, tl.trans(averaged.to(w.dtype)), acc, input_precision=PRECISION)
+    rounded = acc.to(y.dtype.element_ty)
+    valid = (k < K)[:, None] & (m < n)[None, :]
+    tl.store(y + row_offset(start, y_stride) + k[:, None] + m[None, :] * y_stride, rounded, mask=valid)
+    if partial is not None:
+        store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k, k < K, K, tl.program_id(1) == 0, 1)
+
+
+def transition_fwd(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    y: Tensor,
+    y_mean: Tensor | None,
+    y_var: Tensor | None,
+) -> None:
+    check = Arguments("transition_fwd", "x", x)
+    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+    weight = check.weight("weight", weight, None, check.C, 1)
+    outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
+    y_stride = check.image("y", y, outputs, height, width)
+    stats = check.stats(y_mean, y_var, outputs)
+    quads = check.N * height * width
+    kind = tiles.kind_of(x)
+    tile = tiles.choose("transition_fwd", device_of(x), kind, outputs)
+    blocks = triton.cdiv(quads, tile.m)
+    partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
+    launch(
+        transition_fwd_kernel,
+        (blocks, triton.cdiv(outputs, tile.n)),
+        **tile.options,
+        x=x,
+        mean=mean,
+        var=var,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
+        weight=weight,
+        y=y,
+        partial=partial,
+        count=count,
+        Q=quads,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        K=outputs,
+        x_stride=check.stride,
+        y_stride=y_stride,
+        PRECISION=tiles.PRECISION[kind],
+        BLOCK_M=tile.m,
+        BLOCK_K=tile.n,
+        BLOCK_C=tile.k,
+    )
+    if stats:
+        merge_stats(partial, count, blocks, *stats, quads)
+
+
+@triton.jit
+def transition_dgrad_kernel(
+    dy,  # [Q, K]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weight,  # [K, C]
+    dx,  # [M, C] written
+    sums,  # [cdiv(Q', BLOCK_M), 2, C] written
+    N,
+    H,
+    W,
+    C,
+    K,
+    dy_stride,
+    x_stride,
+    dx_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_M quads and BLOCK_C channels. Quads of the last odd row and column, which no average has
+    seen, are counted here (Q' of them in all): their gradient is zero."""
+    HQ = (H + 1) // 2
+    WQ = (W + 1) // 2
+    tile = tl.program_id(0)
+    start = tile * BLOCK_M
+    q = start + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = q // WQ % HQ
+    column = q % WQ
+    image = q // (HQ * WQ)
+    pooled = (image < N) & (row < H // 2) & (column < W // 2)
+    first_average = start // (HQ * WQ) * (H // 2) * (W // 2)
+    averages = (image * (H // 2) + row) * (W // 2) + column - first_average
+    dy_at = dy + row_offset(first_average, dy_stride) + averages[:, None] * dy_stride
+    acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+    for output in range(0, K, BLOCK_K):
+        k = output + tl.arange(0, BLOCK_K)
+        w = tl.load(weight + k[None, :] * C + c[:, None], mask=(k < K)[None, :] & (c < C)[:, None], other=0.0)
+        d = tl.load(dy_at + k[None, :], mask=pooled[:, None] & (k < K)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        acc = tl.dot(w, tl.trans(d), acc, input_precision=PRECISION)
+    acc *= 0.25
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    first = top_left(start, H, W, HQ, WQ)
+    pixel = top_left(q, H, W, HQ, WQ) - first
+    sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for i in tl.static_range(4):
+        exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
+        mask = (c < C)[:, None] & exists[None, :]
+        at = pixel + i // 2 * W + i % 2
+        values = tl.load(x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
+        centred = values.to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
+        activated = relu(centred * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
+        v = tl.where(activated <= 0.0, 0.0, acc)
+        sum_v += tl.sum(v, 1)
+        sum_vx += tl.sum(tl.where(mask, v * centred, 0.0), 1)
+        dx_at = dx + row_offset(first, dx_stride) + at[None, :] * dx_stride + c[:, None]
+        tl.store(dx_at, (scale[:, None] * v).to(dx.dtype.element_ty), mask=mask)
+    sums_at = sums + row_offset(tile, 2 * C) + c
+    tl.store(sums_at, sum_v, mask=c < C)
+    tl.store(sums_at + C, sum_vx, mask=c < C)
+
+
+@triton.jit
+def transition_wgrad_kernel(
+    dy,  # [Q, K]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    dweight,  # [SPLITS, K, C] written
+    Q,
+    H,
+    W,
+    C,
+    K,
+    dy_stride,
+    x_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_C channels, BLOCK_K outputs and every SPLITS-th tile of BLOCK_M averages."""
+    split = tl.program_id(2)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m = tl.arange(0, BLOCK_M)
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
+    for start in range(split * BLOCK_M, Q, tl.num_programs(2) * BLOCK_M):
+        exists = m < Q - start
+        first = top_left(start, H, W, H // 2, W // 2)
+        pixel = top_left(start + m, H, W, H // 2, W // 2) - first
+        dy_at = dy + row_offset(start, dy_stride) + m[:, None] * dy_stride + k[None, :]
+        d = tl.load(dy_at, mask=exists[:, None] & (k < K)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        x_at = x + row_offset(first, x_stride) + pixel[:, None] * x_stride + c[None, :]
+        averaged = average(x_at, x_stride, W, exists[:, None] & (c < C)[None, :], shift, scale, offset)
+        dw = tl.dot(tl.trans(d), averaged.to(d.dtype), dw, input_precision=PRECISION)
+    dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
+    tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
+
+
+def transition_bwd(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    batch_stats: bool,
+    dx: Tensor,
+    a: Tensor,
+    b: Tensor,
+    wgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check = Arguments("transition_bwd", "x", x)
+    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+    weight = check.weight("weight", weight, None, check.C, 1)
+    outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
+    dy_stride = check.image("dy", dy, outputs, height, width)
+    dx_stride = check.image("dx", dx, check.C)
+    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+
+    device, kind = device_of(x), tiles.kind_of(x)
+    tile = tiles.choose("transition_dgrad", device, kind, outputs)
+    blocks = triton.cdiv(check.N * triton.cdiv(check.H, 2) * triton.cdiv(check.W, 2), tile.m)
+    wide = tiles.choose("transition_wgrad", device, kind, outputs)
+    slabs = triton.cdiv(check.C, wide.k), triton.cdiv(outputs, wide.n)
+    quads = check.N * height * width
+    splits = tiles.splits(device, slabs[0] * slabs[1], quads, wide.m, quads * x.element_size() // (2 * outputs))
+    sums, partial = workspace(x, blocks * 2 * check.C, splits * weight.numel() if wgrad else 0)
+    norm = {"mean": mean, "var": var, "gamma": gamma, "beta": beta, "eps": eps}
+    launch(
+        transition_dgrad_kernel,
+        (blocks, triton.cdiv(check.C, tile.k)),
+        **tile.options,
+        dy=dy,
+        x=x,
+        **norm,
+        weight=weight,
+        dx=dx,
+        sums=sums,
+        N=check.N,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        K=outputs,
+        dy_stride=dy_stride,
+        x_stride=check.stride,
+        dx_stride=dx_stride,
+        PRECISION=tiles.PRECISION[kind],
+        BLOCK_M=tile.m,
+        BLOCK_K=tile.n,
+        BLOCK_C=tile.k,
+    )
+    if wgrad:
+        launch(
+            transition_wgrad_kernel,
+            (*slabs, splits),
+            **wide.options,
+            dy=dy,
+            x=x,
+            **norm,
+            dweight=partial,
+            Q=quads,
+            H=check.H,
+            W=check.W,
+            C=check.C,
+            K=outputs,
+            dy_stride=dy_stride,
+            x_stride=check.stride,
+            PRECISION=tiles.PRECISION[kind],
+            BLOCK_M=wide.m,
+            BLOCK_K=wide.n,
+            BLOCK_C=wide.k,
+        )
+    dweight = weight.new_empty(weight.shape if wgrad else 0)
+    dgamma, dbeta = finish_bwd(sums, blocks, partial, splits, var, gamma, eps, batch_stats, check.M, a, b, dweight)
+    return dgamma, dbeta, dweight
