@@ -26,11 +26,10 @@ def load_norm(
     scale = tl.rsqrt(tl.load(var + c, mask=mask, other=1.0) + eps)
     if gamma is not None:
         scale *= tl.load(gamma + c, mask=mask, other=0.0)
+    offset = tl.zeros_like(m)
     if beta is not None:
-        b = tl.load(beta + c, mask=mask, other=0.0)
-    else:
-        b = tl.zeros_like(m)
-    return m, scale, b
+        offset = tl.load(beta + c, mask=mask, other=0.0)
+    return m, scale, offset
 
 
 @triton.jit

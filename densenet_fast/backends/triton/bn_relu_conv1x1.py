@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ops._operation import image, vector
 from . import tiles
-from ._common import block_of, load_norm, relu, row_offset, store_stats, workspace
+from ._common import load_norm, relu, row_offset, store_stats, workspace
 from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments, Norm
 from .launch import device_of, launch
@@ -127,14 +127,72 @@ def conv1x1(
         C=check.C,
         K=outputs,
         x_stride=check.stride,
-        PRECISION=tiles.PRECISION[kind],
-        BLOCK_M=tile.m,
-        BLOCK_K=tile.n,
-        BLOCK_C=tile.k,
+        **tile.blocks(tiles.PRECISION[kind]),
     )
     if partial is not None and count is not None:
         merge_stats(partial, count, blocks, z_mean, z_var, check.M)
     return z, z_mean, z_var
+
+
+@triton.jit
+def load_correction(
+    z_mean,  # [K]
+    z_var,  # [K]
+    z_gamma,  # [K] or None
+    z_eps,
+    z_a,  # [K]
+    z_b,  # [K]
+    k,  # [BLOCK_K]
+    K,
+):
+    """mean, z_gamma * z_rstd, a, b of outputs k."""
+    shift, scale, _ = load_norm(z_mean, z_var, z_gamma, None, z_eps, k, k < K)
+    return shift, scale, tl.load(z_a + k, mask=k < K, other=0.0), tl.load(z_b + k, mask=k < K, other=0.0)
+
+
+@triton.jit
+def load_dz(
+    u,  # [M, K]
+    z,  # [M, K]
+    start,
+    exists,  # [BLOCK_M] which pixels
+    k,  # [BLOCK_K]
+    K,
+    u_stride,
+    z_stride,
+    shift,  # [BLOCK_K]
+    scale,  # [BLOCK_K]
+    a,  # [BLOCK_K]
+    b,  # [BLOCK_K]
+    BLOCK_M: tl.constexpr,
+):
+    """The gradient at z, scale * u - a - b * (z - mean), [BLOCK_M, BLOCK_K] in u's dtype."""
+    m = tl.arange(0, BLOCK_M)
+    mask = exists[:, None] & (k < K)[None, :]
+    u_tile = tl.load(u + row_offset(start, u_stride) + m[:, None] * u_stride + k[None, :], mask=mask, other=0.0)
+    z_tile = tl.load(z + row_offset(start, z_stride) + m[:, None] * z_stride + k[None, :], mask=mask, other=0.0)
+    centred = z_tile.to(tl.float32) - shift[None, :]
+    dz = scale[None, :] * u_tile.to(tl.float32) - a[None, :] - b[None, :] * centred
+    return tl.where(mask, dz, 0.0).to(u.dtype.element_ty)
+
+
+@triton.jit
+def add_to_dx(
+    v,  # [BLOCK_C, BLOCK_M] gradient behind the ReLU
+    dx_at,  # [BLOCK_C, BLOCK_M] addresses, added to
+    x_tile,  # [BLOCK_C, BLOCK_M]
+    mask,  # [BLOCK_C, BLOCK_M]
+    shift,  # [BLOCK_C]
+    scale,  # [BLOCK_C]
+    offset,  # [BLOCK_C]
+):
+    """dx += scale * v before the ReLU; relu(bn(x)), and the sums of v and v * (x - mean)."""
+    g = tl.load(dx_at, mask=mask, other=0.0)
+    centred = x_tile.to(tl.float32) - shift[:, None]
+    activated = relu(centred * scale[:, None] + offset[:, None]).to(g.dtype)
+    v = tl.where(activated <= 0.0, 0.0, v)
+    tl.store(dx_at, (g.to(tl.float32) + scale[:, None] * v).to(g.dtype), mask=mask)
+    return activated, tl.sum(v, 1), tl.sum(v * centred, 1)
 
 
 @triton.jit
@@ -154,9 +212,9 @@ def bn_relu_conv1x1_bwd_kernel(
     beta,  # [C] or None
     eps,
     weight,  # [K, C]
-    dx,  # [M, C] added to, if DGRAD
-    sums,  # [SPLITS, 2, C] written, if DGRAD
-    dweight,  # [SPLITS, K, C] written, if WGRAD
+    dx,  # [M, C] added to
+    sums,  # [SPLITS, 2, C] written
+    dweight,  # [SPLITS, K, C] written
     M,
     C,
     K,
@@ -168,56 +226,136 @@ def bn_relu_conv1x1_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    DGRAD: tl.constexpr,
-    WGRAD: tl.constexpr,
 ):
-    """One program for BLOCK_C channels and every SPLITS-th tile of BLOCK_M pixels: its slab of the weight and of the
-    weight's gradient stay in registers. K fits in BLOCK_K."""
+    """Both gradients in one pass: a program has BLOCK_C channels and every SPLITS-th tile of BLOCK_M pixels, and keeps
+    its slabs of the weight and of the weight's gradient in registers. All outputs fit in BLOCK_K."""
     split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.arange(0, BLOCK_K)
     m = tl.arange(0, BLOCK_M)
-    of_c = c < C
-    of_k = k < K
-    z_shift, z_scale, _ = load_norm(z_mean, z_var, z_gamma, None, z_eps, k, of_k)
-    z_offset = tl.load(z_a + k, mask=of_k, other=0.0)
-    z_slope = tl.load(z_b + k, mask=of_k, other=0.0)
-    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, of_c)
-    w = tl.load(
-        weight + k[None, :] * C + c[:, None], mask=of_c[:, None] & of_k[None, :], other=0.0
-    )  # [BLOCK_C, BLOCK_K]
+    of_w = (c < C)[:, None] & (k < K)[None, :]
+    w = tl.load(weight + k[None, :] * C + c[:, None], mask=of_w, other=0.0)  # [BLOCK_C, BLOCK_K]
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
     dw = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
     sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
     sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
     for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
         exists = m < M - start
-        of_z = exists[:, None] & of_k[None, :]
-        of_x = of_c[:, None] & exists[None, :]
-        u_tile = tl.load(u + row_offset(start, u_stride) + m[:, None] * u_stride + k[None, :], mask=of_z, other=0.0)
-        z_tile = tl.load(z + row_offset(start, z_stride) + m[:, None] * z_stride + k[None, :], mask=of_z, other=0.0)
-        x_tile = tl.load(x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None], mask=of_x, other=0.0)
-        dz = z_scale[None, :] * u_tile.to(tl.float32) - z_offset[None, :]
-        dz -= z_slope[None, :] * (z_tile.to(tl.float32) - z_shift[None, :])
-        dz = tl.where(of_z, dz, 0.0).to(w.dtype)  # [BLOCK_M, BLOCK_K]
-        centred = x_tile.to(tl.float32) - shift[:, None]
-        activated = relu(centred * scale[:, None] + offset[:, None]).to(w.dtype)  # [BLOCK_C, BLOCK_M]
-        if DGRAD:
-            dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
-            g = tl.load(dx_at, mask=of_x, other=0.0)
-            v = tl.dot(w, tl.trans(dz), input_precision=PRECISION)  # [BLOCK_C, BLOCK_M]
-            v = tl.where(activated <= 0.0, 0.0, v)
-            sum_v += tl.sum(v, 1)
-            sum_vx += tl.sum(v * centred, 1)
-            tl.store(dx_at, (g.to(tl.float32) + scale[:, None] * v).to(g.dtype), mask=of_x)
-        if WGRAD:
-            dw = tl.dot(activated, dz, dw, input_precision=PRECISION)
-    if DGRAD:
-        sums_at = sums + split * 2 * C + c
-        tl.store(sums_at, sum_v, mask=of_c)
-        tl.store(sums_at + C, sum_vx, mask=of_c)
-    if WGRAD:
-        dw_at = dweight + row_offset(split, K * C) + k[None, :] * C + c[:, None]
-        tl.store(dw_at, dw, mask=of_c[:, None] & of_k[None, :])
+        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+        mask = (c < C)[:, None] & exists[None, :]
+        x_tile = tl.load(x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
+        dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
+        v = tl.dot(w, tl.trans(dz), input_precision=PRECISION)  # [BLOCK_C, BLOCK_M]
+        activated, of_v, of_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
+        sum_v += of_v
+        sum_vx += of_vx
+        dw = tl.dot(activated, dz, dw, input_precision=PRECISION)
+    sums_at = sums + split * 2 * C + c
+    tl.store(sums_at, sum_v, mask=c < C)
+    tl.store(sums_at + C, sum_vx, mask=c < C)
+    tl.store(dweight + row_offset(split, K * C) + k[None, :] * C + c[:, None], dw, mask=of_w)
+
+
+@triton.jit
+def bn_relu_conv1x1_dgrad_kernel(
+    u,  # [M, K] gradient behind the norm of z
+    z,  # [M, K]
+    z_mean,  # [K]
+    z_var,  # [K]
+    z_gamma,  # [K] or None
+    z_eps,
+    z_a,  # [K]
+    z_b,  # [K]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weight,  # [K, C]
+    dx,  # [M, C] added to
+    sums,  # [cdiv(M, BLOCK_M), 2, C] written
+    M,
+    C,
+    K,
+    u_stride,
+    z_stride,
+    x_stride,
+    dx_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The input's gradient: one program for BLOCK_C channels and BLOCK_M pixels."""
+    tile = tl.program_id(1)
+    start = tile * BLOCK_M
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m = tl.arange(0, BLOCK_M)
+    exists = m < M - start
+    v = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        w = tl.load(weight + k[None, :] * C + c[:, None], mask=(c < C)[:, None] & (k < K)[None, :], other=0.0)
+        z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+        v = tl.dot(w, tl.trans(dz), v, input_precision=PRECISION)
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    mask = (c < C)[:, None] & exists[None, :]
+    x_tile = tl.load(x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
+    dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
+    _, sum_v, sum_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
+    sums_at = sums + row_offset(tile, 2 * C) + c
+    tl.store(sums_at, sum_v, mask=c < C)
+    tl.store(sums_at + C, sum_vx, mask=c < C)
+
+
+@triton.jit
+def bn_relu_conv1x1_wgrad_kernel(
+    u,  # [M, K] gradient behind the norm of z
+    z,  # [M, K]
+    z_mean,  # [K]
+    z_var,  # [K]
+    z_gamma,  # [K] or None
+    z_eps,
+    z_a,  # [K]
+    z_b,  # [K]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    dweight,  # [SPLITS, K, C] written
+    M,
+    C,
+    K,
+    u_stride,
+    z_stride,
+    x_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The weight's gradient: one program for BLOCK_C channels, BLOCK_K outputs and every SPLITS-th tile of pixels."""
+    split = tl.program_id(2)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    m = tl.arange(0, BLOCK_M)
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+    dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
+    for start in range(split * BLOCK_M, M, tl.num_programs(2) * BLOCK_M):
+        exists = m < M - start
+        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+        x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
+        x_tile = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)
+        activated = relu((x_tile.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
+        dw = tl.dot(tl.trans(dz), activated.to(dz.dtype), dw, input_precision=PRECISION)
+    dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
+    tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
 
 
 def bn_relu_conv1x1_bwd(
@@ -243,59 +381,82 @@ def bn_relu_conv1x1_bwd(
     wgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check = Arguments("bn_relu_conv1x1_bwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
+    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 1)
     outputs = weight.shape[0]
-    z_norm = check.norm(z_mean, z_var, z_gamma, None, outputs, "z_")
+    z_mean, z_var, z_gamma, _ = check.norm(z_mean, z_var, z_gamma, None, outputs, "z_")
     u_stride, z_stride = check.image("u", u, outputs), check.image("z", z, outputs)
     dx_stride = check.image("dx", dx, check.C)
     z_a, z_b = check.vector("z_a", z_a, outputs), check.vector("z_b", z_b, outputs)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
 
     device, kind = device_of(x), tiles.kind_of(x)
-    tile = tiles.choose("bn_relu_conv1x1_bwd", device, kind, outputs)
-    slabs = triton.cdiv(check.C, tile.k)
-    splits = tiles.splits(device, slabs, check.M, tile.m, check.M * x.element_size() // (4 * outputs))
-    sums, partial = workspace(x, splits * 2 * check.C, splits * weight.numel() if wgrad else 0)
-    together = ((True, wgrad),)
-    apart = ((True, False), (False, True))[: 1 + wgrad]
-    for dgrad_part, wgrad_part in together if tiles.fuses(device, kind) else apart:
+    both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad else None
+    dgrad = both or tiles.choose("bn_relu_conv1x1_dgrad", device, kind, outputs)
+    of_w = both or tiles.choose("bn_relu_conv1x1_wgrad", device, kind, outputs)
+    slabs, of_k = triton.cdiv(check.C, of_w.k), triton.cdiv(outputs, of_w.n)
+    most = check.M * x.element_size() // (4 * outputs)
+    splits = tiles.splits(device, slabs * of_k, check.M, of_w.m, most)
+    rows = splits if both else triton.cdiv(check.M, dgrad.m)
+    sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel() if wgrad else 0)
+    shared = {
+        "u": u,
+        "z": z,
+        "z_mean": z_mean,
+        "z_var": z_var,
+        "z_gamma": z_gamma,
+        "z_eps": z_eps,
+        "z_a": z_a,
+        "z_b": z_b,
+        "x": x,
+        "mean": mean,
+        "var": var,
+        "gamma": gamma,
+        "beta": beta,
+        "eps": eps,
+    }
+    sizes = {"M": check.M, "C": check.C, "K": outputs}
+    strides = {"u_stride": u_stride, "z_stride": z_stride, "x_stride": check.stride}
+    if both:
         launch(
             bn_relu_conv1x1_bwd_kernel,
             (slabs, splits),
-            **tile.options,
-            u=u,
-            z=z,
-            z_mean=z_norm[0],
-            z_var=z_norm[1],
-            z_gamma=z_norm[2],
-            z_eps=z_eps,
-            z_a=z_a,
-            z_b=z_b,
-            x=x,
-            mean=norm[0],
-            var=norm[1],
-            gamma=norm[2],
-            beta=norm[3],
-            eps=eps,
+            **both.options,
+            **shared,
             weight=weight,
             dx=dx,
             sums=sums,
             dweight=partial,
-            M=check.M,
-            C=check.C,
-            K=outputs,
-            u_stride=u_stride,
-            z_stride=z_stride,
-            x_stride=check.stride,
+            **sizes,
+            **strides,
             dx_stride=dx_stride,
-            PRECISION=tiles.PRECISION[kind],
-            BLOCK_M=tile.m,
-            BLOCK_K=block_of(outputs),
-            BLOCK_C=tile.k,
-            DGRAD=dgrad_part,
-            WGRAD=wgrad_part,
+            **both.blocks(tiles.PRECISION[kind]),
+        )
+    else:
+        launch(
+            bn_relu_conv1x1_dgrad_kernel,
+            (triton.cdiv(check.C, dgrad.k), rows),
+            **dgrad.options,
+            **shared,
+            weight=weight,
+            dx=dx,
+            sums=sums,
+            **sizes,
+            **strides,
+            dx_stride=dx_stride,
+            **dgrad.blocks(tiles.PRECISION[kind]),
+        )
+    if wgrad and not both:
+        launch(
+            bn_relu_conv1x1_wgrad_kernel,
+            (slabs, of_k, splits),
+            **of_w.options,
+            **shared,
+            dweight=partial,
+            **sizes,
+            **strides,
+            **of_w.blocks(tiles.PRECISION[kind]),
         )
     dweight = weight.new_empty(weight.shape if wgrad else 0)
-    dgamma, dbeta = finish_bwd(sums, splits, partial, splits, norm[1], gamma, eps, batch_stats, check.M, a, b, dweight)
+    dgamma, dbeta = finish_bwd(sums, rows, partial, splits, var, gamma, eps, batch_stats, check.M, a, b, dweight)
     return dgamma, dbeta, dweight

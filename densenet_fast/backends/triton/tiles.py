@@ -5,7 +5,7 @@ from what compiles without spilling and fills the machine (tests/triton/aot.py);
 on the GPU at hand.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,14 +29,19 @@ class Tile(NamedTuple):
     def options(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
+    def blocks(self, precision: str) -> dict[str, Any]:
+        """The constants of a kernel that multiplies."""
+        return {"PRECISION": precision, "BLOCK_M": self.m, "BLOCK_K": self.n, "BLOCK_C": self.k}
+
 
 Rows = tuple[tuple[int, Tile], ...]  # (most outputs, tile), fewest first
 
 TABLE: dict[tuple[str, int, str], Rows] = {}
 for _architecture in (80, 90, 100):
     TABLE |= {
+        # 1x1 forward: all outputs of up to 256 in one program, so that x is read once.
         ("bn_relu_conv1x1_fwd", _architecture, HALF): (
-            (64, Tile(128, 64, 64, 4, 3)),
+            (64, Tile(128, 64, 64, 8, 3)),
             (128, Tile(128, 128, 64, 8, 3)),
             (ANY, Tile(64, 256, 64, 8, 3)),
         ),
@@ -49,21 +54,15 @@ for _architecture in (80, 90, 100):
             (64, Tile(64, 64, 32, 4, 2)),
             (ANY, Tile(64, 128, 32, 8, 2)),
         ),
-        ("bn_relu_conv1x1_bwd", _architecture, HALF): (
-            (64, Tile(64, 64, 64, 8, 2)),
-            (128, Tile(32, 128, 128, 8, 2)),
-            (ANY, Tile(32, 256, 64, 8, 2)),
+        ("bn_relu_conv1x1_dgrad", _architecture, HALF): ((ANY, Tile(64, 64, 128, 8, 2)),),
+        ("bn_relu_conv1x1_dgrad", _architecture, TF32): ((ANY, Tile(64, 32, 128, 8, 2)),),
+        ("bn_relu_conv1x1_dgrad", _architecture, FP32): ((ANY, Tile(32, 32, 128, 8, 2)),),
+        ("bn_relu_conv1x1_wgrad", _architecture, HALF): (
+            (64, Tile(64, 64, 128, 8, 2)),
+            (ANY, Tile(64, 128, 128, 8, 2)),
         ),
-        ("bn_relu_conv1x1_bwd", _architecture, TF32): (
-            (64, Tile(32, 64, 64, 8, 2)),
-            (128, Tile(32, 128, 64, 8, 2)),
-            (ANY, Tile(16, 256, 32, 8, 2)),
-        ),
-        ("bn_relu_conv1x1_bwd", _architecture, FP32): (
-            (64, Tile(32, 64, 64, 8, 2)),
-            (128, Tile(16, 128, 64, 8, 2)),
-            (ANY, Tile(16, 256, 16, 8, 2)),
-        ),
+        ("bn_relu_conv1x1_wgrad", _architecture, TF32): ((ANY, Tile(32, 64, 128, 8, 2)),),
+        ("bn_relu_conv1x1_wgrad", _architecture, FP32): ((ANY, Tile(32, 64, 64, 8, 2)),),
         ("transition_fwd", _architecture, HALF): (
             (64, Tile(64, 64, 64, 4, 2)),
             (ANY, Tile(64, 128, 64, 8, 2)),
@@ -80,6 +79,21 @@ for _architecture in (80, 90, 100):
         ("transition_wgrad", _architecture, TF32): ((ANY, Tile(32, 128, 64, 8, 2)),),
         ("transition_wgrad", _architecture, FP32): ((ANY, Tile(32, 64, 64, 8, 2)),),
     }
+for _architecture in (90, 100):
+    # 1x1 backward in one pass: two slabs of the weight in registers, too much for sm_80 and for three TF32 products.
+    TABLE |= {
+        ("bn_relu_conv1x1_bwd", _architecture, HALF): (
+            (64, Tile(64, 64, 64, 8, 2)),
+            (128, Tile(32, 128, 128, 8, 2)),
+            (256, Tile(32, 256, 64, 8, 2)),
+        ),
+        ("bn_relu_conv1x1_bwd", _architecture, TF32): (
+            (64, Tile(32, 64, 64, 8, 2)),
+            (128, Tile(32, 128, 64, 8, 2)),
+        ),
+    }
+# tcgen05 needs registers of its own for the tile it transforms.
+TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(64, 128, 32, 8, 2)))
 
 
 def kind_of(x: Tensor) -> str:
@@ -92,16 +106,18 @@ def kind_of(x: Tensor) -> str:
 PRECISION = {HALF: "tf32", TF32: "tf32", FP32: "tf32x3"}  # tl.dot's name; 16-bit operands have one way whatever it is
 
 
-def choose(operation: str, device: Device, kind: str, outputs: int) -> Tile:
-    """The table's tile; an architecture without rows takes those of its family."""
+def find(operation: str, device: Device, kind: str, outputs: int) -> Tile | None:
+    """The table's tile, None if it has none; an architecture without rows takes those of its family."""
     family = 80 if device.architecture < 90 else 90 if device.architecture < 100 else 100
-    rows = TABLE.get((operation, device.architecture, kind)) or TABLE[operation, family, kind]
-    return next(tile for most, tile in rows if outputs <= most)
+    rows = TABLE.get((operation, device.architecture, kind)) or TABLE.get((operation, family, kind), ())
+    return next((tile for most, tile in rows if outputs <= most), None)
 
 
-def fuses(device: Device, kind: str) -> bool:
-    """Whether input and weight gradient of a 1x1 convolution fit in the registers of one kernel."""
-    return device.architecture >= 90 and kind != FP32
+def choose(operation: str, device: Device, kind: str, outputs: int) -> Tile:
+    """The table's tile, for operations that have one for any number of outputs."""
+    tile = find(operation, device, kind, outputs)
+    assert tile is not None, (operation, device, kind)
+    return tile
 
 
 def splits(device: Device, slabs: int, pixels: int, block: int, most: int) -> int:

@@ -131,10 +131,7 @@ def transition_fwd(
         K=outputs,
         x_stride=check.stride,
         y_stride=y_stride,
-        PRECISION=tiles.PRECISION[kind],
-        BLOCK_M=tile.m,
-        BLOCK_K=tile.n,
-        BLOCK_C=tile.k,
+        **tile.blocks(tiles.PRECISION[kind]),
     )
     if stats:
         merge_stats(partial, count, blocks, *stats, quads)
@@ -301,10 +298,7 @@ def transition_bwd(
         dy_stride=dy_stride,
         x_stride=check.stride,
         dx_stride=dx_stride,
-        PRECISION=tiles.PRECISION[kind],
-        BLOCK_M=tile.m,
-        BLOCK_K=tile.n,
-        BLOCK_C=tile.k,
+        **tile.blocks(tiles.PRECISION[kind]),
     )
     if wgrad:
         launch(
@@ -322,10 +316,7 @@ def transition_bwd(
             K=outputs,
             dy_stride=dy_stride,
             x_stride=check.stride,
-            PRECISION=tiles.PRECISION[kind],
-            BLOCK_M=wide.m,
-            BLOCK_K=wide.n,
-            BLOCK_C=wide.k,
+            **wide.blocks(tiles.PRECISION[kind]),
         )
     dweight = weight.new_empty(weight.shape if wgrad else 0)
     dgamma, dbeta = finish_bwd(sums, blocks, partial, splits, var, gamma, eps, batch_stats, check.M, a, b, dweight)
