@@ -1,0 +1,44 @@
+"""Statistics, the correction and running averages; rows and channels beyond one tile."""
+
+import pytest
+import torch
+
+from ..native.cases import Geometry
+from ..oracle import error
+from .compare import FORMATS, arguments, errors
+from .conftest import DEVICE
+
+GEOMETRIES = [Geometry(2, 5, 7, 24, 1, 1), Geometry(1, 1, 1, 3, 1, 1), Geometry(3, 19, 9, 67, 1, 1)]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g)))
+@pytest.mark.parametrize("name", ["channel_stats", "bn_bwd_apply"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_error(triton, eager, name, geometry, kind):
+    args = arguments(name, geometry, FORMATS[kind][0], DEVICE)
+    for i, (ours, theirs, eps) in enumerate(errors(triton, eager, name, args)):
+        assert ours <= 2 * theirs + eps, f"value {i}: {ours:.2e}, eager {theirs:.2e}"
+
+
+@pytest.mark.parametrize("ratio", [1, 100, 1000])
+def test_variance_where_the_mean_is_large(triton, ratio):
+    """Where a sum of squares loses all digits (docs/design.md, "Numerics")."""
+    x = (torch.randn(3, 8, 40, 50, device=DEVICE) + ratio).contiguous(memory_format=torch.channels_last)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    got_mean, got_var = triton.channel_stats(x)
+    assert error(got_mean, mean) < 1e-6
+    assert error(got_var, var) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("norms", [1, 16, 19])
+def test_running_statistics_in_any_dtype(triton, eager, dtype, norms):
+    sizes = [1 + 37 * i for i in range(norms)]
+    mean, var = ([torch.rand(s, device=DEVICE) + 0.5 for s in sizes] for _ in range(2))
+    pairs = []
+    for backend in (triton, eager):
+        running = [[torch.full((s,), v, dtype=dtype, device=DEVICE) for s in sizes] for v in (0.25, 0.75)]
+        backend.update_running_stats(*running, mean, var, [6 + s for s in sizes], [0.3] * norms)
+        pairs.append(running[0] + running[1])
+    for ours, theirs in zip(*pairs, strict=True):
+        assert (ours - theirs).abs().max() <= 2 * torch.finfo(dtype if dtype.itemsize < 8 else torch.float32).eps
