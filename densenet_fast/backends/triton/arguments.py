@@ -70,13 +70,20 @@ class Arguments:
         return self.vector("y_mean", mean, channels, written=True), self.vector("y_var", var, channels, written=True)
 
     def norm(
-        self, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, channels: int, prefix: str = ""
+        self,
+        mean: Tensor,
+        var: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        channels: int,
+        prefix: str = "",
+        suffix: str = "",
     ) -> Norm:
         return (
-            self.vector(f"{prefix}mean", mean, channels),
-            self.vector(f"{prefix}var", var, channels),
-            None if gamma is None else self.vector(f"{prefix}gamma", gamma, channels),
-            None if beta is None else self.vector(f"{prefix}beta", beta, channels),
+            self.vector(f"{prefix}mean{suffix}", mean, channels),
+            self.vector(f"{prefix}var{suffix}", var, channels),
+            None if gamma is None else self.vector(f"{prefix}gamma{suffix}", gamma, channels),
+            None if beta is None else self.vector(f"{prefix}beta{suffix}", beta, channels),
         )
 
     def weight(self, name: str, x: Tensor, outputs: int | None, channels: int, kernel: int) -> Tensor:
