@@ -128,6 +128,17 @@ def leaves_to(steps, dtype: torch.dtype):
     return tree_map(convert, steps)
 
 
+def as_under_autocast(steps, dtype):
+    """Weights in `dtype`, norms in float32 at least."""
+    narrow, wide = leaves_to(steps, dtype), leaves_to(steps, torch.float32)
+
+    def mix(step, norms):
+        return step._replace(**{n: v for n, v in norms._asdict().items() if n.startswith("norm")})
+
+    layers = [mix(s, w) for s, w in zip(narrow[0], wide[0], strict=True)]
+    return layers, None if narrow[1] is None else mix(narrow[1], wide[1])
+
+
 def require_grad(steps):
     for t in parameters(steps):
         t.requires_grad_()

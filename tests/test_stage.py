@@ -8,7 +8,7 @@ import torch
 from densenet_fast.functional import dense_stage
 
 from . import oracle
-from .oracle import error, leaves_to, make_stage, parameters, require_grad, rms_error
+from .oracle import as_under_autocast, error, leaves_to, make_stage, parameters, require_grad, rms_error
 
 SHAPES = [(3, 6, 5, 7), (2, 5, 8, 8), (4, 3, 1, 1), (1, 7, 3, 2)]
 CONSUMERS = [None, "transition", "head", "stem"]
@@ -197,17 +197,6 @@ def test_error_is_at_most_twice_stock(dtype, consumer, offset):
         return as_under_autocast(exact, dtype), x, torch.randn(oracle.stage(x.double(), *exact).shape)
 
     assert_at_most_twice_stock(make, dtype)
-
-
-def as_under_autocast(steps, dtype):
-    """Weights in `dtype`, norms in float32 at least."""
-    narrow, wide = leaves_to(steps, dtype), leaves_to(steps, torch.float32)
-
-    def mix(step, norms):
-        return step._replace(**{n: v for n, v in norms._asdict().items() if n.startswith("norm")})
-
-    layers = [mix(s, w) for s, w in zip(narrow[0], wide[0], strict=True)]
-    return layers, None if narrow[1] is None else mix(narrow[1], wide[1])
 
 
 def test_constant_upstream_gradient_is_bounded():
