@@ -8,6 +8,7 @@ from ..oracle import error
 from .compare import FORMATS, arguments, check_error
 from .conftest import DEVICE
 
+SEEDS = 5  # among few values one may be rounded well or badly by chance: the median counts
 GEOMETRIES = [Geometry(2, 5, 7, 24, 1, 1), Geometry(1, 1, 1, 3, 1, 1), Geometry(3, 19, 9, 67, 1, 1)]
 
 
@@ -16,7 +17,8 @@ GEOMETRIES = [Geometry(2, 5, 7, 24, 1, 1), Geometry(1, 1, 1, 3, 1, 1), Geometry(
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, kind):
     form = FORMATS[kind]
-    check_error(triton, eager, name, arguments(name, geometry, form.dtype, DEVICE), form)
+    cases = [arguments(name, geometry, form.dtype, DEVICE) for _ in range(SEEDS)]
+    check_error(triton, eager, name, cases, form)
 
 
 @pytest.mark.parametrize("ratio", [1, 100, 1000])

@@ -11,6 +11,7 @@ from .compare import FORMATS, arguments, call, check_error
 from .conftest import DEVICE
 
 # Growths 4 to 48 with widths 4g and others, one pixel, one column, more tiles and channels than one program has.
+SEEDS = 5  # among few values one may be rounded well or badly by chance: the median counts
 GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
     Geometry(3, 8, 8, 37, 48, 12),
@@ -29,17 +30,18 @@ APART, TOGETHER = Device(80, 4), Device(90, 4)  # backward in two kernels, or in
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
-    args = arguments(name, geometry, FORMATS[form].dtype, DEVICE)
-    check_error(triton, eager, name, args, FORMATS[form])
+    seeds = SEEDS if geometry.n * geometry.h * geometry.w * geometry.c < 5000 else 1
+    cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(seeds)]
+    check_error(triton, eager, name, cases, FORMATS[form])
 
 
 @pytest.mark.parametrize("device", [APART, TOGETHER], ids=lambda d: f"sm_{d.architecture}")
 @pytest.mark.parametrize("options", [{"affine": False}, {"batch_stats": False}], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_variants(triton, eager, name, device, options):
+    cases = [arguments(name, GEOMETRIES[1], torch.bfloat16, DEVICE, **options) for _ in range(SEEDS)]
     with recorded(device):
-        args = arguments(name, GEOMETRIES[1], torch.bfloat16, DEVICE, **options)
-        check_error(triton, eager, name, args, FORMATS["bfloat16"])
+        check_error(triton, eager, name, cases, FORMATS["bfloat16"])
 
 
 @pytest.mark.parametrize("device", [APART, TOGETHER], ids=lambda d: f"sm_{d.architecture}")
@@ -51,7 +53,7 @@ def test_small_integers_are_exact(triton, eager, name, device):
     with recorded(device):
         ours, _ = call(getattr(triton, name), args)
     for i, (got, e) in enumerate(zip(ours, exact, strict=True)):
-        if name.endswith("fwd") and i > 0 or i >= len(exact) - 2:
+        if (name.endswith("fwd") and i > 0) or i >= len(exact) - 2:
             assert error(got, e) < 1e-6  # quotients
         else:
             assert torch.equal(got.double(), e), f"value {i}"

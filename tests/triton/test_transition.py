@@ -7,6 +7,7 @@ from ..native.cases import Geometry
 from .compare import FORMATS, arguments, call, check_error
 from .conftest import DEVICE
 
+SEEDS = 5  # among few values one may be rounded well or badly by chance: the median counts
 GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
     Geometry(3, 8, 8, 37, 48, 12),
@@ -21,15 +22,16 @@ NAMES = ["transition_fwd", "transition_bwd"]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
-    args = arguments(name, geometry, FORMATS[form].dtype, DEVICE)
-    check_error(triton, eager, name, args, FORMATS[form])
+    seeds = SEEDS if geometry.n * geometry.h * geometry.w * geometry.c < 5000 else 1
+    cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(seeds)]
+    check_error(triton, eager, name, cases, FORMATS[form])
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"batch_stats": False}], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_variants(triton, eager, name, options):
-    args = arguments(name, GEOMETRIES[0], torch.float32, DEVICE, **options)
-    check_error(triton, eager, name, args, FORMATS["float32"])
+    cases = [arguments(name, GEOMETRIES[0], torch.float32, DEVICE, **options) for _ in range(SEEDS)]
+    check_error(triton, eager, name, cases, FORMATS["float32"])
 
 
 @pytest.mark.parametrize("name", NAMES)
