@@ -92,7 +92,8 @@ def test_import_waits_for_the_first_use():
 
 def sparse(rows, stride):
     """Rows [1, 16, rows, 1] so far apart that they span more than 2**32 elements; only what is touched takes memory."""
-    memory = mmap.mmap(-1, rows * stride * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    reserve_nothing = 0x4000  # MAP_NORESERVE, which Python names from 3.13 on
+    memory = mmap.mmap(-1, rows * stride * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve_nothing)
     whole = torch.frombuffer(memory, dtype=torch.float32).view(1, rows, 1, stride).permute(0, 3, 1, 2)
     return whole[:, :16]
 

@@ -12,7 +12,7 @@ GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
     Geometry(3, 8, 8, 37, 48, 12),
     Geometry(1, 2, 2, 9, 5, 3),
-    Geometry(4, 3, 3, 12, 6, 3),
+    Geometry(4, 3, 7, 12, 6, 3),
     Geometry(2, 17, 16, 150, 130, 4),
 ]
 NAMES = ["transition_fwd", "transition_bwd"]
