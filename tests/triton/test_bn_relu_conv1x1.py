@@ -32,7 +32,7 @@ APART, TOGETHER = Device(80, 4), Device(90, 4)  # backward in two kernels, or in
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
     seeds = SEEDS if geometry.n * geometry.h * geometry.w * geometry.c < 5000 else 1
     cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(seeds)]
-    check_error(triton, eager, name, cases, FORMATS[form])
+    check_error(triton, eager, name, cases[0], FORMATS[form], *cases[1:])
 
 
 @pytest.mark.parametrize("device", [APART, TOGETHER], ids=lambda d: f"sm_{d.architecture}")
@@ -41,7 +41,7 @@ def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
 def test_variants(triton, eager, name, device, options):
     cases = [arguments(name, GEOMETRIES[1], torch.bfloat16, DEVICE, **options) for _ in range(SEEDS)]
     with recorded(device):
-        check_error(triton, eager, name, cases, FORMATS["bfloat16"])
+        check_error(triton, eager, name, cases[0], FORMATS["bfloat16"], *cases[1:])
 
 
 @pytest.mark.parametrize("device", [APART, TOGETHER], ids=lambda d: f"sm_{d.architecture}")

@@ -22,7 +22,7 @@ IMAGES = [n for n in NAMES if n != "update_running_stats"]
 def test_inference_of_a_bottleneck_is_as_exact_as_eager_s(triton, eager, form):
     for geometry in (SMALL, Geometry(1, 9, 7, 37, 48, 12)):
         cases = [arguments("bottleneck_infer", geometry, FORMATS[form].dtype, DEVICE) for _ in range(3)]
-        check_error(triton, eager, "bottleneck_infer", cases, FORMATS[form])
+        check_error(triton, eager, "bottleneck_infer", cases[0], FORMATS[form], *cases[1:])
 
 
 @pytest.mark.parametrize("name", NAMES)
