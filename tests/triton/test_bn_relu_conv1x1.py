@@ -11,7 +11,7 @@ from .compare import FORMATS, arguments, call, check_error
 from .conftest import DEVICE
 
 # Growths 4 to 48 with widths 4g and others, one pixel, one column, more tiles and channels than one program has.
-SEEDS = 5  # among few values one may be rounded well or badly by chance: the median counts
+SEEDS = 3  # among few values one may be rounded well or badly by chance: the median counts
 GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
     Geometry(3, 8, 8, 37, 48, 12),
@@ -82,7 +82,5 @@ def test_nan_and_infinity_as_in_pytorch(triton, eager, name, where, device, bad)
     theirs, _ = call(getattr(eager, name), args, torch.float64)
     with recorded(device):
         ours, _ = call(getattr(triton, name), args)
-    results = slice(None) if name.endswith("fwd") else [i for i in range(len(ours)) if i != 3]  # u is undefined
-    pairs = list(zip(ours, theirs, strict=True))
-    for got, expected in pairs[results] if isinstance(results, slice) else [pairs[i] for i in results]:
+    for got, expected in zip(ours, theirs, strict=True):
         assert torch.equal(got.isfinite(), expected.isfinite())
