@@ -5,13 +5,13 @@
 - A cast from float32 to bfloat16 truncates; the GPU rounds to nearest even.
 - A tensor as a bound of `range` converts an array of one element to int, which NumPy deprecates.
 - NumPy warns of arithmetic with NaN and infinities; a GPU does not.
-- A reduction adds float32 in NumPy's order, not the GPU's; nothing is done about that: no test depends on the order.
+- `tl.sum` adds down a column one after another; a GPU adds pairs, and pairs of pairs, which loses less.
 """
 
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, ReduceOps, TensorHandle
 
 
 def _wide(bits: np.ndarray) -> np.ndarray:
@@ -64,6 +64,14 @@ def _patch_tensor(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
 
 
+def _sum(self, input):
+    x = np.moveaxis(input.handle.data, self.axis, 0)
+    while x.shape[0] > 1:
+        half = x.shape[0] // 2
+        x = x[:half] + x[half:]
+    return self.to_tensor(np.moveaxis(x, 0, self.axis) if self.keep_dims else x[0], input.dtype)
+
+
 def _call(self, *args, **kwargs):
     with np.errstate(all="ignore"):
         return _original_call(self, *args, **kwargs)
@@ -79,5 +87,6 @@ def repair() -> None:
     InterpreterBuilder.cast_impl = _cast
     InterpreterBuilder.create_fp_to_fp = _fp_to_fp
     InterpreterBuilder.create_dot = _dot
+    ReduceOps.sum = _sum
     GridExecutor.__call__ = _call
     interpreter._patch_lang_tensor = _patch_tensor
