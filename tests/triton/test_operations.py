@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from densenet_fast import backends, ops
-from densenet_fast.backends.triton.launch import recorded
+from densenet_fast.backends.triton.launch import Device, recorded
 from densenet_fast.functional import dense_stage
 
 from ..native.cases import Geometry
 from ..native.test_bad_input import bad_versions
-from ..oracle import leaves_to, make_stage, parameters, require_grad
+from ..oracle import as_under_autocast, make_stage, parameters, require_grad
 from .compare import FORMATS, arguments, call, check_error, copied
 from .conftest import DEVICE
 
@@ -41,14 +41,11 @@ def test_two_runs_are_bitwise_equal(triton, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_arguments_are_refused_before_anything_is_written(triton, name):
-    args = arguments(name, SMALL, torch.float32, DEVICE, drop_rate=0.3, accumulate=True)
-    first = 1 if name.endswith("bwd") and not name.startswith("bn_bwd") else 0
+    args = arguments(name, Geometry(2, 5, 7, 24, 16, 4), torch.float32, DEVICE, drop_rate=0.3, accumulate=True)
     tried = 0
     for i, argument in enumerate(args):
         for what, bad in bad_versions(name, argument):
-            if what == "sizes" and bad.dim() == 5 if isinstance(bad, torch.Tensor) else False:
-                continue
-            if name == "channel_stats" and what == "sizes":
+            if name == "channel_stats" and what == "sizes" and 0 < bad.numel() and bad.dim() == 4:
                 continue  # the only argument sets the sizes
             changed = [copied(a) for a in args]
             changed[i] = bad
@@ -59,7 +56,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(triton, name):
                 if isinstance(new, torch.Tensor):
                     assert torch.equal(old.nan_to_num(5.0), new.nan_to_num(5.0))
             tried += 1
-    assert tried > first
+    assert tried
 
 
 def test_other_dtypes_and_devices_are_refused_with_the_reason(monkeypatch):
@@ -91,21 +88,19 @@ def test_weights_in_any_layout(triton, name, layout):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=False))
 
 
-@pytest.mark.parametrize("bottleneck", [4, None])
-@pytest.mark.parametrize("efficient", [False, True])
+@pytest.mark.parametrize(("bottleneck", "efficient"), [(4, False), (4, True), (None, False)])
 def test_launches_for_each_layer(bottleneck, efficient):
-    """At most four forward and six backward, and one more forward launch where z is computed again."""
-    launches = {}
+    """At most four forward and six backward, and one more where z is computed again."""
+    counts = {}
     for layers in (1, 3):
-        steps = require_grad(leaves_to(make_stage(16, (8,) * layers, bottleneck=bottleneck), torch.float32))
-        steps = leaves_to(steps, torch.float32)
-        for parameter in parameters(steps):
-            parameter.requires_grad_()
-        with recorded() as forward:
-            y = dense_stage(torch.randn(2, 16, 5, 6, device=DEVICE), *steps, efficient=efficient, backend="triton").y
-        with recorded() as backward:
+        steps = as_under_autocast(make_stage(16, (8,) * layers, bottleneck=bottleneck), torch.bfloat16)
+        steps = require_grad(steps)
+        x = torch.randn(2, 16, 5, 6, dtype=torch.bfloat16, device=DEVICE)
+        with recorded(Device(90, 4)) as forward:
+            y = dense_stage(x, *steps, efficient=efficient, backend="triton").y
+        with recorded(Device(90, 4)) as backward:
             torch.autograd.grad(y, parameters(steps), torch.randn_like(y))
-        launches[layers] = len(forward), len(backward)
-    forward, backward = ((b - a) / 2 for a, b in zip(launches[1], launches[3], strict=True))
+        counts[layers] = len(forward), len(backward)
+    forward, backward = ((b - a) / 2 for a, b in zip(counts[1], counts[3], strict=True))
     assert forward <= 4
-    assert backward <= 6 + (efficient and bottleneck is not None)
+    assert backward <= 6 + efficient

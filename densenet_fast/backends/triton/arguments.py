@@ -95,6 +95,13 @@ class Arguments:
         self._sizes(name, x, (x.shape[0] if outputs is None else outputs, channels, kernel, kernel))
         return x.contiguous(memory_format=torch.channels_last)
 
+    def seed(self, x: Tensor | None) -> Tensor | None:
+        """Dropout's seed, an int64 scalar."""
+        if x is not None:
+            self._dtype_and_device("seed", x, torch.int64)
+            self._sizes("seed", x, ())
+        return x
+
     def refuse(self, what: str, got: object, expected: object) -> NoReturn:
         raise RuntimeError(f"densenet_fast::{self._operation}: wrong {what}: got {got}, expected {expected}")
 

@@ -3,6 +3,9 @@
 Activations are rows [M, C], M = N*H*W, at any row stride.
 """
 
+from typing import NoReturn
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -153,7 +156,7 @@ def update_running_stats(
     momentum: list[float],
 ) -> None:
     """One launch for every 16 norms."""
-    channels = [_check_running(*norm) for norm in zip(running_mean, running_var, mean, var, strict=True)]
+    channels = _check_running(running_mean, running_var, mean, var, count, momentum)
     keep = [1 - m for m in momentum]
     unbiased = [m * n / (n - 1) for m, n in zip(momentum, count, strict=True)]
     for i in range(0, len(channels), NORMS):
@@ -179,12 +182,30 @@ def update_running_stats(
         )
 
 
-def _check_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor) -> int:
-    """The number of channels of one norm."""
-    for name, x in (("running_var", running_var), ("mean", mean), ("var", var)):
-        if x.shape != running_mean.shape or running_mean.dim() != 1:
-            raise RuntimeError(
-                f"densenet_fast::update_running_stats: wrong sizes of {name}: got {list(x.shape)}, expected "
-                f"{list(running_mean.shape)}"
-            )
-    return running_mean.shape[0]
+def _check_running(
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    mean: list[Tensor],
+    var: list[Tensor],
+    count: list[int],
+    momentum: list[float],
+) -> list[int]:
+    """The channels of every norm."""
+
+    def refuse(what: str, got: object, expected: object) -> NoReturn:
+        raise RuntimeError(f"densenet_fast::update_running_stats: wrong {what}: got {got}, expected {expected}")
+
+    for values in (running_var, mean, var, count, momentum):
+        if len(values) != len(running_mean):
+            refuse("length of a list", len(values), len(running_mean))
+    for norm in zip(running_mean, running_var, mean, var, strict=True):
+        for name, x in zip(("running_mean", "running_var", "mean", "var"), norm, strict=True):
+            if x.dim() != 1 or x.shape != norm[0].shape:
+                refuse(f"sizes of {name}", list(x.shape), list(norm[0].shape) if norm[0].dim() == 1 else "[C]")
+            if x.device != norm[0].device:
+                refuse(f"device of {name}", x.device, norm[0].device)
+            if not x.is_contiguous():
+                refuse(f"strides of {name}", list(x.stride()), "[1]")
+            if name in ("mean", "var") and x.dtype != torch.float32:
+                refuse(f"dtype of {name}", x.dtype, torch.float32)
+    return [x.shape[0] for x in running_mean]

@@ -22,7 +22,13 @@ from triton.runtime.interpreter import InterpretedFunction
 Kernel = Any  # what @triton.jit returns
 Specialization = tuple[Any, ...]  # of one argument: (Triton's type, constexpr value or divisibility)
 
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
 _CHANNELS = ("C", "K", "G")  # with the strides, the integers whose divisibility makes masks and rows aligned
 
 
