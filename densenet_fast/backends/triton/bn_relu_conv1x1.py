@@ -5,6 +5,8 @@ pixels: what was computed is then the second operand, which Triton keeps in shar
 backend").
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -399,7 +401,7 @@ def bn_relu_conv1x1_bwd(
     splits = tiles.splits(device, slabs * of_k, check.M, of_w.m, most)
     rows = splits if both else triton.cdiv(check.M, dgrad.m)
     sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel() if wgrad else 0)
-    shared = {
+    shared: dict[str, Any] = {
         "u": u,
         "z": z,
         "z_mean": z_mean,

@@ -100,7 +100,8 @@ def kind_of(x: Tensor) -> str:
     """The kind of product for activations like x: as PyTorch's convolutions, TF32 only where they may use it."""
     if x.dtype != torch.float32:
         return HALF
-    return TF32 if torch.backends.cudnn.conv.fp32_precision == "tf32" else FP32
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return TF32 if allowed else FP32
 
 
 PRECISION = {HALF: "tf32", TF32: "tf32", FP32: "tf32x3"}  # tl.dot's name; 16-bit operands have one way whatever it is

@@ -4,6 +4,8 @@ The average over 2x2 pixels runs in the prologue of the product, behind BN-ReLU;
 second operand, as in bn_relu_conv1x1.py.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -133,7 +135,7 @@ def transition_fwd(
         y_stride=y_stride,
         **tile.blocks(tiles.PRECISION[kind]),
     )
-    if stats:
+    if stats and partial is not None and count is not None:
         merge_stats(partial, count, blocks, *stats, quads)
 
 
@@ -279,7 +281,7 @@ def transition_bwd(
     quads = check.N * height * width
     splits = tiles.splits(device, slabs[0] * slabs[1], quads, wide.m, quads * x.element_size() // (2 * outputs))
     sums, partial = workspace(x, blocks * 2 * check.C, splits * weight.numel() if wgrad else 0)
-    norm = {"mean": mean, "var": var, "gamma": gamma, "beta": beta, "eps": eps}
+    norm: dict[str, Any] = {"mean": mean, "var": var, "gamma": gamma, "beta": beta, "eps": eps}
     launch(
         transition_dgrad_kernel,
         (blocks, triton.cdiv(check.C, tile.k)),
