@@ -107,10 +107,14 @@ def kind_of(x: Tensor) -> str:
 PRECISION = {HALF: "tf32", TF32: "tf32", FP32: "tf32x3"}  # tl.dot's name; 16-bit operands have one way whatever it is
 
 
+def family(device: Device) -> int:
+    """The architecture whose rows a device takes: sm_90's and sm_100's need their 227 KB of shared memory."""
+    return {9: 90, 10: 100}.get(device.architecture // 10, 80)
+
+
 def find(operation: str, device: Device, kind: str, outputs: int) -> Tile | None:
-    """The table's tile, None if it has none; an architecture without rows takes those of its family."""
-    family = 80 if device.architecture < 90 else 90 if device.architecture < 100 else 100
-    rows = TABLE.get((operation, device.architecture, kind)) or TABLE.get((operation, family, kind), ())
+    """The table's tile, None if it has none."""
+    rows = TABLE.get((operation, family(device), kind), ())
     return next((tile for most, tile in rows if outputs <= most), None)
 
 
