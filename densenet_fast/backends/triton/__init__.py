@@ -5,6 +5,8 @@ The contract is in `densenet_fast/ops`; a function here carries its operation's 
 
 from .batch_norm import bn_bwd_apply, channel_stats, update_running_stats
 from .bn_relu_conv1x1 import bn_relu_conv1x1_bwd, bn_relu_conv1x1_fwd
+from .bn_relu_conv3x3 import bn_relu_conv3x3_bwd, bn_relu_conv3x3_fwd
+from .bottleneck import bottleneck_infer
 from .transition import transition_bwd, transition_fwd
 
 DISPATCH_KEY = "CompositeExplicitAutograd"
@@ -14,6 +16,9 @@ __all__ = [
     "bn_bwd_apply",
     "bn_relu_conv1x1_bwd",
     "bn_relu_conv1x1_fwd",
+    "bn_relu_conv3x3_bwd",
+    "bn_relu_conv3x3_fwd",
+    "bottleneck_infer",
     "channel_stats",
     "transition_bwd",
     "transition_fwd",

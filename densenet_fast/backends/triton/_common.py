@@ -63,6 +63,12 @@ def store_stats(
         tl.store(count + tile, size)
 
 
+@triton.jit
+def replaced(values, i: tl.constexpr, value):
+    """The tuple with another i-th value: accumulators of one kind are kept in tuples."""
+    return values[:i] + (value,) + values[i + 1 :]  # noqa: RUF005  (Triton has no unpacking)
+
+
 def workspace(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Uninitialised float32 vectors of at least these sizes on x's device, in one allocation, each on 16 bytes."""
     rounded = [-(-size // 4) * 4 for size in sizes]

@@ -96,6 +96,39 @@ for _architecture in (90, 100):
 TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(64, 128, 32, 8, 2)))
 
 
+# 3x3: m counts strips of pixels in the forward (bn_relu_conv3x3.py); the gradient of the input has C outputs and the
+# nine taps' gradient channels for k. Tensor memory (sm_100) holds one stage of the weight gradient's nine products.
+for _architecture, _wide, _stages in ((80, 32, 2), (90, 64, 2), (100, 32, 1)):
+    TABLE |= {
+        ("bn_relu_conv3x3_fwd", _architecture, HALF): (
+            (32, Tile(64, 32, _wide, 4, 2)),
+            (ANY, Tile(64, 64, 32, 8, _stages)),
+        ),
+        ("bn_relu_conv3x3_fwd", _architecture, TF32): (
+            (32, Tile(64, 32, 16, 8 if _architecture == 100 else 4, 2)),
+            (ANY, Tile(64, 64, 16, 8, 2)),
+        ),
+        ("bn_relu_conv3x3_fwd", _architecture, FP32): ((ANY, Tile(64, 32, 16 if _architecture == 80 else 32, 8, 2)),),
+        ("bn_relu_conv3x3_dgrad", _architecture, HALF): (
+            (64, Tile(128, 64, 64, 8, 3)),
+            (ANY, Tile(128, 128, 64, 8, 3)),
+        ),
+        ("bn_relu_conv3x3_dgrad", _architecture, TF32): ((ANY, Tile(64, 64, 32, 8, 2)),),
+        ("bn_relu_conv3x3_dgrad", _architecture, FP32): ((ANY, Tile(64, 64, 32, 8, 2)),),
+        ("bn_relu_conv3x3_wgrad", _architecture, HALF): (
+            (32, Tile(64, 32, 128, 8, _stages)),
+            (ANY, Tile(64, 64, 64, 8, _stages)),
+        ),
+        ("bn_relu_conv3x3_wgrad", _architecture, TF32): (
+            (32, Tile(32, 32, 64, 8, _stages)),
+            (ANY, Tile(32, 64, 64, 8, _stages)),
+        ),
+        ("bn_relu_conv3x3_wgrad", _architecture, FP32): (
+            (ANY, Tile(16 if _architecture == 80 else 32, 32, 64, 8, _stages)),
+        ),
+    }
+
+
 def kind_of(x: Tensor) -> str:
     """The kind of product for activations like x: as PyTorch's convolutions, TF32 only where they may use it."""
     if x.dtype != torch.float32:
@@ -125,7 +158,7 @@ def choose(operation: str, device: Device, kind: str, outputs: int) -> Tile:
     return tile
 
 
-def splits(device: Device, slabs: int, pixels: int, block: int, most: int) -> int:
-    """Into how many parts the pixels are divided so that `slabs` programs each fill the machine once: at most `most`,
-    beyond which the partial results would outweigh the work."""
-    return max(1, min(device.processors // slabs, -(-pixels // block), most))
+def splits(device: Device, slabs: int, pixels: int, block: int, most: int, resident: int = 1) -> int:
+    """Into how many parts the pixels are divided so that `slabs` programs each fill the machine once, `resident` to a
+    multiprocessor: at most `most`, beyond which the partial results would outweigh the work."""
+    return max(1, min(resident * device.processors // slabs, -(-pixels // block), most))

@@ -1,0 +1,547 @@
+"""Kernels of ops/bn_relu_conv3x3.py.
+
+Activations are rows [M, C], M = N*H*W, at any row stride; weights are [G, 3, 3, C] in memory; tap = 3 * kh + kw.
+
+Forward: an implicit GEMM whose tiles are STRIP neighbouring pixels of a row, so that a loaded and activated column
+serves up to three outputs. Backward: `correct` writes the gradient d of the convolution's output once, dense; the input
+and weight gradients then read it nine times as it is, straight into the matrix products; one last launch reduces.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...buffer import row_stride
+from ...ops._operation import image
+from . import tiles
+from ._common import block_of, load_norm, relu, replaced, row_offset, workspace
+from ._reduce import finish_bwd, merge_stats
+from .arguments import Arguments, Norm
+from .dropout import dropout_scale, threshold_and_keep
+from .launch import device_of, launch
+
+
+@triton.jit
+def bn_relu_conv3x3_fwd_kernel(
+    x,  # [M, C]
+    mean,  # [C], or None to take x as it is
+    var,  # [C], or None
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weight,  # [G, 3, 3, C]
+    seed,  # int64 scalar, or None without dropout
+    y,  # [M, G] written
+    partial,  # [tiles, 2, G] y's statistics, or None
+    count,  # [tiles], or None
+    strips,  # N * H * per_row
+    per_row,  # strips in a row, cdiv(W, STRIP)
+    H,
+    W,
+    C,
+    G,
+    x_stride,
+    y_stride,
+    threshold,
+    keep,
+    STRIP: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    s = tile * BLOCK_S + tl.arange(0, BLOCK_S)
+    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    row = s // per_row  # n * H + h
+    h = row % H
+    w = s % per_row * STRIP  # of the strip's first pixel
+    start = tile * BLOCK_S // per_row * W  # first pixel of the tile's first row
+    pixel = row * W + w - start
+    x_at = x + row_offset(start, x_stride)
+    acc = (tl.zeros((BLOCK_S, BLOCK_G), dtype=tl.float32),) * STRIP
+    chunks = tl.cdiv(C, BLOCK_C)
+    for i in range(3 * chunks):
+        kh = i // chunks
+        c = i % chunks * BLOCK_C + tl.arange(0, BLOCK_C)
+        if mean is not None:
+            shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+        w_at = weight + (g[None, :] * 9 + kh * 3) * C + c[:, None]
+        w_mask = (c < C)[:, None] & (g < G)[None, :]
+        taps = (
+            tl.load(w_at, mask=w_mask, other=0.0),  # [BLOCK_C, BLOCK_G]
+            tl.load(w_at + C, mask=w_mask, other=0.0),
+            tl.load(w_at + 2 * C, mask=w_mask, other=0.0),
+        )
+        inside = (s < strips) & (h + kh >= 1) & (h + kh <= H)
+        for column in tl.static_range(STRIP + 2):  # the pixel at w + column - 1
+            mask = (inside & (w + column >= 1) & (w + column <= W))[:, None] & (c < C)[None, :]
+            offset = (pixel + (kh - 1) * W + column - 1) * x_stride
+            activated = tl.load(x_at + offset[:, None] + c[None, :], mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
+            if mean is not None:
+                normed = relu((activated.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
+                activated = tl.where(mask, normed, 0.0).to(activated.dtype)  # padding follows the ReLU
+            for j in tl.static_range(max(column - 2, 0), min(column + 1, STRIP)):
+                acc = replaced(acc, j, tl.dot(activated, taps[column - j], acc[j], input_precision=PRECISION))
+    _store_strips(
+        acc, seed, y, partial, count, tile, s < strips, w, start, pixel, g, W, G, y_stride, threshold, keep, STRIP
+    )
+
+
+@triton.jit
+def _store_strips(
+    acc,  # STRIP of [BLOCK_S, BLOCK_G]
+    seed,
+    y,
+    partial,
+    count,
+    tile,
+    exists,  # [BLOCK_S]
+    w,  # [BLOCK_S]
+    start,
+    pixel,  # [BLOCK_S] of the strip's first pixel, from start
+    g,  # [BLOCK_G]
+    W,
+    G,
+    y_stride,
+    threshold,
+    keep,
+    STRIP: tl.constexpr,
+):
+    """Dropout, y and its statistics."""
+    total = tl.zeros_like(g).to(tl.float32)
+    for j in tl.static_range(STRIP):
+        mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]
+        z = tl.where(mask, acc[j], 0.0)
+        if seed is not None:
+            element = row_offset(start + pixel + j, G)[:, None] + g[None, :]
+            z *= dropout_scale(seed, element, threshold, keep)
+        rounded = z.to(y.dtype.element_ty)
+        y_at = y + row_offset(start, y_stride) + (pixel + j)[:, None] * y_stride + g[None, :]
+        tl.store(y_at, rounded, mask=mask)
+        acc = replaced(acc, j, rounded.to(tl.float32))
+        total += tl.sum(acc[j], 0)
+    if partial is not None:
+        n = tl.sum(tl.where(exists, tl.minimum(W - w, STRIP), 0), 0).to(tl.float32)
+        center = total / n
+        squares = tl.zeros_like(center)
+        for j in tl.static_range(STRIP):
+            mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]
+            deviation = tl.where(mask, acc[j] - center[None, :], 0.0)
+            squares += tl.sum(deviation * deviation, 0)
+        at = partial + row_offset(tile, 2 * G) + g
+        tl.store(at, center, mask=g < G)
+        tl.store(at + G, squares, mask=g < G)
+        if tl.program_id(1) == 0:
+            tl.store(count + tile, n)
+
+
+def bn_relu_conv3x3_fwd(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    drop_rate: float,
+    seed: Tensor | None,
+    y: Tensor,
+    y_mean: Tensor | None,
+    y_var: Tensor | None,
+) -> None:
+    check = Arguments("bn_relu_conv3x3_fwd", "x", x)
+    norm = check.norm(mean, var, gamma, beta, check.C)
+    weight = check.weight("weight", weight, None, check.C, 3)
+    conv3x3(check, x, norm, eps, weight, drop_rate, seed, y, check.stats(y_mean, y_var, weight.shape[0]))
+
+
+def conv3x3(
+    check: Arguments,
+    x: Tensor,
+    norm: Norm | None,
+    eps: float,
+    weight: Tensor,
+    drop_rate: float,
+    seed: Tensor | None,
+    y: Tensor,
+    y_stats: tuple[Tensor, Tensor] | None,
+) -> None:
+    """y, and its statistics into `y_stats` if they are wanted; without `norm` x is convolved as it is."""
+    growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0])
+    kind = tiles.kind_of(x)
+    device, in_words = device_of(x), _in_words(x, check)
+    tile = tiles.choose("bn_relu_conv3x3_fwd", device, kind, growth)
+    if not in_words:
+        tile = tile._replace(k=32, num_stages=1)
+    # As many accumulators as fit in registers.
+    strip = 1 if kind == tiles.FP32 or not in_words else 2 if device.architecture < 90 and tile.n > 32 else 4
+    per_row = triton.cdiv(check.W, strip)
+    strips = check.N * check.H * per_row
+    blocks = triton.cdiv(strips, tile.m)
+    partial, count = workspace(x, blocks * 2 * growth, blocks) if y_stats else (None, None)
+    threshold, keep = threshold_and_keep(drop_rate)
+    mean, var, gamma, beta = norm or (None, None, None, None)
+    launch(
+        bn_relu_conv3x3_fwd_kernel,
+        (blocks, triton.cdiv(growth, tile.n)),
+        **tile.options,
+        x=x,
+        mean=mean,
+        var=var,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
+        weight=weight,
+        seed=seed,
+        y=y,
+        partial=partial,
+        count=count,
+        strips=strips,
+        per_row=per_row,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        G=growth,
+        x_stride=check.stride,
+        y_stride=y_stride,
+        threshold=threshold,
+        keep=keep,
+        STRIP=strip,
+        BLOCK_S=tile.m,
+        BLOCK_G=tile.n,
+        BLOCK_C=tile.k,
+        PRECISION=tiles.PRECISION[kind],
+    )
+    if y_stats and partial is not None and count is not None:
+        merge_stats(partial, count, blocks, *y_stats, check.M)
+
+
+def _in_words(x: Tensor, check: Arguments) -> bool:
+    """Whether rows come in 4-byte words, the least that is copied asynchronously. Otherwise what a stage loads goes
+    through registers, and products in flight could meet their operands' next values: tiles are smaller, with one stage.
+    """
+    return all(size * x.element_size() % 4 == 0 for size in (check.C, check.stride)) and x.data_ptr() % 4 == 0
+
+
+def _gradient_tile(operation: str, x: Tensor, check: Arguments, outputs: int) -> tiles.Tile:
+    tile = tiles.choose(operation, device_of(x), tiles.kind_of(x), outputs)
+    return tile if _in_words(x, check) else tile._replace(m=tile.m // 2, num_stages=1)
+
+
+@triton.jit
+def bn_relu_conv3x3_correct_kernel(
+    dy,  # [M, G]
+    y,  # [M, G]
+    y_mean,  # [G]
+    y_a,  # [G]
+    y_b,  # [G]
+    seed,  # int64 scalar, or None without dropout
+    d,  # [M, D] written, zeros behind G
+    M,
+    G,
+    dy_stride,
+    y_stride,
+    threshold,
+    keep,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """d = dropout's scale * (dy - y_a - y_b * (y - y_mean))"""
+    start = tl.program_id(0) * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    rows = m < M - start
+    mask = rows[:, None] & (g < G)[None, :]
+    dy_at = dy + row_offset(start, dy_stride) + m[:, None] * dy_stride + g[None, :]
+    y_at = y + row_offset(start, y_stride) + m[:, None] * y_stride + g[None, :]
+    centred = tl.load(y_at, mask=mask, other=0.0).to(tl.float32) - tl.load(y_mean + g, mask=g < G)[None, :]
+    value = tl.load(dy_at, mask=mask, other=0.0).to(tl.float32) - tl.load(y_a + g, mask=g < G)[None, :]
+    value -= tl.load(y_b + g, mask=g < G)[None, :] * centred
+    if seed is not None:
+        element = row_offset(start + m, G)[:, None] + g[None, :]
+        value *= dropout_scale(seed, element, threshold, keep)
+    value = tl.where(mask, value, 0.0).to(d.dtype.element_ty)
+    tl.store(d + row_offset(start, D) + m[:, None] * D + g[None, :], value, mask=rows[:, None] & (g < D)[None, :])
+
+
+@triton.jit
+def bn_relu_conv3x3_dgrad_kernel(
+    d,  # [M, D]
+    weight,  # [G, 3, 3, C]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    u,  # [M, C] written; if ACCUMULATE, dx, added to
+    sums,  # [tiles, 2, C] sum(u), sum(u * (x - mean))
+    M,
+    H,
+    W,
+    C,
+    G,
+    x_stride,
+    u_stride,
+    D: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """u^T [C, M] = weight^T [C, 9 * D] @ shifted d^T [9 * D, M]: taps and gradient channels are one reduced axis."""
+    tile = tl.program_id(0)
+    start = tile * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    w = (start + m) % W
+    h = (start + m) // W % H
+    d_at = d + row_offset(start, D) + m[:, None] * D
+    acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+    for first in range(0, 9 * D, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        tap = k // D
+        g = k % D
+        dh = 1 - tap // 3
+        dw = 1 - tap % 3
+        h_d = h[:, None] + dh[None, :]
+        w_d = w[:, None] + dw[None, :]
+        d_mask = (m < M - start)[:, None] & (tap < 9)[None, :] & (h_d >= 0) & (h_d < H) & (w_d >= 0) & (w_d < W)
+        shifted = tl.load(d_at + ((dh * W + dw) * D + g)[None, :], mask=d_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
+        w_mask = (c < C)[:, None] & ((tap < 9) & (g < G))[None, :]
+        taps = tl.load(weight + ((g * 9 + tap) * C)[None, :] + c[:, None], mask=w_mask, other=0.0)  # [BLOCK_C, BLOCK_K]
+        acc = tl.dot(taps, tl.trans(shifted), acc, input_precision=PRECISION)
+    mask = (c < C)[:, None] & (m < M - start)[None, :]
+    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    x_at = x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None]
+    centred = tl.load(x_at, mask=mask, other=0.0).to(tl.float32) - shift[:, None]
+    # NaN > 0 is false, and so is NaN <= 0: ReLU passes NaN's gradient, as in PyTorch.
+    stopped = (centred * scale[:, None] + b[:, None] <= 0.0) | ~mask
+    v = tl.where(stopped, 0.0, acc).to(u.dtype.element_ty)
+    u_at = u + row_offset(start, u_stride) + m[None, :] * u_stride + c[:, None]
+    if ACCUMULATE:
+        before = tl.load(u_at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(u_at, (before + scale[:, None] * v.to(tl.float32)).to(u.dtype.element_ty), mask=mask)
+    else:
+        tl.store(u_at, v, mask=mask)
+    at = sums + row_offset(tile, 2 * C) + c
+    tl.store(at, tl.sum(v.to(tl.float32), 1), mask=c < C)
+    tl.store(at + C, tl.sum(v.to(tl.float32) * centred, 1), mask=c < C)
+
+
+@triton.jit
+def bn_relu_conv3x3_wgrad_kernel(
+    d,  # [M, D]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weights,  # [splits, 9, G, C] partial gradients of the weight, written
+    tiles,  # cdiv(M, BLOCK_M)
+    M,
+    H,
+    W,
+    C,
+    G,
+    x_stride,
+    D: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """TAPS of the weight's taps for one slab of channels and one split of the pixels, all in registers."""
+    split = tl.program_id(0)
+    m = tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    first = tl.program_id(2) % (9 // TAPS) * TAPS
+    g = tl.program_id(2) // (9 // TAPS) * BLOCK_G + tl.arange(0, BLOCK_G)
+    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    acc = (tl.zeros((BLOCK_C, BLOCK_G), dtype=tl.float32),) * TAPS
+    for tile in range(split, tiles, tl.num_programs(0)):
+        start = tile * BLOCK_M
+        exists = m < M - start
+        w = (start + m) % W
+        h = (start + m) // W % H
+        mask = exists[:, None] & (c < C)[None, :]
+        x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
+        values = tl.load(x_at, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_C]
+        activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
+        activated = tl.trans(tl.where(mask, activated, 0.0).to(values.dtype))
+        d_at = d + row_offset(start, D) + m[:, None] * D + g[None, :]
+        for i in tl.static_range(TAPS):
+            dh = 1 - (first + i) // 3
+            dw = 1 - (first + i) % 3
+            inside = exists & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
+            shifted = tl.load(d_at + (dh * W + dw) * D, mask=inside[:, None] & (g < D)[None, :], other=0.0)
+            acc = replaced(acc, i, tl.dot(activated, shifted, acc[i], input_precision=PRECISION))
+    at = weights + row_offset(split * 9 + first, G * C) + g[None, :] * C + c[:, None]
+    for i in tl.static_range(TAPS):
+        tl.store(at + i * G * C, acc[i], mask=(c < C)[:, None] & (g < G)[None, :])
+
+
+def bn_relu_conv3x3_bwd(
+    dy: Tensor,
+    y: Tensor,
+    y_mean: Tensor,
+    y_a: Tensor,
+    y_b: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    drop_rate: float,
+    seed: Tensor | None,
+    batch_stats: bool,
+    dx: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    wgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check = Arguments("bn_relu_conv3x3_bwd", "x", x)
+    norm = check.norm(mean, var, gamma, beta, check.C)
+    weight = check.weight("weight", weight, None, check.C, 3)
+    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+    u_stride = check.C if dx is None else check.image("dx", dx, check.C)
+    d = _correct(check, dy, y, y_mean, y_a, y_b, weight.shape[0], drop_rate, seed)
+    u = image(x, check.C, check.H, check.W) if dx is None else dx
+    sums, rows = _dgrad(check, d, weight, x, norm, eps, u, u_stride, accumulate=dx is not None)
+    weights, splits = _wgrad(check, d, weight.shape[0], x, norm, eps) if wgrad else (sums, 1)
+    dweight = weight.new_empty(weight.shape if wgrad else 0)
+    dnorm = finish_bwd(sums, rows, weights, splits, norm[1], norm[2], eps, batch_stats, check.M, a, b, dweight)
+    return u if dx is None else x.new_empty(0), *dnorm, dweight
+
+
+def _correct(
+    check: Arguments,
+    dy: Tensor,
+    y: Tensor,
+    y_mean: Tensor,
+    y_a: Tensor,
+    y_b: Tensor,
+    growth: int,
+    drop_rate: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """d [M, D], the gradient of the convolution's output; D is G rounded up to rows of 16-byte pieces."""
+    dy_stride, y_stride = check.image("dy", dy, growth), check.image("y", y, growth)
+    y_mean = check.vector("y_mean", y_mean, growth)
+    y_a, y_b = check.vector("y_a", y_a, growth), check.vector("y_b", y_b, growth)
+    threshold, keep = threshold_and_keep(drop_rate)
+    d = dy.new_empty((check.M, row_stride(growth, dy.dtype)))
+    block = min(64, block_of(d.shape[1]))
+    launch(
+        bn_relu_conv3x3_correct_kernel,
+        (triton.cdiv(check.M, 4096 // block), triton.cdiv(d.shape[1], block)),
+        num_warps=4,
+        dy=dy,
+        y=y,
+        y_mean=y_mean,
+        y_a=y_a,
+        y_b=y_b,
+        seed=seed,
+        d=d,
+        M=check.M,
+        G=growth,
+        dy_stride=dy_stride,
+        y_stride=y_stride,
+        threshold=threshold,
+        keep=keep,
+        D=d.shape[1],
+        BLOCK_M=4096 // block,
+        BLOCK_G=block,
+    )
+    return d
+
+
+def _dgrad(
+    check: Arguments,
+    d: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    norm: Norm,
+    eps: float,
+    u: Tensor,
+    u_stride: int,
+    accumulate: bool,
+) -> tuple[Tensor, int]:
+    """Partial sums [rows, 2, C] and rows; u is written, or added to."""
+    kind = tiles.kind_of(x)
+    tile = _gradient_tile("bn_relu_conv3x3_dgrad", x, check, check.C)
+    blocks = triton.cdiv(check.M, tile.m)
+    (sums,) = workspace(x, blocks * 2 * check.C)
+    launch(
+        bn_relu_conv3x3_dgrad_kernel,
+        (blocks, triton.cdiv(check.C, tile.n)),
+        **tile.options,
+        d=d,
+        weight=weight,
+        x=x,
+        mean=norm[0],
+        var=norm[1],
+        gamma=norm[2],
+        beta=norm[3],
+        eps=eps,
+        u=u,
+        sums=sums,
+        M=check.M,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        G=weight.shape[0],
+        x_stride=check.stride,
+        u_stride=u_stride,
+        D=d.shape[1],
+        ACCUMULATE=accumulate,
+        BLOCK_M=tile.m,
+        BLOCK_C=tile.n,
+        BLOCK_K=tile.k,
+        PRECISION=tiles.PRECISION[kind],
+    )
+    return sums, blocks
+
+
+def _wgrad(check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps: float) -> tuple[Tensor, int]:
+    """Partial gradients of the weight [splits, 9, G, C], and splits."""
+    kind, device = tiles.kind_of(x), device_of(x)
+    tile = _gradient_tile("bn_relu_conv3x3_wgrad", x, check, growth)
+    taps = 3 if kind == tiles.FP32 or device.architecture < 90 else 9  # as many accumulators as fit in registers
+    slabs, groups = triton.cdiv(check.C, tile.k), triton.cdiv(growth, tile.n) * (9 // taps)
+    splits = tiles.splits(device, slabs * groups, check.M, tile.m, triton.cdiv(check.M, 512))
+    (weights,) = workspace(x, splits * 9 * growth * check.C)
+    launch(
+        bn_relu_conv3x3_wgrad_kernel,
+        (splits, slabs, groups),
+        **tile.options,
+        d=d,
+        x=x,
+        mean=norm[0],
+        var=norm[1],
+        gamma=norm[2],
+        beta=norm[3],
+        eps=eps,
+        weights=weights,
+        tiles=triton.cdiv(check.M, tile.m),
+        M=check.M,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        G=growth,
+        x_stride=check.stride,
+        D=d.shape[1],
+        TAPS=taps,
+        BLOCK_M=tile.m,
+        BLOCK_C=tile.k,
+        BLOCK_G=tile.n,
+        PRECISION=tiles.PRECISION[kind],
+    )
+    return weights, splits
