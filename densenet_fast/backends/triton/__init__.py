@@ -7,6 +7,8 @@ from .batch_norm import bn_bwd_apply, channel_stats, update_running_stats
 from .bn_relu_conv1x1 import bn_relu_conv1x1_bwd, bn_relu_conv1x1_fwd
 from .bn_relu_conv3x3 import bn_relu_conv3x3_bwd, bn_relu_conv3x3_fwd
 from .bottleneck import bottleneck_infer
+from .head import head_bwd, head_fwd
+from .stem import stem_bwd, stem_fwd
 from .transition import transition_bwd, transition_fwd
 
 DISPATCH_KEY = "CompositeExplicitAutograd"
@@ -20,6 +22,10 @@ __all__ = [
     "bn_relu_conv3x3_fwd",
     "bottleneck_infer",
     "channel_stats",
+    "head_bwd",
+    "head_fwd",
+    "stem_bwd",
+    "stem_fwd",
     "transition_bwd",
     "transition_fwd",
     "update_running_stats",

@@ -63,6 +63,12 @@ class Arguments:
             return x.contiguous()
         return x
 
+    def averages(self, name: str, x: Tensor) -> Tensor:
+        """One value for each image and channel [N, C], contiguous in memory; copied if they are not."""
+        self._dtype_and_device(name, x, self._dtype)
+        self._sizes(name, x, (self.N, self.C))
+        return x.contiguous()
+
     def stats(self, mean: Tensor | None, var: Tensor | None, channels: int) -> tuple[Tensor, Tensor] | None:
         """Where a mean and a variance [channels] are written, None if they are not wanted."""
         if mean is None or var is None:

@@ -1,0 +1,159 @@
+"""Kernels of ops/head.py: BN-ReLU and the average over the image. Rows x [M, C], M = N*H*W, y [N, C]."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from ._common import load_norm, relu, row_offset, workspace
+from ._reduce import finish_bwd
+from .arguments import Arguments
+from .launch import device_of, launch
+
+
+@triton.jit
+def head_fwd_kernel(
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    y,  # [N, C] written
+    pixels,  # H * W
+    C,
+    x_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for an image and BLOCK_C channels."""
+    n = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    total = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+    for start in range(0, pixels, BLOCK_M):
+        m = tl.arange(0, BLOCK_M)
+        mask = (m < pixels - start)[:, None] & (c < C)[None, :]
+        at = x + row_offset(n * pixels + start, x_stride) + m[:, None] * x_stride + c[None, :]
+        values = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        total += tl.where(mask, relu((values - shift[None, :]) * scale[None, :] + b[None, :]), 0.0)
+    average = tl.sum(total, 0) / pixels
+    tl.store(y + row_offset(n, C) + c, average.to(y.dtype.element_ty), mask=c < C)
+
+
+def head_fwd(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+) -> Tensor:
+    check = Arguments("head_fwd", "x", x)
+    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+    y = x.new_empty((check.N, check.C))
+    launch(
+        head_fwd_kernel,
+        (check.N, triton.cdiv(check.C, 64)),
+        num_warps=4,
+        x=x,
+        mean=mean,
+        var=var,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
+        y=y,
+        pixels=check.H * check.W,
+        C=check.C,
+        x_stride=check.stride,
+        BLOCK_M=64,
+        BLOCK_C=64,
+    )
+    return y
+
+
+@triton.jit
+def head_bwd_kernel(
+    dy,  # [N, C]
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    dx,  # [M, C] written
+    sums,  # [splits, 2, C] sum(v), sum(v * (x - mean))
+    M,
+    pixels,  # H * W
+    C,
+    x_stride,
+    dx_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_C channels and every splits-th tile of pixels."""
+    split = tl.program_id(1)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m = tl.arange(0, BLOCK_M)
+    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
+        mask = (m < M - start)[:, None] & (c < C)[None, :]
+        x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
+        centred = tl.load(x_at, mask=mask, other=0.0).to(tl.float32) - shift[None, :]
+        dy_at = dy + row_offset((start + m) // pixels, C)[:, None] + c[None, :]
+        v = tl.load(dy_at, mask=mask, other=0.0).to(tl.float32) / pixels
+        v = tl.where(centred * scale[None, :] + b[None, :] <= 0.0, 0.0, v)  # passes NaN's gradient, as PyTorch
+        dx_at = dx + row_offset(start, dx_stride) + m[:, None] * dx_stride + c[None, :]
+        tl.store(dx_at, (scale[None, :] * v).to(dx.dtype.element_ty), mask=mask)
+        sum_v += tl.sum(v, 0)
+        sum_vx += tl.sum(v * centred, 0)
+    at = sums + split * 2 * C + c
+    tl.store(at, sum_v, mask=c < C)
+    tl.store(at + C, sum_vx, mask=c < C)
+
+
+def head_bwd(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    batch_stats: bool,
+    dx: Tensor,
+    a: Tensor,
+    b: Tensor,
+) -> tuple[Tensor, Tensor]:
+    check = Arguments("head_bwd", "x", x)
+    norm = check.norm(mean, var, gamma, beta, check.C)
+    dy = check.averages("dy", dy)
+    dx_stride = check.image("dx", dx, check.C)
+    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+    slabs = triton.cdiv(check.C, 64)
+    splits = tiles.splits(device_of(x), slabs, check.M, 64, check.M, resident=8)
+    (sums,) = workspace(x, splits * 2 * check.C)
+    launch(
+        head_bwd_kernel,
+        (slabs, splits),
+        num_warps=4,
+        dy=dy,
+        x=x,
+        mean=norm[0],
+        var=norm[1],
+        gamma=norm[2],
+        beta=norm[3],
+        eps=eps,
+        dx=dx,
+        sums=sums,
+        M=check.M,
+        pixels=check.H * check.W,
+        C=check.C,
+        x_stride=check.stride,
+        dx_stride=dx_stride,
+        BLOCK_M=64,
+        BLOCK_C=64,
+    )
+    return finish_bwd(sums, splits, sums, 1, norm[1], norm[2], eps, batch_stats, check.M, a, b, x.new_empty(0))

@@ -1,0 +1,259 @@
+"""Kernels of ops/stem.py: BN-ReLU-maxpool 3x3, stride 2, padding 1.
+
+Rows: x [N*H*W, C], y [N*P*Q, C], P = (H + 1) // 2, Q = (W + 1) // 2. What is pooled is rounded to x's dtype first, as
+in PyTorch, so that ties fall to the same position: the first maximum in scan order, or the last NaN.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from ._common import load_norm, relu, replaced, row_offset, store_stats, workspace
+from ._reduce import finish_bwd, merge_stats
+from .arguments import Arguments
+from .launch import device_of, launch
+
+
+@triton.jit
+def load_activated(
+    x,  # [N*H*W, C] from a tile's first pixel on
+    pixel,  # [BLOCK_M] rows of x from there
+    inside,  # [BLOCK_M] which of them are in the image
+    c,  # [BLOCK_C]
+    C,
+    x_stride,
+    shift,  # [BLOCK_C]
+    scale,  # [BLOCK_C]
+    b,  # [BLOCK_C]
+):
+    """relu(bn(x)) rounded, -inf outside the image; and x - mean. [BLOCK_M, BLOCK_C], float32."""
+    mask = inside[:, None] & (c < C)[None, :]
+    values = tl.load(x + pixel[:, None] * x_stride + c[None, :], mask=mask, other=0.0)
+    centred = values.to(tl.float32) - shift[None, :]
+    activated = relu(centred * scale[None, :] + b[None, :]).to(values.dtype).to(tl.float32)
+    return tl.where(mask, activated, float("-inf")), centred
+
+
+@triton.jit
+def stem_fwd_kernel(
+    x,  # [N*H*W, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    y,  # [N*P*Q, C] written
+    partial,  # [tiles, 2, C] y's statistics, or None
+    count,  # [tiles], or None
+    M,  # N * P * Q
+    H,
+    W,
+    P,
+    Q,
+    C,
+    x_stride,
+    y_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_M windows and BLOCK_C channels."""
+    tile = tl.program_id(0)
+    start = tile * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = (start + m) // Q  # of windows, n * P + p
+    h, w = row % P * 2, (start + m) % Q * 2  # the window's centre
+    first = (start // Q // P * H + start // Q % P * 2) * W
+    pixel = (row // P * H + h) * W + w - first
+    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    best = tl.full((BLOCK_M, BLOCK_C), float("-inf"), dtype=tl.float32)
+    for i in tl.static_range(3):
+        for j in tl.static_range(3):
+            inside = (start + m < M) & (h + i >= 1) & (h + i <= H) & (w + j >= 1) & (w + j <= W)
+            at = pixel + (i - 1) * W + j - 1
+            value, _ = load_activated(x + row_offset(first, x_stride), at, inside, c, C, x_stride, shift, scale, b)
+            best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    n = tl.minimum(M - start, BLOCK_M)
+    mask = (m < n)[:, None] & (c < C)[None, :]
+    tl.store(
+        y + row_offset(start, y_stride) + m[:, None] * y_stride + c[None, :], best.to(y.dtype.element_ty), mask=mask
+    )
+    if partial is not None:
+        store_stats(partial, count, tile, best, mask, n, c, c < C, C, tl.program_id(1) == 0, 0)
+
+
+def stem_fwd(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    y: Tensor,
+    y_mean: Tensor | None,
+    y_var: Tensor | None,
+) -> None:
+    check = Arguments("stem_fwd", "x", x)
+    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+    height, width = (check.H + 1) // 2, (check.W + 1) // 2
+    y_stride = check.image("y", y, check.C, height, width)
+    y_stats = check.stats(y_mean, y_var, check.C)
+    windows = check.N * height * width
+    blocks = triton.cdiv(windows, 128)
+    partial, count = workspace(x, blocks * 2 * check.C, blocks) if y_stats else (None, None)
+    launch(
+        stem_fwd_kernel,
+        (blocks, triton.cdiv(check.C, 64)),
+        num_warps=8,
+        x=x,
+        mean=mean,
+        var=var,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
+        y=y,
+        partial=partial,
+        count=count,
+        M=windows,
+        H=check.H,
+        W=check.W,
+        P=height,
+        Q=width,
+        C=check.C,
+        x_stride=check.stride,
+        y_stride=y_stride,
+        BLOCK_M=128,
+        BLOCK_C=64,
+    )
+    if y_stats and partial is not None and count is not None:
+        merge_stats(partial, count, blocks, *y_stats, windows)
+
+
+@triton.jit
+def stem_bwd_kernel(
+    dy,  # [N*P*Q, C]
+    x,  # [N*H*W, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    dx,  # [N*H*W, C] written
+    sums,  # [splits, 2, C] sum(v), sum(v * (x - mean))
+    M,  # N * P * Q
+    H,
+    W,
+    P,
+    Q,
+    C,
+    dy_stride,
+    x_stride,
+    dx_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_C channels and every splits-th tile of quads.
+
+    Quad (p, q), the pixels 2p, 2p + 1 by 2q, 2q + 1, has its gradients from the windows p, p + 1 by q, q + 1, whose
+    maxima are found again among the 5x5 pixels they cover.
+    """
+    split = tl.program_id(1)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m = tl.arange(0, BLOCK_M)
+    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
+        exists = start + m < M
+        row = (start + m) // Q
+        p, q = row % P, (start + m) % Q
+        first = (start // Q // P * H + start // Q % P * 2) * W
+        pixel = (row // P * H + p * 2) * W + q * 2 - first
+        x_at = x + row_offset(first, x_stride)
+        best = (tl.full((BLOCK_M, BLOCK_C), float("-inf"), dtype=tl.float32),) * 4
+        position = (tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.int32),) * 4
+        for i in tl.static_range(5):  # rows 2p - 1 + i
+            for j in tl.static_range(5):
+                h, w = p * 2 + i, q * 2 + j
+                inside = exists & (h >= 1) & (h <= H) & (w >= 1) & (w <= W)
+                at = pixel + (i - 1) * W + j - 1
+                value, _ = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, b)
+                for down in tl.static_range(max(i - 1, 0) // 2, min(i // 2, 1) + 1):  # windows p + down cover row i
+                    for right in tl.static_range(max(j - 1, 0) // 2, min(j // 2, 1) + 1):
+                        k = 2 * down + right
+                        taken = (value > best[k]) | (value != value)
+                        best = replaced(best, k, tl.where(taken, value, best[k]))
+                        here = (i - 2 * down) * 3 + j - 2 * right
+                        position = replaced(position, k, tl.where(taken, here, position[k]))
+        for i in tl.static_range(2):
+            for j in tl.static_range(2):
+                v = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+                for down in tl.static_range(i + 1):
+                    for right in tl.static_range(j + 1):
+                        mask = (exists & (p + down < P) & (q + right < Q))[:, None] & (c < C)[None, :]
+                        window = m + down * Q + right
+                        dy_at = dy + row_offset(start, dy_stride) + window[:, None] * dy_stride + c[None, :]
+                        chosen = position[2 * down + right] == (i + 1 - 2 * down) * 3 + j + 1 - 2 * right
+                        v += tl.where(chosen, tl.load(dy_at, mask=mask, other=0.0).to(tl.float32), 0.0)
+                inside = exists & (p * 2 + i < H) & (q * 2 + j < W)
+                at = pixel + i * W + j
+                value, centred = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, b)
+                v = tl.where(value <= 0.0, 0.0, v)  # passes NaN's gradient, as PyTorch
+                dx_at = dx + row_offset(first, dx_stride) + at[:, None] * dx_stride + c[None, :]
+                written = inside[:, None] & (c < C)[None, :]
+                tl.store(dx_at, (scale[None, :] * v).to(dx.dtype.element_ty), mask=written)
+                sum_v += tl.sum(v, 0)
+                sum_vx += tl.sum(v * centred, 0)
+    at = sums + split * 2 * C + c
+    tl.store(at, sum_v, mask=c < C)
+    tl.store(at + C, sum_vx, mask=c < C)
+
+
+def stem_bwd(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    batch_stats: bool,
+    dx: Tensor,
+    a: Tensor,
+    b: Tensor,
+) -> tuple[Tensor, Tensor]:
+    check = Arguments("stem_bwd", "x", x)
+    norm = check.norm(mean, var, gamma, beta, check.C)
+    height, width = (check.H + 1) // 2, (check.W + 1) // 2
+    dy_stride, dx_stride = check.image("dy", dy, check.C, height, width), check.image("dx", dx, check.C)
+    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+    quads, slabs = check.N * height * width, triton.cdiv(check.C, 64)
+    splits = tiles.splits(device_of(x), slabs, quads, 16, quads, resident=8)
+    (sums,) = workspace(x, splits * 2 * check.C)
+    launch(
+        stem_bwd_kernel,
+        (slabs, splits),
+        num_warps=4,
+        dy=dy,
+        x=x,
+        mean=norm[0],
+        var=norm[1],
+        gamma=norm[2],
+        beta=norm[3],
+        eps=eps,
+        dx=dx,
+        sums=sums,
+        M=quads,
+        H=check.H,
+        W=check.W,
+        P=height,
+        Q=width,
+        C=check.C,
+        dy_stride=dy_stride,
+        x_stride=check.stride,
+        dx_stride=dx_stride,
+        BLOCK_M=16,
+        BLOCK_C=64,
+    )
+    return finish_bwd(sums, splits, sums, 1, norm[1], norm[2], eps, batch_stats, check.M, a, b, x.new_empty(0))
