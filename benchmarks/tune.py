@@ -1,9 +1,9 @@
 """Time tiles of the triton backend on the GPU at hand: `python -m benchmarks.tune [--dry-run] [operation ...]`.
 
-For every row of the table (densenet_fast/backends/triton/tiles.py) the row's tile and its neighbours run on one layer of
-a DenseNet at 56x56, batch 128. Printed are the old tile and the fastest one, with microseconds, to be put into the table
-by hand. Tiles that do not compile for the GPU or spill registers are left out. --dry-run lists the candidates without
-a GPU.
+For every row of the table (densenet_fast/backends/triton/tiles.py) the row's tile and its neighbours run on one layer
+of a DenseNet at 56x56, batch 128. Printed are the old tile and the fastest one, with microseconds, to be put into the
+table by hand. Tiles that do not compile for the GPU or spill registers are left out. --dry-run lists the candidates
+without a GPU.
 """
 
 import argparse

@@ -52,12 +52,15 @@ def copied(argument, dtype=None):
 
 
 def call(operation, args, dtype=None) -> tuple[list[Tensor], list]:
-    """Results and then what was written, and all arguments after the call; the given ones stay as they are."""
+    """Results and then what was written (but not bn_relu_conv1x1_bwd's u, which is undefined afterwards), and all
+    arguments after the call; the given ones stay as they are."""
     args = [copied(a, dtype) for a in args]
     results = operation(*args)
     results = list(results) if isinstance(results, tuple) else [] if results is None else [results]
     schema = operation._schema.arguments
     written = [a for a, s in zip(args, schema, strict=True) if s.alias_info is not None and s.alias_info.is_write]
+    if operation._schema.name.endswith("conv1x1_bwd"):
+        written = written[1:]
     return results + [w for w in written if w is not None], args
 
 

@@ -75,6 +75,12 @@ def workspace(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     return x.new_empty(sum(rounded), dtype=torch.float32).split(rounded)
 
 
+def padded(channels: int, x: Tensor) -> int:
+    """`channels` rounded up so that rows of x's dtype start on 16 bytes."""
+    multiple = 16 // x.element_size()
+    return triton.cdiv(channels, multiple) * multiple
+
+
 def block_of(size: int, least: int = 16) -> int:
     """The power of two that holds `size`, at least what a matrix instruction takes."""
     return max(least, triton.next_power_of_2(size))

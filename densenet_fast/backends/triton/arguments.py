@@ -30,6 +30,16 @@ class Arguments:
         if self.M >= 1 << 30:
             self.refuse(f"sizes of {name}", list(x.shape), "fewer than 2**30 pixels")
         self.stride = self.image(name, x, self.C)
+        self._address, self._itemsize = x.data_ptr(), x.element_size()
+
+    def in_words(self, *sizes: int) -> bool:
+        """Whether rows, x's and others of these `sizes`, come in 4-byte words, the least that is copied asynchronously.
+
+        Otherwise what a stage loads goes through registers, and products in flight could meet their operands' next
+        values: such layers take `Tile.unpipelined`.
+        """
+        words = all(size * self._itemsize % 4 == 0 for size in (self.C, self.stride, *sizes))
+        return words and self._address % 4 == 0
 
     def image(self, name: str, x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> int:
         """The row stride of an activation [N, channels, height, width], H and W if not given."""

@@ -103,6 +103,7 @@ def conv1x1(
     z_mean, z_var = vector(x, outputs if stats else 0), vector(x, outputs if stats else 0)
     kind = tiles.kind_of(x)
     tile = tiles.choose("bn_relu_conv1x1_fwd", device_of(x), kind, outputs)
+    tile = tile if check.in_words() else tile.unpipelined()
     blocks = triton.cdiv(check.M, tile.m)
     partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
     of_z = z_norm or (None, None, None, None)
@@ -393,9 +394,12 @@ def bn_relu_conv1x1_bwd(
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
 
     device, kind = device_of(x), tiles.kind_of(x)
-    both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad else None
+    in_words = check.in_words(u_stride, z_stride, dx_stride, outputs)
+    both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad and in_words else None
     dgrad = both or tiles.choose("bn_relu_conv1x1_dgrad", device, kind, outputs)
     of_w = both or tiles.choose("bn_relu_conv1x1_wgrad", device, kind, outputs)
+    if not in_words:
+        dgrad, of_w = dgrad.unpipelined(), of_w.unpipelined()
     slabs, of_k = triton.cdiv(check.C, of_w.k), triton.cdiv(outputs, of_w.n)
     most = check.M * x.element_size() // (4 * outputs)
     splits = tiles.splits(device, slabs * of_k, check.M, of_w.m, most)

@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...buffer import row_stride
 from ...ops._operation import image
 from . import tiles
-from ._common import block_of, load_norm, relu, replaced, row_offset, workspace
+from ._common import block_of, load_norm, padded, relu, replaced, row_offset, workspace
 from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments, Norm
 from .dropout import dropout_scale, threshold_and_keep
@@ -153,6 +152,7 @@ def bn_relu_conv3x3_fwd(
     check = Arguments("bn_relu_conv3x3_fwd", "x", x)
     norm = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 3)
+    seed = check.seed(seed)
     conv3x3(check, x, norm, eps, weight, drop_rate, seed, y, check.stats(y_mean, y_var, weight.shape[0]))
 
 
@@ -170,7 +170,7 @@ def conv3x3(
     """y, and its statistics into `y_stats` if they are wanted; without `norm` x is convolved as it is."""
     growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0])
     kind = tiles.kind_of(x)
-    device, in_words = device_of(x), _in_words(x, check)
+    device, in_words = device_of(x), check.in_words()
     tile = tiles.choose("bn_relu_conv3x3_fwd", device, kind, growth)
     if not in_words:
         tile = tile._replace(k=32, num_stages=1)
@@ -215,18 +215,6 @@ def conv3x3(
     )
     if y_stats and partial is not None and count is not None:
         merge_stats(partial, count, blocks, *y_stats, check.M)
-
-
-def _in_words(x: Tensor, check: Arguments) -> bool:
-    """Whether rows come in 4-byte words, the least that is copied asynchronously. Otherwise what a stage loads goes
-    through registers, and products in flight could meet their operands' next values: tiles are smaller, with one stage.
-    """
-    return all(size * x.element_size() % 4 == 0 for size in (check.C, check.stride)) and x.data_ptr() % 4 == 0
-
-
-def _gradient_tile(operation: str, x: Tensor, check: Arguments, outputs: int) -> tiles.Tile:
-    tile = tiles.choose(operation, device_of(x), tiles.kind_of(x), outputs)
-    return tile if _in_words(x, check) else tile._replace(m=tile.m // 2, num_stages=1)
 
 
 @triton.jit
@@ -410,6 +398,7 @@ def bn_relu_conv3x3_bwd(
     check = Arguments("bn_relu_conv3x3_bwd", "x", x)
     norm = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 3)
+    seed = check.seed(seed)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
     u_stride = check.C if dx is None else check.image("dx", dx, check.C)
     d = _correct(check, dy, y, y_mean, y_a, y_b, weight.shape[0], drop_rate, seed)
@@ -437,7 +426,7 @@ def _correct(
     y_mean = check.vector("y_mean", y_mean, growth)
     y_a, y_b = check.vector("y_a", y_a, growth), check.vector("y_b", y_b, growth)
     threshold, keep = threshold_and_keep(drop_rate)
-    d = dy.new_empty((check.M, row_stride(growth, dy.dtype)))
+    d = dy.new_empty((check.M, padded(growth, dy)))
     block = min(64, block_of(d.shape[1]))
     launch(
         bn_relu_conv3x3_correct_kernel,
@@ -476,7 +465,8 @@ def _dgrad(
 ) -> tuple[Tensor, int]:
     """Partial sums [rows, 2, C] and rows; u is written, or added to."""
     kind = tiles.kind_of(x)
-    tile = _gradient_tile("bn_relu_conv3x3_dgrad", x, check, check.C)
+    tile = tiles.choose("bn_relu_conv3x3_dgrad", device_of(x), kind, check.C)
+    tile = tile if check.in_words() else tile.unpipelined()
     blocks = triton.cdiv(check.M, tile.m)
     (sums,) = workspace(x, blocks * 2 * check.C)
     launch(
@@ -513,7 +503,8 @@ def _dgrad(
 def _wgrad(check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps: float) -> tuple[Tensor, int]:
     """Partial gradients of the weight [splits, 9, G, C], and splits."""
     kind, device = tiles.kind_of(x), device_of(x)
-    tile = _gradient_tile("bn_relu_conv3x3_wgrad", x, check, growth)
+    tile = tiles.choose("bn_relu_conv3x3_wgrad", device, kind, growth)
+    tile = tile if check.in_words() else tile.unpipelined()
     taps = 3 if kind == tiles.FP32 or device.architecture < 90 else 9  # as many accumulators as fit in registers
     slabs, groups = triton.cdiv(check.C, tile.k), triton.cdiv(growth, tile.n) * (9 // taps)
     splits = tiles.splits(device, slabs * groups, check.M, tile.m, triton.cdiv(check.M, 512))

@@ -29,6 +29,10 @@ class Tile(NamedTuple):
     def options(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
+    def unpipelined(self) -> "Tile":
+        """A smaller tile with one stage, for rows that are not copied asynchronously."""
+        return self._replace(m=max(16, self.m // 2), num_stages=1)
+
     def blocks(self, precision: str) -> dict[str, Any]:
         """The constants of a kernel that multiplies."""
         return {"PRECISION": precision, "BLOCK_M": self.m, "BLOCK_K": self.n, "BLOCK_C": self.k}

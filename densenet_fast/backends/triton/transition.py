@@ -110,6 +110,7 @@ def transition_fwd(
     quads = check.N * height * width
     kind = tiles.kind_of(x)
     tile = tiles.choose("transition_fwd", device_of(x), kind, outputs)
+    tile = tile if check.in_words() else tile.unpipelined()
     blocks = triton.cdiv(quads, tile.m)
     partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
     launch(
@@ -275,8 +276,10 @@ def transition_bwd(
 
     device, kind = device_of(x), tiles.kind_of(x)
     tile = tiles.choose("transition_dgrad", device, kind, outputs)
-    blocks = triton.cdiv(check.N * triton.cdiv(check.H, 2) * triton.cdiv(check.W, 2), tile.m)
     wide = tiles.choose("transition_wgrad", device, kind, outputs)
+    if not check.in_words(dy_stride, dx_stride):
+        tile, wide = tile.unpipelined(), wide.unpipelined()
+    blocks = triton.cdiv(check.N * triton.cdiv(check.H, 2) * triton.cdiv(check.W, 2), tile.m)
     slabs = triton.cdiv(check.C, wide.k), triton.cdiv(outputs, wide.n)
     quads = check.N * height * width
     splits = tiles.splits(device, slabs[0] * slabs[1], quads, wide.m, quads * x.element_size() // (2 * outputs))
