@@ -181,11 +181,11 @@ def stem_bwd_kernel(
                 value, _ = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, b)
                 for down in tl.static_range(max(i - 1, 0) // 2, min(i // 2, 1) + 1):  # windows p + down cover row i
                     for right in tl.static_range(max(j - 1, 0) // 2, min(j // 2, 1) + 1):
-                        k = 2 * down + right
-                        taken = (value > best[k]) | (value != value)
-                        best = replaced(best, k, tl.where(taken, value, best[k]))
-                        here = (i - 2 * down) * 3 + j - 2 * right
-                        position = replaced(position, k, tl.where(taken, here, position[k]))
+                        taken = (value > best[2 * down + right]) | (value != value)
+                        greater = tl.where(taken, value, best[2 * down + right])
+                        best = replaced(best, 2 * down + right, greater)
+                        here = tl.where(taken, (i - 2 * down) * 3 + j - 2 * right, position[2 * down + right])
+                        position = replaced(position, 2 * down + right, here)
         for i in tl.static_range(2):
             for j in tl.static_range(2):
                 v = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
