@@ -25,7 +25,7 @@ def test_importing_the_package_does_not_load_the_library():
 
 
 def test_info_tells_the_build_and_every_backend():
-    shown = python("-m", "densenet_fast.info").stdout
+    shown = python("-m", "densenet_fast.info", TRITON_INTERPRET="0").stdout
     assert "cpu float32: eager available" in shown
     assert "triton not available: " in shown
     if backends.why_unavailable("native", torch.device("cpu")) is None:

@@ -92,7 +92,8 @@ def test_unknown_backend():
             call()
 
 
-def test_unavailable_backend_says_why():
+def test_unavailable_backend_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     model = DenseNet(4, (2, 2), backend="triton")
     with pytest.raises(
         RuntimeError, match=r"backend 'triton' is not available on cpu: .+; .*'(native|eager)'"
