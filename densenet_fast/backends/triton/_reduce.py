@@ -121,8 +121,11 @@ def finish_bwd_kernel(
             scale = rstd
             if gamma is not None:
                 scale *= tl.load(gamma + c, mask=mask, other=0.0)
-            tl.store(a + c, tl.load(a + c, mask=mask) + scale * (sum_v / count), mask=mask)
-            tl.store(b + c, tl.load(b + c, mask=mask) + scale * rstd * (sum_vx * rstd / count), mask=mask)
+            new_a = tl.load(a + c, mask=mask) + scale * (sum_v / count)
+            new_b = tl.load(b + c, mask=mask) + scale * rstd * (sum_vx * rstd / count)
+            tl.debug_barrier()  # every warp has loaded what one of them stores
+            tl.store(a + c, new_a, mask=mask)
+            tl.store(b + c, new_b, mask=mask)
     elif weights is not None:
         size = TAPS * K * C
         i = (tl.program_id(0) - norms) * BLOCK_W + tl.arange(0, BLOCK_W)
