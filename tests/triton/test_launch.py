@@ -1,8 +1,11 @@
 """The launch path: what is specialised, what is recorded, that nothing is imported early, offsets beyond 2**31."""
 
+import json
 import mmap
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +121,22 @@ def test_offsets_beyond_32_bits(triton, eager):
         results.append([*ops.bn_relu_conv1x1_bwd(u.clone(), expected, *rest), dx_, a, b])
     for got, exact in zip(*results, strict=True):
         assert rms_error(got, exact) < 1e-5
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="every other test launches compiled kernels there")
+def test_compiled_path_without_a_gpu():
+    """Each variant is compiled once; addresses, constants and integers reach the launcher in the kernel's order."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.triton.without_gpu"],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout)
+    conv, merge, update = "bn_relu_conv1x1_fwd_kernel", "merge_stats_kernel", "update_running_stats_kernel"
+    assert [name for name, *_ in seen["launched"]] == [conv, merge] * 4 + [update]
+    assert seen["compiled"] == [conv, merge, conv, update]
+    assert seen["launched"][-1][1:] == [3, 1, 1]

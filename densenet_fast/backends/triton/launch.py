@@ -29,7 +29,6 @@ _TYPES = {
     torch.float64: "*fp64",
     torch.int64: "*i64",
 }
-_CHANNELS = ("C", "K", "G")  # with the strides, the integers whose divisibility makes masks and rows aligned
 
 
 class Device(NamedTuple):
@@ -111,23 +110,38 @@ def launch(kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages:
         raise RuntimeError(f"wrong device: got {tensor.device}, expected cuda, or cpu with TRITON_INTERPRET=1")
 
 
+_variants: dict[tuple[Any, ...], Any] = {}
+
+
 def _launch_compiled(
     kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any], index: int, num_warps: int, num_stages: int
 ) -> None:
-    constants = _parameters(kernel)
-    specialization = tuple([_specialize(name, value, constants[name]) for name, value in arguments.items()])
-    compiled = _compile(kernel, specialization, _device(index).architecture, num_warps, num_stages, index)
-    values = [_raw(value) for value in arguments.values()]
+    """One pass over the arguments gives what decides the variant and what its launcher takes: tensors as addresses."""
+    key: list[Any] = [kernel, index, num_warps, num_stages]
+    values = []
+    for value, bits in zip(arguments.values(), _deciding_bits(kernel), strict=True):
+        kind = type(value)
+        if bits is None or value is None:
+            key.append(value)
+        elif kind is int:
+            key.append(value & bits)
+        elif kind is tuple:
+            key.append(_specialize("", value, False))
+            value = tuple([v.data_ptr() if isinstance(v, Tensor) else v for v in value])
+        elif kind is not float:
+            address = value.data_ptr()
+            key += (value.dtype, address & 15)
+            value = address
+        values.append(value)
+    variant = tuple(key)
+    compiled = _variants.get(variant)
+    if compiled is None:
+        specialization = Launch(kernel, grid, arguments, num_warps, num_stages).specialization
+        compiled = _compile(kernel, specialization, _device(index).architecture, num_warps, num_stages, index)
+        _variants[variant] = compiled
     grid = (*grid, 1, 1)[:3]
     with nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index):
         compiled[grid](*values, stream=torch._C._cuda_getCurrentRawStream(index))
-
-
-def _raw(value: Any) -> Any:
-    """The argument as the launcher takes it: a tensor as its address, which it need not look up again."""
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    return tuple(map(_raw, value)) if isinstance(value, tuple) else value
 
 
 def _specialize(name: str, value: Any, constant: bool) -> Specialization:
@@ -136,7 +150,7 @@ def _specialize(name: str, value: Any, constant: bool) -> Specialization:
     if isinstance(value, Tensor):
         return _TYPES[value.dtype], _divisor(value.data_ptr(), 16)
     if isinstance(value, int):
-        return "i32", _divisor(value, 8) if name in _CHANNELS or name.endswith("stride") else 1
+        return "i32", _divisor(value, 8) if _is_aligned(name) else 1
     if isinstance(value, tuple):
         return tuple(_specialize(name, v, False) for v in value)
     return "fp32", 1
@@ -152,6 +166,17 @@ def _parameters(kernel: Kernel) -> dict[str, bool]:
     """Names of the kernel's parameters, in order, and whether each is a constexpr."""
     function: Callable[..., Any] = kernel.fn
     return {name: function.__annotations__.get(name) is tl.constexpr for name in kernel.arg_names}
+
+
+@cache
+def _deciding_bits(kernel: Kernel) -> tuple[int | None, ...]:
+    """Of each parameter, the bits of an integer that decide the variant; None for a constexpr, whose value does."""
+    return tuple(None if constant else 7 * _is_aligned(name) for name, constant in _parameters(kernel).items())
+
+
+def _is_aligned(name: str) -> bool:
+    """Whether an integer's divisibility matters: channels and strides, which make masks and rows aligned."""
+    return name in ("C", "K", "G") or name.endswith("stride")
 
 
 def _source(kernel: Kernel, specialization: tuple[Specialization, ...]) -> ASTSource:
