@@ -4,6 +4,7 @@
   `input_precision`.
 - A cast from float32 to bfloat16 truncates; the GPU rounds to nearest even.
 - A tensor as a bound of `range` converts an array of one element to int, which NumPy deprecates.
+- `tl.maximum` and `tl.minimum` keep NaN although they were not asked to; a GPU's do not.
 - NumPy warns of arithmetic with NaN and infinities; a GPU does not.
 - `tl.sum` adds down a column one after another; a GPU adds pairs, and pairs of pairs, which loses less.
 """
@@ -87,6 +88,8 @@ def repair() -> None:
     InterpreterBuilder.cast_impl = _cast
     InterpreterBuilder.create_fp_to_fp = _fp_to_fp
     InterpreterBuilder.create_dot = _dot
+    InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
+    InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
     ReduceOps.sum = _sum
     GridExecutor.__call__ = _call
     interpreter._patch_lang_tensor = _patch_tensor
