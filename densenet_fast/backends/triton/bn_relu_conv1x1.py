@@ -396,6 +396,8 @@ def bn_relu_conv1x1_bwd(
     device, kind = device_of(x), tiles.kind_of(x)
     in_words = check.in_words(u_stride, z_stride, dx_stride, outputs)
     both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad and in_words else None
+    if both and outputs > 64 and check.C % 8:  # rows of the weight off 16 bytes: their addresses take the registers
+        both = both._replace(num_stages=1)
     dgrad = both or tiles.choose("bn_relu_conv1x1_dgrad", device, kind, outputs)
     of_w = both or tiles.choose("bn_relu_conv1x1_wgrad", device, kind, outputs)
     if not in_words:

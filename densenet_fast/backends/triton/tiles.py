@@ -105,7 +105,7 @@ TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(6
 for _architecture, _wide, _stages in ((80, 32, 2), (90, 64, 2), (100, 32, 1)):
     TABLE |= {
         ("bn_relu_conv3x3_fwd", _architecture, HALF): (
-            (32, Tile(64, 32, _wide, 4, 2)),
+            (32, Tile(64, 32, _wide, 8 if _architecture == 80 else 4, 2)),
             (ANY, Tile(64, 64, 32, 8, _stages)),
         ),
         ("bn_relu_conv3x3_fwd", _architecture, TF32): (
