@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from densenet_fast.backends.triton import bn_relu_conv1x1
 from densenet_fast.backends.triton.launch import Device, recorded
 
 from ..native.cases import Geometry
@@ -57,6 +58,14 @@ def test_small_integers_are_exact(triton, eager, name, device):
             assert error(got, e) < 1e-6  # quotients
         else:
             assert torch.equal(got.double(), e), f"value {i}"
+
+
+def test_more_tiles_than_an_axis_of_the_grid_holds(triton, eager, monkeypatch):
+    monkeypatch.setattr(bn_relu_conv1x1, "AXIS", 2)
+    args = arguments(NAMES[1], GEOMETRIES[4], torch.bfloat16, DEVICE)
+    with recorded(APART) as launches:
+        check_error(triton, eager, NAMES[1], args, FORMATS["bfloat16"])
+    assert launches[0].grid == (1, 2, 3)
 
 
 @pytest.mark.parametrize("device", [APART, TOGETHER], ids=lambda d: f"sm_{d.architecture}")

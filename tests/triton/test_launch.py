@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import batch_norm, bn_relu_conv1x1, tiles
 from densenet_fast.backends.triton.launch import Device, recorded
 
@@ -75,6 +76,31 @@ def test_every_row_of_the_table_is_found():
     for architecture, family in ((86, 80), (89, 80), (90, 90), (103, 100), (120, 80)):
         found = tiles.choose("bn_relu_conv1x1_fwd", Device(architecture, 100), tiles.HALF, 128)
         assert found == tiles.choose("bn_relu_conv1x1_fwd", Device(family, 100), tiles.HALF, 128)
+
+
+def test_grids_fit_whatever_the_batch():
+    """The second and third axes of a grid hold 65535 programs."""
+    x, z, y, c, k, g = meta(4096, 64, 56, 56), meta(4096, 128, 56, 56), meta(4096, 32, 56, 56), 64, 128, 32
+    of_x, of_z, of_y = (vectors(n) for n in (c, k, g))
+    w1, w3, half = meta(k, c, 1, 1), meta(g, k, 3, 3), meta(4096, k, 28, 28)
+    for device in (A100, H200):
+        with recorded(device) as launches:
+            operations.bn_relu_conv1x1_bwd(
+                z, z, *of_z[:3], 1e-5, *of_z[:2], x, *of_x, 1e-5, w1, True, x, *of_x[:2], True
+            )
+            operations.bn_relu_conv1x1_fwd(x, *of_x, 1e-5, w1, True)
+            operations.bn_relu_conv3x3_fwd(z, *of_z, 1e-5, w3, 0.0, None, y, *of_y[:2])
+            operations.bn_relu_conv3x3_bwd(y, y, *of_y[:3], z, *of_z, 1e-5, w3, 0.0, None, True, None, *of_z[:2], True)
+            operations.transition_fwd(x, *of_x, 1e-5, w1, half, *of_z[:2])
+            operations.transition_bwd(half, x, *of_x, 1e-5, w1, True, x, *of_x[:2], True)
+            operations.stem_fwd(z, *of_z, 1e-5, half, *of_z[:2])
+            operations.stem_bwd(half, z, *of_z, 1e-5, True, z, *of_z[:2])
+            operations.head_fwd(x, *of_x, 1e-5)
+            operations.head_bwd(meta(4096, c), x, *of_x, 1e-5, True, x, *of_x[:2])
+            operations.channel_stats(x)
+            operations.bn_bwd_apply(x, x, *of_x[:3])
+        for launch in launches:
+            assert all(size <= 65535 for size in launch.grid[1:]), (launch.kernel.__name__, launch.grid)
 
 
 def test_running_statistics_take_one_launch_for_16_norms():

@@ -18,6 +18,8 @@ from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments, Norm
 from .launch import device_of, launch
 
+AXIS = 1 << 15  # tiles along one axis of a grid
+
 
 @triton.jit
 def bn_relu_conv1x1_fwd_kernel(
@@ -291,8 +293,9 @@ def bn_relu_conv1x1_dgrad_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The input's gradient: one program for BLOCK_C channels and BLOCK_M pixels."""
-    tile = tl.program_id(1)
+    """The input's gradient: one program for BLOCK_C channels and BLOCK_M pixels, the same pixels one after another. The
+    grid holds 65535 on its second axis, so tiles run along the third as well, and end there beyond M."""
+    tile = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     start = tile * BLOCK_M
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
@@ -310,8 +313,8 @@ def bn_relu_conv1x1_dgrad_kernel(
     dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
     _, sum_v, sum_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
     sums_at = sums + row_offset(tile, 2 * C) + c
-    tl.store(sums_at, sum_v, mask=c < C)
-    tl.store(sums_at + C, sum_vx, mask=c < C)
+    tl.store(sums_at, sum_v, mask=(c < C) & (start < M))
+    tl.store(sums_at + C, sum_vx, mask=(c < C) & (start < M))
 
 
 @triton.jit
@@ -443,7 +446,7 @@ def bn_relu_conv1x1_bwd(
     else:
         launch(
             bn_relu_conv1x1_dgrad_kernel,
-            (triton.cdiv(check.C, dgrad.k), rows),
+            (triton.cdiv(check.C, dgrad.k), min(rows, AXIS), triton.cdiv(rows, AXIS)),
             **dgrad.options,
             **shared,
             weight=weight,
