@@ -41,3 +41,31 @@ def triton():
 @pytest.fixture
 def eager():
     return backends.operations("eager", DEVICE)
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    from .compiler import Compiler
+
+    compiler = Compiler()
+    yield compiler
+    compiler.close()
+
+
+@pytest.fixture
+def executed(compiler, monkeypatch):
+    """Kernels launched in the test run as PTX, planned for sm_80; the list of them is in `done`."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from densenet_fast.backends.triton.launch import recorded
+
+    from .execution import A100, Executor
+
+    executor = Executor(compiler)
+    with recorded(A100) as launches:
+
+        def start(kernel, grid):
+            return lambda **arguments: executor.run(launches[-1])
+
+        monkeypatch.setattr(InterpretedFunction, "__getitem__", start)
+        yield executor

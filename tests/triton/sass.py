@@ -1,0 +1,94 @@
+"""Machine code of a cubin: registers and spills, and a scan for the register-A hazard of wgmma.
+
+On sm_90 a product may take its first operand from registers and is still reading them when the next instruction issues.
+Triton 3.6 can rewrite them too early where such a product is pipelined (triton-lang/triton#9433). The scan replays the
+code, every loop with products twice, and reports each write to a register that a product in flight reads.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
+NO_RESULT = re.compile(r"(ST|RED|BRA|BAR|ATOMS?\b|LDGSTS|HGMMA|WARP|ISETP|FSETP|CCTL)")
+
+
+class Usage(NamedTuple):
+    registers: int
+    stack: int  # bytes; spills live there
+
+
+def _run(tool: str, option: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([BIN / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def usage(cubin: bytes) -> Usage:
+    found = re.search(r"REG:(\d+) STACK:(\d+)", _run("cuobjdump", "-res-usage", cubin))
+    return Usage(*map(int, found.groups()))
+
+
+def disassemble(cubin: bytes) -> str:
+    return _run("nvdisasm", "-c", cubin)
+
+
+def hazards(text: str) -> list[str]:
+    """Instructions that write a register which a product in flight reads as its first operand."""
+    code, labels = _parse(text)
+    found, flying, issued = [], [], set()  # registers of committed groups, oldest first; of the group being issued
+    for instruction in (code[i] for i in _twice_through_loops(code, labels)):
+        if "HGMMA" in instruction:
+            if operand := re.search(r"HGMMA\.\S+\s+R\d+,\s*R(\d+),", instruction):
+                first = int(operand[1])
+                issued = issued | set(range(first, first + 4))
+            if "gsb0" in instruction:
+                flying, issued = [*flying, issued], set()
+        elif left := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", instruction):
+            keep = int(left[1], 16)
+            flying = flying[max(0, len(flying) - keep) :]
+        elif any(_written(instruction) & group for group in (*flying, issued)) and instruction not in found:
+            found.append(instruction)
+    return found
+
+
+def _parse(text: str) -> tuple[list[str], dict[str, int]]:
+    code, labels = [], {}
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := INSTRUCTION.match(line):
+            code.append(instruction[1])
+    return code, labels
+
+
+def _twice_through_loops(code: list[str], labels: dict[str, int]) -> list[int]:
+    loops = {}  # place of a branch back over products -> where it goes
+    for i, instruction in enumerate(code):
+        if branch := re.search(r"BRA(?:\.U)?\s+.*`\((\.L_x_\d+)\)", instruction):
+            target = labels.get(branch[1], len(code))
+            if target <= i and any("HGMMA" in c for c in code[target:i]):
+                loops[i] = target
+    order, i = [], 0
+    while i < len(code):
+        order.append(i)
+        i = loops.pop(i, i + 1)
+    return order
+
+
+def _written(instruction: str) -> set[int]:
+    instruction = re.sub(r"^@!?U?P\w+\s+", "", instruction)
+    target = re.match(r"([A-Z0-9_.]+)\s+(?:P\w+,\s*)?R(\d+)\b", instruction)
+    if target is None or NO_RESULT.match(target[1]):
+        return set()
+    name, first = target[1], int(target[2])
+    wide = 4 if ".128" in name or (name.startswith("LDSM") and ".4" in name) else 1
+    if ".64" in name or "WIDE" in name or (name.startswith("LDSM") and ".2" in name):
+        wide = 2
+    return set(range(first, first + wide))

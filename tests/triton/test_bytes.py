@@ -1,0 +1,75 @@
+"""The byte model (traffic.py; test_ptx.py checks that launches keep to it) against the least there is to move, for
+DenseNet-121 at batch 256."""
+
+import pytest
+
+from densenet_fast.backends.triton.launch import Launch
+
+from . import plans, traffic
+
+# Images of a stage, the channels of its first and of its last layer.
+STAGES = {56: (64, 224), 28: (128, 480), 14: (256, 992), 7: (512, 992)}
+K, G = 128, 32
+MINIMUM = {  # elements per pixel, each read or written once
+    "bn_relu_conv1x1_fwd": lambda c: c + K,
+    "bn_relu_conv1x1_bwd": lambda c: 2 * K + 3 * c,  # u, z, x, and dx read and written
+    "bn_relu_conv3x3_fwd": lambda c: K + G,
+    "bn_relu_conv3x3_bwd": lambda c: 2 * G + 2 * K,  # dy, y, z, u
+}
+BACKWARD = ("bwd", "correct", "dgrad", "wgrad")
+
+
+def launches(operation: str, size: int, channels: int, architecture: int) -> list[Launch]:
+    """One layer's."""
+    net = plans.Net(256, size, channels, G, None, layers=1)
+    stem, _, end = operation.rpartition("_")
+    first: dict[str, Launch] = {}
+    for launch in plans.plan(net, plans.DEVICES[architecture], plans.FORMS["bf16"]):
+        first.setdefault(launch.kernel.fn.__name__, launch)
+    names = (f"{stem}_{e}_kernel" for e in (BACKWARD if end == "bwd" else (end,)))
+    return [first[name] for name in names if name in first]
+
+
+def ratio(operation: str, size: int, architecture: int) -> float:
+    """Bytes moved over the least, for the first and the last layer of a stage together."""
+    total = least = 0
+    for channels in STAGES[size]:
+        step = launches(operation, size, channels, architecture)
+        total += sum(traffic.moved(launch, plans.DEVICES[architecture]) for launch in step)
+        least += 256 * size * size * MINIMUM[operation](channels) * 2
+    return total / least
+
+
+@pytest.mark.parametrize("size", STAGES)
+@pytest.mark.parametrize("architecture", [90, 100])
+@pytest.mark.parametrize("operation", ["bn_relu_conv1x1_fwd", "bn_relu_conv1x1_bwd"])
+def test_conv1x1_moves_little_more_than_it_must(operation, architecture, size):
+    assert 1 <= ratio(operation, size, architecture) <= 1.15
+
+
+@pytest.mark.parametrize("size", STAGES)
+def test_conv1x1_backward_in_two_kernels(size):
+    """sm_80 has too few registers for one: u, z and x are read by both."""
+    both = sum(4 * K + 4 * c for c in STAGES[size]) / sum(2 * K + 3 * c for c in STAGES[size])
+    assert both <= ratio("bn_relu_conv1x1_bwd", size, 80) <= both * 1.15
+
+
+@pytest.mark.parametrize("size", STAGES)
+@pytest.mark.parametrize("architecture", plans.DEVICES)
+def test_conv3x3_forward_reads_a_strip_once(architecture, size):
+    """Every pixel comes from DRAM once, and is asked for by at most 3 x 6 / 4 programs and taps, not by 9."""
+    operation = "bn_relu_conv3x3_fwd"
+    assert ratio(operation, size, architecture) == 1
+    launch, *_ = launches(operation, size, STAGES[size][0], architecture)
+    asked = traffic.requested(launch)["x", False] / (256 * size * size * K * 2)
+    assert launch.arguments["STRIP"] == 4
+    assert asked <= 3 * 6 / 4
+
+
+@pytest.mark.parametrize("size", STAGES)
+@pytest.mark.parametrize("architecture", plans.DEVICES)
+def test_conv3x3_backward(architecture, size):
+    """The gradient of the output is written once more and read twice, z is read twice; the weight's partial gradients
+    are at most a quarter of the least there is."""
+    separate = (2 * G + 3 * G + 3 * K) / (2 * G + 2 * K)
+    assert separate <= ratio("bn_relu_conv3x3_bwd", size, architecture) <= separate + 0.5

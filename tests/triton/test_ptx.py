@@ -1,0 +1,55 @@
+"""The PTX that Triton emits for sm_80, executed with tests/ptx: the layouts, waits and barriers that the compiler
+chose, races, bounds. Errors are held to eager's as everywhere; launches move the bytes that traffic.py says."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from densenet_fast import ops
+
+from ..native.cases import Geometry
+from . import traffic
+from .compare import FORMATS, arguments, check_error
+from .conftest import DEVICE
+
+pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="the kernels run on the GPU here")
+
+ODD = Geometry(2, 5, 7, 37, 48, 12)  # sizes and channels that are no multiple of anything
+DEEP = Geometry(2, 13, 12, 330, 128, 32)  # loops longer than their pipelines by two steps at least
+NAMES = [o.name for o in ops.OPERATIONS if o.name != "update_running_stats"]
+CASES = [(name, ODD, form) for name in NAMES for form in FORMATS]
+PRODUCTS = [name for name in NAMES if "conv" in name or "transition" in name]
+CASES += [(name, DEEP, form) for name in PRODUCTS for form in ("bfloat16", "float32")]
+
+
+@pytest.mark.parametrize(("name", "geometry", "form"), CASES, ids=lambda v: f"{v.c}" if isinstance(v, Geometry) else v)
+def test_error(executed, triton, eager, name, geometry, form):
+    args = arguments(name, geometry, FORMATS[form].dtype, DEVICE, drop_rate=0.2)
+    form = FORMATS[form]
+    if form.precision == "tf32":  # the tensor core drops float32's low bits, where the interpreter rounds
+        form = form._replace(eps=2 * form.eps)
+    check_error(triton, eager, name, args, form)
+    assert executed.done
+    for launch, counts in executed.done:
+        if launch.kernel.fn.__name__ in traffic.KERNELS:
+            for (tensor, written), expected in traffic.requested(launch).items():
+                argument = launch.arguments.get(tensor)
+                if argument is not None and argument.dim() > 1:
+                    found = counts.written(argument) if written else counts.read(argument)
+                    assert found == expected, (
+                        f"{launch.kernel.fn.__name__}: {tensor} {'written' if written else 'read'}"
+                    )
+
+
+def test_running_statistics(executed, triton, eager):
+    """Norms of different widths in one launch, a branch for each."""
+    widths = [5, 300, 17]
+    norms = [[torch.rand(c) + 0.5 for c in widths] for _ in range(4)]
+    ours, theirs = ([[t.clone() for t in group] for group in norms] for _ in range(2))
+    rest = ([7, 9, 12], [0.1, 1.0, 0.3])
+    triton.update_running_stats(*ours, *rest)
+    eager.update_running_stats(*theirs, *rest)
+    assert executed.done
+    for got, expected in zip(chain(*ours), chain(*theirs), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
