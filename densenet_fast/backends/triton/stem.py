@@ -234,7 +234,7 @@ def stem_bwd(
     launch(
         stem_bwd_kernel,
         (slabs, splits),
-        num_warps=4,
+        num_warps=8,
         dy=dy,
         x=x,
         mean=norm[0],
