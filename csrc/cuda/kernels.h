@@ -88,7 +88,7 @@ struct RunningStats {
 struct Conv1x1Fwd {
   int64_t M, C, K;
   ConstMatrix x;  // [M, C]
-  Norm norm;      // all null: x is taken as it is, and must not be negative
+  Norm norm;      // all null: x is what a ReLU gave
   Weight weight;  // [K, C]
   Matrix z;       // [M, K]
   Stats stats;    // of z
@@ -96,16 +96,17 @@ struct Conv1x1Fwd {
 
 struct Conv1x1Bwd {
   int64_t M, C, K;
-  Matrix u;               // [M, K]
-  ConstMatrix z;          // [M, K]
-  Norm z_norm;            // beta is not used
+  ConstMatrix u;           // [M, K]
+  ConstMatrix z;           // [M, K]; null: dz = u
+  Norm z_norm;             // [K]; beta is not used
   const float *z_a, *z_b;  // [K]
-  ConstMatrix x;          // [M, C]
-  Norm norm;
-  Weight weight;  // [K, C]
-  Matrix dx;      // [M, C], added to
-  NormGradient dnorm;
-  void* dweight;  // [K, C] dense input_t, or null
+  ConstMatrix x;           // [M, C]
+  Norm norm;               // all null: x is what a ReLU gave
+  Weight weight;           // [K, C]
+  Matrix dx;               // [M, C]: added to, or without `accumulate` written
+  bool accumulate;
+  NormGradient dnorm;  // all null if there is no norm
+  void* dweight;       // [K, C] dense input_t, or null
 };
 
 struct Conv3x3Fwd {
