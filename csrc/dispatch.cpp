@@ -63,18 +63,18 @@ const cpu::Kernels*& chosen() {
 
 const cpu::Kernels& kernels() { return *chosen(); }
 
-std::string instruction_set_in_use() { return kernels().instruction_set; }
+std::string instruction_set_in_use() { return kernels().name; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Candidate& c : candidates())
-    if (c.runs) names.emplace_back(c.kernels->instruction_set);
+    if (c.runs) names.emplace_back(c.kernels->name);
   return names;
 }
 
 std::vector<std::string> compiled_instruction_sets() {
   std::vector<std::string> names;
-  for (const Candidate& c : candidates()) names.emplace_back(c.kernels->instruction_set);
+  for (const Candidate& c : candidates()) names.emplace_back(c.kernels->name);
   return names;
 }
 
@@ -82,11 +82,11 @@ void use_instruction_set(const std::string& name) {
   std::string available;
   for (const Candidate& c : candidates()) {
     if (!c.runs) continue;
-    if (name == c.kernels->instruction_set) {
+    if (name == c.kernels->name) {
       chosen() = c.kernels;
       return;
     }
-    available += (available.empty() ? "" : ", ") + std::string(c.kernels->instruction_set);
+    available += (available.empty() ? "" : ", ") + std::string(c.kernels->name);
   }
   throw std::runtime_error("wrong instruction set: got " + name + ", expected one of " + available);
 }

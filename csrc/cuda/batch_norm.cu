@@ -84,7 +84,7 @@ struct BnBwdApplyParams {
   void* dx;           // [M, C] input_t
   int64_t v_stride, x_stride, dx_stride, M;
   int C, v_granule, x_granule, dx_granule;
-  Correction norm;  // [C]
+  Correction correction;  // [C]
 };
 
 template <class Traits>
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_bwd_apply_kernel(const Bn
 #pragma unroll
   for (int e = 0; e < V; e++) {
     const bool inside = e < count;
-    mean[e] = inside ? p.norm.mean[c + e] : 0.f, a[e] = inside ? p.norm.a[c + e] : 0.f;
-    b[e] = inside ? p.norm.b[c + e] : 0.f;
+    mean[e] = inside ? p.correction.mean[c + e] : 0.f, a[e] = inside ? p.correction.a[c + e] : 0.f;
+    b[e] = inside ? p.correction.b[c + e] : 0.f;
   }
   for (int row = threadIdx.x / Traits::kPieces; row < rows; row += Traits::kRows) {
     Piece<input_t> piece = Piece<input_t>::load(v + row * p.v_stride, count, p.v_granule);
@@ -173,7 +173,7 @@ void bn_bwd_apply(const BnBwdApply& op, const Launch& where) {
     p.v_granule = granule(op.v, where.element_size());
     p.x_granule = granule(op.x, where.element_size());
     p.dx_granule = granule(op.dx, where.element_size());
-    p.norm = op.norm;
+    p.correction = op.correction;
     const int64_t tiles = ceil_div<int64_t>(op.M, Traits::kTileRows);
     launch(bn_bwd_apply_kernel<Traits>, tiles * ceil_div<int64_t>(op.C, Traits::kColumns), Traits::kThreads, 0, where,
            p);

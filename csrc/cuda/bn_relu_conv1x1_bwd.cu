@@ -18,8 +18,8 @@ struct Conv1x1BwdParams {
   int u_granule, z_granule, x_granule, dx_granule, weight_granule;
   int C, K, first_k, tiles_per_split;
   bool accumulate;          // into dx; else it is written
-  Norm z_norm;              // [K]
-  const float *z_a, *z_b;   // [K]
+  Norm norm2;               // [K], of z
+  Correction correction2;   // [K]
   Norm norm;                // [C]
   float* dweight_partials;  // [splits, K, C], null if not wanted
   float* sum_partials;      // [splits, 2, C], null if not wanted
@@ -112,10 +112,10 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_bwd_kernel(c
   if (p.z != nullptr)
     for (int i = tid; i < Traits::kK; i += Traits::kThreads) {
       const int k = p.first_k + i;
-      norm_z[i] = affine(p.z_norm, k, p.K).x;
-      norm_z[Traits::kK + i] = k < p.K ? p.z_norm.mean[k] : 0.f;
-      norm_z[2 * Traits::kK + i] = k < p.K ? p.z_a[k] : 0.f;
-      norm_z[3 * Traits::kK + i] = k < p.K ? p.z_b[k] : 0.f;
+      norm_z[i] = affine(p.norm2, k, p.K).x;
+      norm_z[Traits::kK + i] = k < p.K ? p.correction2.mean[k] : 0.f;
+      norm_z[2 * Traits::kK + i] = k < p.K ? p.correction2.a[k] : 0.f;
+      norm_z[3 * Traits::kK + i] = k < p.K ? p.correction2.b[k] : 0.f;
     }
   __syncthreads();
 
@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(256) bn_relu_conv1x1_bwd_reduce_kernel(const C
 }
 
 template <class Traits>
-void bn_relu_conv1x1_bwd_launch(const Conv1x1Bwd& op, const Launch& where) {
+void conv1x1_bwd_launch(const Conv1x1Bwd& op, bool accumulate, const Launch& where) {
   const int size = where.element_size();
   const ConstMatrix weight{op.weight.data, op.weight.stride[0]};
   Conv1x1BwdParams p{op.u.data, op.z.data, op.x.data, op.dx.data, weight.data};
@@ -311,7 +311,7 @@ void bn_relu_conv1x1_bwd_launch(const Conv1x1Bwd& op, const Launch& where) {
   p.weight_stride = weight.stride, p.M = op.M, p.C = static_cast<int>(op.C), p.K = static_cast<int>(op.K);
   p.u_granule = granule(op.u, size), p.z_granule = granule(op.z, size), p.x_granule = granule(op.x, size);
   p.dx_granule = granule(op.dx, size), p.weight_granule = granule(weight, size);
-  p.z_norm = op.z_norm, p.z_a = op.z_a, p.z_b = op.z_b, p.norm = op.norm;
+  p.norm2 = op.norm2, p.correction2 = op.correction2, p.norm = op.norm;
 
   // One block per multiprocessor; no more splits than leave the partials below half the traffic of the rows.
   const int64_t slabs = ceil_div(p.C, Traits::kSlab), tiles = ceil_div<int64_t>(op.M, Traits::kBlockM);
@@ -326,7 +326,7 @@ void bn_relu_conv1x1_bwd_launch(const Conv1x1Bwd& op, const Launch& where) {
   float* const sum_partials = sums ? where.workspace->floats(turns * splits * 2 * op.C) : nullptr;
   for (int turn = 0; turn < turns; turn++) {
     p.first_k = turn * Traits::kK;
-    p.accumulate = op.accumulate || turn > 0;
+    p.accumulate = accumulate || turn > 0;
     p.sum_partials = sums ? sum_partials + turn * splits * 2 * op.C : nullptr;
     launch(bn_relu_conv1x1_bwd_kernel<Traits, Traits::kSharedBytes>, slabs * splits, Traits::kThreads,
            Traits::kSharedBytes, where, p);
@@ -343,27 +343,30 @@ void bn_relu_conv1x1_bwd_launch(const Conv1x1Bwd& op, const Launch& where) {
 
 // The largest tile whose shared memory the device has.
 template <class math_t, int kK>
-void bn_relu_conv1x1_bwd_sized(const Conv1x1Bwd& op, const Launch& where) {
+void conv1x1_bwd_sized(const Conv1x1Bwd& op, bool accumulate, const Launch& where) {
   if constexpr (sizeof(typename math_t::input_t) == 2) {
     constexpr int kWarpsM2 = kK / 32, kWarpsN2 = 8 / kWarpsM2;
     using Large = Conv1x1BwdTraits<math_t, kK, 128, 64, 2, 4, kWarpsM2, kWarpsN2>;
     using Medium = Conv1x1BwdTraits<math_t, kK, 128, 32, 2, 4, kWarpsM2, kWarpsN2>;
     using Small = Conv1x1BwdTraits<math_t, kK, 64, 32, 2, 4, kWarpsM2, kWarpsN2>;
-    if (where.shared_bytes >= Large::kSharedBytes) bn_relu_conv1x1_bwd_launch<Large>(op, where);
-    else if (where.shared_bytes >= Medium::kSharedBytes) bn_relu_conv1x1_bwd_launch<Medium>(op, where);
-    else bn_relu_conv1x1_bwd_launch<Small>(op, where);
+    if (where.shared_bytes >= Large::kSharedBytes) conv1x1_bwd_launch<Large>(op, accumulate, where);
+    else if (where.shared_bytes >= Medium::kSharedBytes) conv1x1_bwd_launch<Medium>(op, accumulate, where);
+    else conv1x1_bwd_launch<Small>(op, accumulate, where);
   } else {
-    bn_relu_conv1x1_bwd_launch<Conv1x1BwdTraits<math_t, kK, 64, 16, 1, 4, kK / 32, 128 / kK>>(op, where);
+    using Traits = Conv1x1BwdTraits<math_t, kK, 64, 16, 1, 4, kK / 32, 128 / kK>;
+    conv1x1_bwd_launch<Traits>(op, accumulate, where);
   }
 }
 
 }  // namespace
 
-void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, const Launch& where) {
+void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& where) {
   with_math(where.math, [&](auto math) {
-    if (op.K <= 64) bn_relu_conv1x1_bwd_sized<decltype(math), 64>(op, where);
-    else bn_relu_conv1x1_bwd_sized<decltype(math), 128>(op, where);
+    if (op.K <= 64) conv1x1_bwd_sized<decltype(math), 64>(op, accumulate, where);
+    else conv1x1_bwd_sized<decltype(math), 128>(op, accumulate, where);
   });
 }
+
+void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, const Launch& where) { conv1x1_bwd(op, true, where); }
 
 }  // namespace densenet_fast::cuda

@@ -127,12 +127,15 @@ struct Piece {
 
 // BatchNorm
 
+__device__ __forceinline__ float rstd(const Norm& norm, int c) {
+  return rsqrtf(norm.var[c] + static_cast<float>(norm.eps));
+}
+
 // (scale, shift) with bn(x) = scale * x + shift; zero past the last channel, the identity where there is no norm.
 __device__ __forceinline__ float2 affine(const Norm& norm, int c, int C) {
   if (c >= C) return make_float2(0.f, 0.f);
   if (norm.mean == nullptr) return make_float2(1.f, 0.f);
-  const float rstd = rsqrtf(norm.var[c] + norm.eps);
-  const float scale = norm.gamma ? norm.gamma[c] * rstd : rstd;
+  const float scale = norm.gamma ? norm.gamma[c] * rstd(norm, c) : rstd(norm, c);
   return make_float2(scale, fmaf(-norm.mean[c], scale, norm.beta ? norm.beta[c] : 0.f));
 }
 
@@ -170,13 +173,13 @@ __device__ __forceinline__ void write_stats(const Stats& stats, int c, const Mom
 // The end of a norm's backward over `count` values per channel.
 __device__ __forceinline__ void write_gradient(const NormGradient& g, const Norm& norm, float count, int c,
                                                const Sums& sums) {
-  const float rstd = rsqrtf(norm.var[c] + norm.eps), scale = norm.gamma ? norm.gamma[c] * rstd : rstd;
-  const float dbeta = sums.value[0], dgamma = sums.value[1] * rstd;
+  const float inverse = rstd(norm, c), scale = norm.gamma ? norm.gamma[c] * inverse : inverse;
+  const float dbeta = sums.value[0], dgamma = sums.value[1] * inverse;
   g.dgamma[c] = dgamma;
   g.dbeta[c] = dbeta;
-  if (g.batch_stats) {
+  if (g.a != nullptr) {
     g.a[c] += scale * dbeta / count;
-    g.b[c] += scale * rstd * dgamma / count;
+    g.b[c] += scale * inverse * dgamma / count;
   }
 }
 
