@@ -1,4 +1,5 @@
-// Which instruction set the CPU kernels use, and PyTorch's threads for them.
+// Which instruction set the CPU kernels use, and PyTorch's threads and memory for them.
+#include <mutex>
 #include <stdexcept>
 
 #include "arguments.h"
@@ -61,9 +62,24 @@ const cpu::Kernels*& chosen() {
 
 }  // namespace
 
-const cpu::Kernels& kernels() { return *chosen(); }
+const cpu::Kernels& CpuDevice::kernels() { return *chosen(); }
 
-std::string instruction_set_in_use() { return kernels().name; }
+struct CpuDevice::Context::Blocks {
+  std::vector<Tensor> tensors;
+  std::mutex mutex;
+};
+
+CpuDevice::Context::Context(const Arguments&) : blocks_(new Blocks) {}
+CpuDevice::Context::~Context() { delete blocks_; }
+
+float* CpuDevice::Context::floats(int64_t count) {
+  Tensor t = torch::stable::empty({count}, ScalarType::Float);
+  const std::lock_guard<std::mutex> lock(blocks_->mutex);
+  blocks_->tensors.push_back(t);
+  return t.mutable_data_ptr<float>();
+}
+
+std::string instruction_set_in_use() { return CpuDevice::kernels().name; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -316,7 +316,7 @@ void conv1x1_bwd_launch(const Conv1x1Bwd& op, bool accumulate, const Launch& whe
   // One block per multiprocessor; no more splits than leave the partials below half the traffic of the rows.
   const int64_t slabs = ceil_div(p.C, Traits::kSlab), tiles = ceil_div<int64_t>(op.M, Traits::kBlockM);
   const int64_t worth = op.M * (4 * op.K + 6 * op.C) / (16 * op.K * op.C);
-  int64_t splits = std::clamp<int64_t>(std::min(where.multiprocessors / slabs, worth), 1, tiles);
+  int64_t splits = std::clamp<int64_t>(std::min(where.device.multiprocessors / slabs, worth), 1, tiles);
   p.tiles_per_split = static_cast<int>(ceil_div(tiles, splits));
   splits = ceil_div<int64_t>(tiles, p.tiles_per_split);
 
@@ -349,8 +349,8 @@ void conv1x1_bwd_sized(const Conv1x1Bwd& op, bool accumulate, const Launch& wher
     using Large = Conv1x1BwdTraits<math_t, kK, 128, 64, 2, 4, kWarpsM2, kWarpsN2>;
     using Medium = Conv1x1BwdTraits<math_t, kK, 128, 32, 2, 4, kWarpsM2, kWarpsN2>;
     using Small = Conv1x1BwdTraits<math_t, kK, 64, 32, 2, 4, kWarpsM2, kWarpsN2>;
-    if (where.shared_bytes >= Large::kSharedBytes) conv1x1_bwd_launch<Large>(op, accumulate, where);
-    else if (where.shared_bytes >= Medium::kSharedBytes) conv1x1_bwd_launch<Medium>(op, accumulate, where);
+    if (where.device.shared_bytes >= Large::kSharedBytes) conv1x1_bwd_launch<Large>(op, accumulate, where);
+    else if (where.device.shared_bytes >= Medium::kSharedBytes) conv1x1_bwd_launch<Medium>(op, accumulate, where);
     else conv1x1_bwd_launch<Small>(op, accumulate, where);
   } else {
     using Traits = Conv1x1BwdTraits<math_t, kK, 64, 16, 1, 4, kK / 32, 128 / kK>;

@@ -22,13 +22,18 @@ class Workspace {
 // input_t and how its products are made: fp32 rounded to TF32, or in three TF32 products.
 enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
 
+struct Device {
+  int multiprocessors;
+  int shared_bytes;  // dynamic shared memory that a block may ask for
+};
+
+Device device(int index);
+
 // Where and how an operation runs.
 struct Launch {
   Math math;
+  Device device;
   CUstream_st* stream;
-  int capability;       // 80, 90, ...
-  int multiprocessors;
-  int shared_bytes;     // dynamic shared memory a block may ask for
   Workspace* workspace;
 
   int element_size() const { return math == Math::kBFloat16 || math == Math::kHalf ? 2 : 4; }

@@ -1,0 +1,98 @@
+// One call on a CUDA device: the device made current, PyTorch's current stream, and memory from PyTorch's allocator, which
+// may be used again as soon as the launches that use it are on the stream.
+#include <torch/csrc/stable/accelerator.h>
+
+#include "arguments.h"
+
+// Of libtorch_cuda: the library loads, and its CPU kernels run, where PyTorch comes without it.
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace densenet_fast {
+
+bool tf32_allowed();  // of module.cpp
+
+namespace {
+
+class TensorWorkspace final : public cuda::Workspace {
+ public:
+  explicit TensorWorkspace(torch::stable::Device device) : device_(device) {}
+
+  void* bytes(int64_t count) override { return take(bytes_, count, ScalarType::Byte, 1 << 22); }
+  unsigned* counters(int64_t count) override {
+    return static_cast<unsigned*>(take(counters_, count, ScalarType::Int, 1 << 12));
+  }
+
+ private:
+  struct Chunk {
+    Tensor tensor;
+    int64_t used;
+  };
+
+  // `count` elements, rounded up to 256, of the last chunk; of a new one where they do not fit.
+  void* take(std::vector<Chunk>& chunks, int64_t count, ScalarType dtype, int64_t least) {
+    const int64_t rounded = (count + 255) / 256 * 256;
+    if (chunks.empty() || chunks.back().used + rounded > chunks.back().tensor.numel()) {
+      Tensor chunk = torch::stable::empty({std::max(rounded, least)}, dtype, std::nullopt, device_);
+      if (dtype == ScalarType::Int) torch::stable::zero_(chunk);
+      chunks.push_back({chunk, 0});
+    }
+    Chunk& last = chunks.back();
+    char* const data = static_cast<char*>(last.tensor.mutable_data_ptr());
+    last.used += rounded;
+    return data + (last.used - rounded) * (dtype == ScalarType::Int ? 4 : 1);
+  }
+
+  torch::stable::Device device_;
+  std::vector<Chunk> bytes_, counters_;
+};
+
+cuda::Math math(ScalarType dtype) {
+  if (dtype == ScalarType::BFloat16) return cuda::Math::kBFloat16;
+  if (dtype == ScalarType::Half) return cuda::Math::kHalf;
+  return tf32_allowed() ? cuda::Math::kTf32 : cuda::Math::kTf32x3;
+}
+
+}  // namespace
+
+struct CudaDevice::Context::State {
+  torch::stable::accelerator::DeviceGuard guard;
+  TensorWorkspace workspace;
+  cuda::Launch launch;
+
+  explicit State(const Arguments& check) : guard(check.place().index()), workspace(check.place()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(check.place().index(), &stream));
+    launch = {math(check.dtype()), cuda::device(check.place().index()), static_cast<CUstream_st*>(stream), &workspace};
+  }
+};
+
+CudaDevice::Context::Context(const Arguments& check) : state_(new State(check)) {}
+CudaDevice::Context::~Context() { delete state_; }
+
+CudaDevice::Context::operator const cuda::Launch&() const { return state_->launch; }
+
+CudaDevice::Matrix CudaDevice::Context::matrix(int64_t M, int64_t C) {
+  const int64_t stride = (C + 7) / 8 * 8;
+  return {state_->workspace.bytes(M * stride * state_->launch.element_size()), stride};
+}
+
+const CudaDevice::Kernels& CudaDevice::kernels() {
+  static const Kernels table = {
+      "cuda",
+      cuda::channel_stats,
+      cuda::bn_bwd_apply,
+      cuda::bn_relu_conv1x1_fwd,
+      cuda::bn_relu_conv1x1_bwd,
+      cuda::bn_relu_conv3x3_fwd,
+      cuda::bn_relu_conv3x3_bwd,
+      cuda::transition_fwd,
+      cuda::transition_bwd,
+      cuda::stem_fwd,
+      cuda::stem_bwd,
+      cuda::head_fwd,
+      cuda::head_bwd,
+  };
+  return table;
+}
+
+}  // namespace densenet_fast
