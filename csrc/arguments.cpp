@@ -42,17 +42,17 @@ std::string name_of(const Tensor& t) {
   return "cuda:" + std::to_string(t.get_device_index());
 }
 
-bool is_activation(bool cuda, ScalarType dtype) {
-  return dtype == ScalarType::Float || (cuda && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16));
+bool is_activation(bool half, ScalarType dtype) {
+  return dtype == ScalarType::Float || (half && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16));
 }
 
 }  // namespace
 
-Arguments::Arguments(const char* operation, bool cuda, const Tensor& x)
-    : operation_(operation), place_(x.device()), dtype_(x.scalar_type()) {
-  if (cuda ? !x.is_cuda() : !x.is_cpu()) refuse("device of x", name_of(x), name_of(cuda));
-  if (!is_activation(cuda, dtype_))
-    refuse("dtype of x", torch::headeronly::toString(dtype_), cuda ? "Float, Half or BFloat16" : "Float");
+Arguments::Arguments(const char* operation, Place place, const Tensor& x)
+    : operation_(operation), device_(x.device()), dtype_(x.scalar_type()) {
+  if (place.cuda ? !x.is_cuda() : !x.is_cpu()) refuse("device of x", name_of(x), name_of(place.cuda));
+  if (!is_activation(place.half, dtype_))
+    refuse("dtype of x", torch::headeronly::toString(dtype_), place.half ? "Float, Half or BFloat16" : "Float");
 }
 
 void Arguments::refuse(const std::string& what, const std::string& got, const std::string& expected) const {
@@ -60,15 +60,15 @@ void Arguments::refuse(const std::string& what, const std::string& got, const st
                            ", expected " + expected);
 }
 
-void Arguments::device(const char* name, const Tensor& t) const {
-  if (t.device() == place_) return;
-  const bool cuda = place_.is_cuda();
+void Arguments::same_device(const char* name, const Tensor& t) const {
+  if (t.device() == device_) return;
+  const bool cuda = device_.is_cuda();
   refuse(std::string("device of ") + name, name_of(t),
-         cuda ? "cuda:" + std::to_string(place_.index()) + ", where x is" : name_of(cuda));
+         cuda ? "cuda:" + std::to_string(device_.index()) + ", where x is" : name_of(cuda));
 }
 
 void Arguments::dtype_and_device(const char* name, const Tensor& t, ScalarType dtype) const {
-  device(name, t);
+  same_device(name, t);
   if (t.scalar_type() != dtype)
     refuse(std::string("dtype of ") + name, torch::headeronly::toString(t.scalar_type()),
            torch::headeronly::toString(dtype));
@@ -179,21 +179,21 @@ Rows Arguments::matrix(const char* name, const Tensor& t, int64_t M, int64_t C) 
 }
 
 Tensor Arguments::new_vector(int64_t size) const {
-  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, place_);
+  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, device_);
 }
 
 Tensor Arguments::new_image(int64_t N, int64_t C, int64_t H, int64_t W) const {
-  return torch::stable::empty({N, C, H, W}, dtype_, std::nullopt, place_, std::nullopt,
+  return torch::stable::empty({N, C, H, W}, dtype_, std::nullopt, device_, std::nullopt,
                               torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 Tensor Arguments::new_matrix(int64_t M, int64_t C) const {
-  return torch::stable::empty({M, C}, dtype_, std::nullopt, place_);
+  return torch::stable::empty({M, C}, dtype_, std::nullopt, device_);
 }
 
 Tensor Arguments::new_weight(const Tensor& like, bool wanted) const {
-  if (!wanted) return torch::stable::empty({0}, dtype_, std::nullopt, place_);
-  return torch::stable::empty({like.size(0), like.size(1), like.size(2), like.size(3)}, dtype_, std::nullopt, place_);
+  if (!wanted) return torch::stable::empty({0}, dtype_, std::nullopt, device_);
+  return torch::stable::empty({like.size(0), like.size(1), like.size(2), like.size(3)}, dtype_, std::nullopt, device_);
 }
 
 }  // namespace densenet_fast

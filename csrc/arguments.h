@@ -40,11 +40,16 @@ struct Rows {
   }
 };
 
+// Where an entry's arguments lie, and whether its activations may be in half precision.
+struct Place {
+  bool cuda, half;
+};
+
 class Arguments {
  public:
-  // The arguments of `operation` lie where x does, on the device whose entry this is, and activations and weights have
-  // its dtype.
-  Arguments(const char* operation, bool cuda, const Tensor& x);
+  // The arguments of `operation` lie where x does, which is where the entry's must, and activations and weights have its
+  // dtype.
+  Arguments(const char* operation, Place place, const Tensor& x);
 
   // An activation [N, C, H, W] in NHWC memory; -1 stands for any size.
   Rows image(const char* name, const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) const;
@@ -84,7 +89,7 @@ class Arguments {
   // A matrix [M, C], copied if it is not contiguous.
   Rows matrix(const char* name, const Tensor& t, int64_t M, int64_t C);
 
-  void device(const char* name, const Tensor& t) const;
+  void same_device(const char* name, const Tensor& t) const;
   void dtype_and_device(const char* name, const Tensor& t, ScalarType dtype) const;
   // Throws "densenet_fast::<operation>: wrong <what>: got <got>, expected <expected>".
   [[noreturn]] void refuse(const std::string& what, const std::string& got, const std::string& expected) const;
@@ -96,14 +101,14 @@ class Arguments {
   Tensor new_weight(const Tensor& like, bool wanted) const;  // like's sizes, contiguous; empty if not wanted
 
   ScalarType dtype() const { return dtype_; }
-  torch::stable::Device place() const { return place_; }
+  torch::stable::Device device() const { return device_; }
 
  private:
   void sizes(const char* name, const Tensor& t, std::initializer_list<int64_t> expected) const;
   void not_empty(const char* name, const Tensor& t) const;
 
   const char* operation_;
-  torch::stable::Device place_;
+  torch::stable::Device device_;
   ScalarType dtype_;
   std::vector<Tensor> copies_;
 };
@@ -129,7 +134,7 @@ void hold(element_t*& to, const Tensor& t, bool wanted = true) {
 
 // The devices: their operations, their kernels, and the context of one call.
 struct CpuDevice : cpu::Cpu {
-  static constexpr bool kCuda = false;
+  static constexpr Place kPlace{false, false};
   static const Kernels& kernels();  // of the instruction set in use
 
   // Memory from PyTorch's allocator.
@@ -148,8 +153,9 @@ struct CpuDevice : cpu::Cpu {
 
 #ifdef DENSENET_FAST_CUDA
 struct CudaDevice : cuda::Cuda {
-  static constexpr bool kCuda = true;
+  static constexpr Place kPlace{true, true};
   static const Kernels& kernels();
+  static void update_running_stats(const std::vector<cuda::RunningStats>& norms, const cuda::Launch& launch);
 
   // The tensors' device made current, PyTorch's stream on it, and memory from its allocator.
   class Context {

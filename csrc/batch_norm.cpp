@@ -6,7 +6,7 @@ namespace {
 
 template <class Device>
 std::tuple<Tensor, Tensor> channel_stats(const Tensor& x) {
-  Arguments check("channel_stats", Device::kCuda, x);
+  Arguments check("channel_stats", Device::kPlace, x);
   const Shape shape = check.shape("x", x);
   typename Device::ChannelStats op{};
   op.M = shape.rows();
@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> channel_stats(const Tensor& x) {
 
 template <class Device>
 Tensor bn_bwd_apply(const Tensor& v, const Tensor& x, const Tensor& mean, const Tensor& a, const Tensor& b) {
-  Arguments check("bn_bwd_apply", Device::kCuda, x);
+  Arguments check("bn_bwd_apply", Device::kPlace, x);
   const Shape shape = check.shape("x", x);
   typename Device::BnBwdApply op{};
   op.M = shape.rows();
@@ -91,14 +91,13 @@ void update_running_stats_on(const CudaDevice&, const Arguments& check, const st
     table.push_back({n.running_mean.mutable_data_ptr(), n.running_var.mutable_data_ptr(), n.mean, n.var,
                      static_cast<int32_t>(n.running_mean.numel()), running_type(n.running_mean),
                      running_type(n.running_var), n.momentum, n.unbias});
-  const CudaDevice::Context context(check);
-  cuda::update_running_stats(table.data(), static_cast<int64_t>(table.size()), context);
+  CudaDevice::update_running_stats(table, CudaDevice::Context(check));
 }
 #endif
 
 void check_running(const Arguments& check, const char* name, const Tensor& t, int64_t C) {
   const ScalarType dtype = t.scalar_type();
-  check.device(name, t);
+  check.same_device(name, t);
   if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::Half &&
       dtype != ScalarType::BFloat16)
     check.refuse(std::string("dtype of ") + name, torch::headeronly::toString(dtype), "a floating dtype");
@@ -111,7 +110,7 @@ template <class Device>
 void update_running_stats(std::vector<Tensor> running_mean, std::vector<Tensor> running_var, std::vector<Tensor> mean,
                           std::vector<Tensor> var, std::vector<int64_t> count, std::vector<double> momentum) {
   if (mean.empty()) return;
-  Arguments check("update_running_stats", Device::kCuda, mean[0]);
+  Arguments check("update_running_stats", Device::kPlace, mean[0]);
   const size_t norms = running_mean.size();
   for (size_t size : {running_var.size(), mean.size(), var.size(), count.size(), momentum.size()})
     if (size != norms) check.refuse("length of a list", std::to_string(size), std::to_string(norms));

@@ -8,7 +8,7 @@ template <class Device>
 std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_fwd(const Tensor& x, const Tensor& mean, const Tensor& var,
                                                        const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
                                                        const Tensor& weight, bool stats) {
-  Arguments check("bn_relu_conv1x1_fwd", Device::kCuda, x);
+  Arguments check("bn_relu_conv1x1_fwd", Device::kPlace, x);
   const Shape shape = check.shape("x", x);
   typename Device::Conv1x1Fwd op{};
   op.M = shape.rows();
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_relu_conv1x1_bwd(const Tensor& u, const Te
                                                        const MaybeTensor& beta, double eps, const Tensor& weight,
                                                        bool batch_stats, const Tensor& dx, const Tensor& a,
                                                        const Tensor& b, bool wgrad) {
-  Arguments check("bn_relu_conv1x1_bwd", Device::kCuda, x);
+  Arguments check("bn_relu_conv1x1_bwd", Device::kPlace, x);
   const Shape shape = check.shape("x", x);
   typename Device::Conv1x1Bwd op{};
   op.M = shape.rows();

@@ -9,7 +9,7 @@ void bn_relu_conv3x3_fwd(const Tensor& x, const Tensor& mean, const Tensor& var,
                          const MaybeTensor& beta, double eps, const Tensor& weight, double drop_rate,
                          const MaybeTensor& seed, const Tensor& y, const MaybeTensor& y_mean,
                          const MaybeTensor& y_var) {
-  Arguments check("bn_relu_conv3x3_fwd", Device::kCuda, x);
+  Arguments check("bn_relu_conv3x3_fwd", Device::kPlace, x);
   typename Device::Conv3x3Fwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_relu_conv3x3_bwd(
     const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta, double eps,
     const Tensor& weight, double drop_rate, const MaybeTensor& seed, bool batch_stats, const MaybeTensor& dx,
     const Tensor& a, const Tensor& b, bool wgrad) {
-  Arguments check("bn_relu_conv3x3_bwd", Device::kCuda, x);
+  Arguments check("bn_relu_conv3x3_bwd", Device::kPlace, x);
   typename Device::Conv3x3Bwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);

@@ -9,7 +9,7 @@ void bottleneck_infer(const Tensor& x, const Tensor& mean, const Tensor& var, co
                       const MaybeTensor& beta, double eps, const Tensor& weight1, const Tensor& mean2,
                       const Tensor& var2, const MaybeTensor& gamma2, const MaybeTensor& beta2, double eps2,
                       const Tensor& weight2, const Tensor& y) {
-  Arguments check("bottleneck_infer", Device::kCuda, x);
+  Arguments check("bottleneck_infer", Device::kPlace, x);
   const Shape shape = check.shape("x", x);
   typename Device::Conv1x1Fwd op1{};
   op1.M = shape.rows();

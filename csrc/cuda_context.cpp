@@ -59,10 +59,10 @@ struct CudaDevice::Context::State {
   TensorWorkspace workspace;
   cuda::Launch launch;
 
-  explicit State(const Arguments& check) : guard(check.place().index()), workspace(check.place()) {
+  explicit State(const Arguments& check) : guard(check.device().index()), workspace(check.device()) {
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(check.place().index(), &stream));
-    launch = {math(check.dtype()), cuda::device(check.place().index()), static_cast<CUstream_st*>(stream), &workspace};
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(check.device().index(), &stream));
+    launch = {math(check.dtype()), cuda::device(check.device().index()), static_cast<CUstream_st*>(stream), &workspace};
   }
 };
 
@@ -93,6 +93,10 @@ const CudaDevice::Kernels& CudaDevice::kernels() {
       cuda::head_bwd,
   };
   return table;
+}
+
+void CudaDevice::update_running_stats(const std::vector<cuda::RunningStats>& norms, const cuda::Launch& launch) {
+  cuda::update_running_stats(norms.data(), static_cast<int64_t>(norms.size()), launch);
 }
 
 }  // namespace densenet_fast

@@ -7,7 +7,7 @@ namespace {
 template <class Device>
 Tensor head_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& gamma,
                 const MaybeTensor& beta, double eps) {
-  Arguments check("head_fwd", Device::kCuda, x);
+  Arguments check("head_fwd", Device::kPlace, x);
   typename Device::HeadFwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);
@@ -25,7 +25,7 @@ template <class Device>
 std::tuple<Tensor, Tensor> head_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
                                     const MaybeTensor& gamma, const MaybeTensor& beta, double eps, bool batch_stats,
                                     const Tensor& dx, const Tensor& a, const Tensor& b) {
-  Arguments check("head_bwd", Device::kCuda, x);
+  Arguments check("head_bwd", Device::kPlace, x);
   typename Device::HeadBwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);

@@ -8,7 +8,7 @@ template <class Device>
 void stem_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& gamma,
               const MaybeTensor& beta, double eps, const Tensor& y, const MaybeTensor& y_mean,
               const MaybeTensor& y_var) {
-  Arguments check("stem_fwd", Device::kCuda, x);
+  Arguments check("stem_fwd", Device::kPlace, x);
   typename Device::StemFwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);
@@ -27,7 +27,7 @@ template <class Device>
 std::tuple<Tensor, Tensor> stem_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tensor& var,
                                     const MaybeTensor& gamma, const MaybeTensor& beta, double eps, bool batch_stats,
                                     const Tensor& dx, const Tensor& a, const Tensor& b) {
-  Arguments check("stem_bwd", Device::kCuda, x);
+  Arguments check("stem_bwd", Device::kPlace, x);
   typename Device::StemBwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);

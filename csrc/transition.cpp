@@ -14,7 +14,7 @@ template <class Device>
 void transition_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& gamma,
                     const MaybeTensor& beta, double eps, const Tensor& weight, const Tensor& y,
                     const MaybeTensor& y_mean, const MaybeTensor& y_var) {
-  Arguments check("transition_fwd", Device::kCuda, x);
+  Arguments check("transition_fwd", Device::kPlace, x);
   typename Device::TransitionFwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> transition_bwd(const Tensor& dy, const Tensor
                                                   const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
                                                   double eps, const Tensor& weight, bool batch_stats,
                                                   const Tensor& dx, const Tensor& a, const Tensor& b, bool wgrad) {
-  Arguments check("transition_bwd", Device::kCuda, x);
+  Arguments check("transition_bwd", Device::kPlace, x);
   typename Device::TransitionBwd op{};
   op.shape = check.shape("x", x);
   op.C = x.size(1);
