@@ -56,6 +56,10 @@ class Arguments {
   Rows image(const char* name, const Tensor& t, const Shape& shape, int64_t C) const {
     return image(name, t, shape.N, C, shape.H, shape.W);
   }
+  // The same rows from channel C on.
+  Rows columns(const Rows& rows, int64_t C) const {
+    return {static_cast<const char*>(rows.data) + C * (dtype_ == ScalarType::Float ? 4 : 2), rows.stride};
+  }
   // N, H, W of an activation whose other properties are checked too.
   Shape shape(const char* name, const Tensor& t) const;
   // Refuses a written matrix [M, written_columns] that shares memory with a read one [M, read_columns].
@@ -80,9 +84,12 @@ class Arguments {
   // A convolution's weight [outputs, C, kernel, kernel] in any layout; outputs -1 stands for any number.
   void weight(const char* name, const Tensor& t, int64_t outputs, int64_t C, int64_t kernel) const;
   template <class Weight>
-  void weight(Weight& to, const char* name, const Tensor& t, int64_t C, int64_t kernel) const {
+  void weight(Weight& to, const char* name, const Tensor& t, int64_t C, int64_t kernel) {
     weight(name, t, -1, C, kernel);
-    to = {static_cast<decltype(to.data)>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
+    const bool rows = kernel > 1 || C == 1 || t.stride(1) == 1;  // a 1x1 kernel's, whose inputs lie side by side
+    if (!rows) copies_.push_back(torch::stable::contiguous(t));
+    const Tensor& w = rows ? t : copies_.back();
+    to = {static_cast<decltype(to.data)>(w.const_data_ptr()), {w.stride(0), w.stride(1), w.stride(2), w.stride(3)}};
   }
   Dropout dropout(double drop_rate, const MaybeTensor& seed) const;
 
@@ -144,6 +151,7 @@ struct CpuDevice : cpu::Cpu {
     ~Context();
     float* floats(int64_t count) override;
     Matrix matrix(int64_t M, int64_t C) { return {floats(M * C), C}; }
+    void release();  // all memory, when the kernels that used it have run
 
    private:
     struct Blocks;
@@ -164,6 +172,7 @@ struct CudaDevice : cuda::Cuda {
     ~Context();
     operator const cuda::Launch&() const;
     Matrix matrix(int64_t M, int64_t C);  // rows on 16 bytes
+    void release();  // all memory to the launches that follow
 
    private:
     struct State;

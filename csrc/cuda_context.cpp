@@ -21,6 +21,14 @@ class TensorWorkspace final : public cuda::Workspace {
   unsigned* counters(int64_t count) override {
     return static_cast<unsigned*>(take(counters_, count, ScalarType::Int, 1 << 12));
   }
+  // The largest chunk, which is the last, serves what follows.
+  void release() {
+    for (std::vector<Chunk>* chunks : {&bytes_, &counters_})
+      if (!chunks->empty()) {
+        chunks->erase(chunks->begin(), chunks->end() - 1);
+        chunks->back().used = 0;
+      }
+  }
 
  private:
   struct Chunk {
@@ -32,7 +40,7 @@ class TensorWorkspace final : public cuda::Workspace {
   void* take(std::vector<Chunk>& chunks, int64_t count, ScalarType dtype, int64_t least) {
     const int64_t rounded = (count + 255) / 256 * 256;
     if (chunks.empty() || chunks.back().used + rounded > chunks.back().tensor.numel()) {
-      Tensor chunk = torch::stable::empty({std::max(rounded, least)}, dtype, std::nullopt, device_);
+      Tensor chunk = torch::stable::empty({std::max({rounded, least, chunks.empty() ? 0 : chunks.back().tensor.numel()})}, dtype, std::nullopt, device_);
       if (dtype == ScalarType::Int) torch::stable::zero_(chunk);
       chunks.push_back({chunk, 0});
     }
@@ -75,6 +83,8 @@ CudaDevice::Matrix CudaDevice::Context::matrix(int64_t M, int64_t C) {
   const int64_t stride = (C + 7) / 8 * 8;
   return {state_->workspace.bytes(M * stride * state_->launch.element_size()), stride};
 }
+
+void CudaDevice::Context::release() { state_->workspace.release(); }
 
 const CudaDevice::Kernels& CudaDevice::kernels() {
   static const Kernels table = {

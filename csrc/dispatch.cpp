@@ -72,6 +72,8 @@ struct CpuDevice::Context::Blocks {
 CpuDevice::Context::Context(const Arguments&) : blocks_(new Blocks) {}
 CpuDevice::Context::~Context() { delete blocks_; }
 
+void CpuDevice::Context::release() { blocks_->tensors.clear(); }
+
 float* CpuDevice::Context::floats(int64_t count) {
   Tensor t = torch::stable::empty({count}, ScalarType::Float);
   const std::lock_guard<std::mutex> lock(blocks_->mutex);

@@ -18,7 +18,7 @@ using acc_t = float;
 struct BFloat16Math { using input_t = bf16; };
 struct HalfMath { using input_t = f16; };
 struct Tf32Math { using input_t = float; };
-struct Tf32x3Math { using input_t = float; };  // x = high + low in TF32: 22 bits of each factor
+struct Tf32x3Math { using input_t = float; };  // x = high + low in TF32: 22 bits of each factor; Inf becomes NaN
 
 template <class input_t>
 constexpr int kKStep = 32 / sizeof(input_t);
@@ -155,8 +155,7 @@ struct Fragment<Tf32x3Math, N> {
     for (int i = 0; i < N; i++) {
       const float x = __uint_as_float(raw[i]);
       r[i] = to_tf32(x);
-      const float rest = x - __uint_as_float(r[i]);
-      low[i] = to_tf32(rest == rest ? rest : 0.f);  // Inf - Inf
+      low[i] = to_tf32(x - __uint_as_float(r[i]));
     }
   }
 };

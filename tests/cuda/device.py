@@ -4,6 +4,7 @@ emitted run by `tests.ptx`. `Machine().operations` are those of the contract, fo
 import ctypes
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,7 +21,10 @@ from .. import ptx
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 INCLUDE = Path(torch.__file__).parent / "include"
-ENTRIES = ("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "head", "stem", "transition")
+ENTRIES = (
+    *("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "dense_block", "head", "stem"),
+    "transition",
+)
 
 
 def why_not() -> str | None:
@@ -34,7 +38,9 @@ def why_not() -> str | None:
 
 def compile_to(folder: Path) -> None:
     """Into `folder` the PTX of every kernel file, for one architecture, and the library of entries and launches."""
-    nvcc = f"nvcc -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 -code=compute_80 -I{INCLUDE} -Xcompiler=-fPIC"
+    nvcc = (
+        f"nvcc -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 -code=compute_80 -I{INCLUDE} -Xcompiler=-fPIC"
+    )
     cxx = (
         f"c++ -std=c++17 -O1 -fPIC -fvisibility=hidden -DDENSENET_FAST_CUDA -DUSE_CUDA -I{INCLUDE} -I{ROOT / 'csrc'} "
         f"-I{sysconfig.get_path('include')}"
@@ -55,7 +61,11 @@ def compile_to(folder: Path) -> None:
     for name in ENTRIES:
         lines += [f"build {name}.o: cxx {ROOT / 'csrc' / name}.cpp", f"  flags = -include {HERE / 'ptx_device.h'}"]
         objects.append(f"{name}.o")
-    lines += [f"build runtime.o: cxx {HERE / 'runtime.cpp'}", f"build library.so: link {shlex.join(objects)} runtime.o", ""]
+    lines += [
+        f"build runtime.o: cxx {HERE / 'runtime.cpp'}",
+        f"build library.so: link {shlex.join(objects)} runtime.o",
+        "",
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines))
     done = subprocess.run(["ninja", "-C", folder], capture_output=True, text=True)
@@ -73,7 +83,7 @@ def sources_hash() -> str:
 class Region(ctypes.Structure):
     """A matrix in memory: of runtime.cpp."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("data", ctypes.c_size_t),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
@@ -120,8 +130,8 @@ def _spans(regions: list[Region]) -> list[tuple[int, torch.Tensor]]:
 
 
 class Machine:
-    """A GPU of PTX. `order`: from the number of CTAs, the order in which they arrive; `mutate`: changes a kernel's text;
-    `launches`: the kernels run so far."""
+    """A GPU of PTX. `device`: its multiprocessors and shared memory; `order`: from the number of CTAs, the order in which
+    they arrive; `replacement`: kernels to run instead, by `stem`; `launches`: the names of those run."""
 
     _SIGNATURE = ctypes.CFUNCTYPE(
         None,
@@ -135,27 +145,42 @@ class Machine:
     )
 
     def __init__(self, folder: Path):
+        self.folder = folder
         self.texts = {}
         for file in folder.glob("*.cu.o.d/*.ptx"):
             text = file.read_text()
             self.texts |= dict.fromkeys(ptx.entries(text), text)
         self.kernels: dict[str, ptx.Launch] = {}
-        self.launches: list[str] = []
-        self.order = self.mutate = None
         self.fault: BaseException | None = None
         self._library = ctypes.CDLL(str(folder / "library.so"))
+        self._library.counter_left.restype = ctypes.c_bool
         self._callback = self._SIGNATURE(self._launch)
         self._library.set_launch(self._callback)
+        self.reset()
         self._schemas = torch.library.Library("densenet_fast_ptx", "FRAGMENT")
         for operation in ops.OPERATIONS:
             self._schemas.define(f"{operation.name}.native{operation.schema}")
+            self._schemas.impl(f"{operation.name}.native", operation.fake, "Meta")
         namespace = torch.ops.densenet_fast_ptx
         self.operations = SimpleNamespace(
-            **{o.name: self._checked(getattr(getattr(namespace, o.name), "native")) for o in ops.OPERATIONS}
+            **{o.name: self._checked(getattr(namespace, o.name).native) for o in ops.OPERATIONS}
         )
 
-    def set(self, multiprocessors: int = 4, shared_bytes: int = 232448, tf32: bool = False) -> None:
-        self._library.set_machine(multiprocessors, shared_bytes, tf32)
+    def reset(self) -> None:
+        self.launches: list[str] = []
+        self.order = self.replacement = None
+        self.device = (4, 232448)  # multiprocessors, shared memory of a block
+        self.set(tf32=False)
+
+    def set(self, tf32: bool) -> None:
+        self._library.set_machine(*self.device, tf32)
+
+    def opcheck(self, operation, args) -> None:
+        """torch.library.opcheck; its calls of the operation run no kernel that could raise in a callback unseen."""
+        self.fault = None
+        torch.library.opcheck(operation, args)
+        if self.fault is not None:
+            raise self.fault
 
     def _checked(self, operation):
         """An exception cannot leave a callback: it is kept, and raised when the operation has returned."""
@@ -163,8 +188,10 @@ class Machine:
         def call(*args):
             self.fault = None
             result = operation(*args)
+            left = self._library.counter_left()
             if self.fault is not None:
                 raise self.fault
+            assert not left, "a counter is not zero for the next launch"
             return result
 
         call.__qualname__ = operation._schema.name  # what `native.cases.run` knows it by
@@ -180,8 +207,8 @@ class Machine:
 
     def _run(self, name, grid, threads, shared, params, regions):
         self.launches.append(name)
-        if self.mutate is not None:
-            kernel = ptx.Launch(self.mutate(self.texts[name]), name)
+        if self.replacement is not None and stem(name) in self.replacement:
+            kernel = self.replacement[stem(name)]
         else:
             kernel = self.kernels.get(name) or self.kernels.setdefault(name, ptx.Launch(self.texts[name], name))
         content = ctypes.string_at(params, kernel.kernel.parameters[0].size)
@@ -192,6 +219,11 @@ class Machine:
         for region, old, view in zip(regions, before, parameters.fields, strict=True):
             written_elsewhere = any(r.written and r.data < region.end and region.data < r.end for r in regions)
             assert region.written or written_elsewhere or torch.equal(old, view), f"{name} wrote what it only reads"
+
+
+def stem(name: str) -> str:
+    """A kernel's mangled name without what depends on its file's place and content."""
+    return re.sub(r"\d+_GLOBAL__N__[0-9a-f]+_\d+_\w+?_cu_[0-9a-f]{8}", "", name)
 
 
 def build(cache: Path) -> Path:

@@ -30,6 +30,7 @@ struct State {
   cuda::Device device{4, 232448};
   bool tf32 = false;
   int element_size;
+  bool counter_left = false;  // not zero after its operation
   std::map<const void*, const char*> kernels;       // by host function
   std::map<const void*, int> shared_bytes;          // allowed
   std::vector<Region> workspace, operands;
@@ -173,15 +174,23 @@ void head_bwd(const cuda::HeadBwd& op, const cuda::Launch& launch) {
 
 class ExactWorkspace final : public cuda::Workspace {
  public:
-  ~ExactWorkspace() {
+  ~ExactWorkspace() { release(); }
+  void release() {
+    for (const Region& r : machine().workspace)
+      for (const unsigned* counters : counters_)
+        for (int64_t i = 0; r.data == counters && i < r.columns / 4; i++) machine().counter_left |= counters[i] != 0;
     for (void* p : blocks_) {
       for (size_t i = machine().workspace.size(); i-- > 0;)
         if (machine().workspace[i].data == p) machine().workspace.erase(machine().workspace.begin() + i);
       std::free(p);
     }
+    blocks_.clear(), counters_.clear();
   }
   void* bytes(int64_t count) override { return allocate(count, 0xFF); }
-  unsigned* counters(int64_t count) override { return static_cast<unsigned*>(allocate(count * 4, 0)); }
+  unsigned* counters(int64_t count) override {
+    counters_.push_back(static_cast<unsigned*>(allocate(count * 4, 0)));
+    return counters_.back();
+  }
 
  private:
   void* allocate(int64_t count, int content) {
@@ -192,6 +201,7 @@ class ExactWorkspace final : public cuda::Workspace {
     return p;
   }
   std::vector<void*> blocks_;
+  std::vector<unsigned*> counters_;
 };
 
 }  // namespace
@@ -216,6 +226,8 @@ CudaDevice::Matrix CudaDevice::Context::matrix(int64_t M, int64_t C) {
   const int64_t stride = (C + 7) / 8 * 8;
   return {state_->workspace.bytes(M * stride * state_->launch.element_size()), stride};
 }
+
+void CudaDevice::Context::release() { state_->workspace.release(); }
 
 const CudaDevice::Kernels& CudaDevice::kernels() {
   static const Kernels table = {
@@ -246,6 +258,8 @@ __attribute__((visibility("default"))) void set_launch(launch_t launch) { machin
 __attribute__((visibility("default"))) void set_machine(int multiprocessors, int shared_bytes, bool tf32) {
   machine().device = {multiprocessors, shared_bytes}, machine().tf32 = tf32;
 }
+
+__attribute__((visibility("default"))) bool counter_left() { return std::exchange(machine().counter_left, false); }
 
 void** __cudaRegisterFatBinary(void*) {
   static void* handle;
