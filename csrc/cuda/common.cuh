@@ -246,20 +246,20 @@ constexpr int kFinishBytes = kThreads * reduced_t::kValues * sizeof(float);
 template <int kThreads, int kColumns, class reduced_t, class function_t>
 __device__ __forceinline__ void finish_partials(const Partials<reduced_t>& p, int tile, int column_block,
                                                 float* shared, function_t finish) {
-  static_assert(kThreads % kColumns == 0, "threads divide into rows of columns");
+  constexpr int kParts = kThreads / kColumns;  // threads behind the last whole part only wait
   const int column = threadIdx.x % kColumns, part = threadIdx.x / kColumns, c = column_block * kColumns + column;
   const auto merge_rows = [&](const float* rows, int first, int end) {
     reduced_t total;
-    if (c < p.C) {
+    if (c < p.C && part < kParts) {
 #pragma unroll 4
-      for (int row = first + part; row < end; row += kThreads / kColumns) total.merge(p.get_at(rows, row, c));
+      for (int row = first + part; row < end; row += kParts) total.merge(p.get_at(rows, row, c));
     }
 #pragma unroll
     for (int i = 0; i < reduced_t::kValues; i++) shared[i * kThreads + threadIdx.x] = total.value[i];
     __syncthreads();
     if (part == 0)
 #pragma unroll 1
-      for (int other = 1; other < kThreads / kColumns; other++) {
+      for (int other = 1; other < kParts; other++) {
         reduced_t next;
 #pragma unroll
         for (int i = 0; i < reduced_t::kValues; i++) next.value[i] = shared[i * kThreads + other * kColumns + column];

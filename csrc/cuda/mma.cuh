@@ -132,6 +132,7 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 template <class math_t, int N>
 struct Fragment {
   uint32_t r[N];
+  Fragment() = default;
   __device__ __forceinline__ explicit Fragment(const uint32_t (&raw)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) r[i] = raw[i];
@@ -141,6 +142,7 @@ struct Fragment {
 template <int N>
 struct Fragment<Tf32Math, N> {
   uint32_t r[N];
+  Fragment() = default;
   __device__ __forceinline__ explicit Fragment(const uint32_t (&raw)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) r[i] = to_tf32(__uint_as_float(raw[i]));
@@ -150,6 +152,7 @@ struct Fragment<Tf32Math, N> {
 template <int N>
 struct Fragment<Tf32x3Math, N> {
   uint32_t r[N], low[N];
+  Fragment() = default;
   __device__ __forceinline__ explicit Fragment(const uint32_t (&raw)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) {

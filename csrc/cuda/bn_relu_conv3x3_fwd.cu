@@ -1,0 +1,93 @@
+// y = dropout(conv3x3(relu(bn(x)))) into a slice of the block's buffer, and the statistics of y. Contract:
+// densenet_fast/ops/bn_relu_conv3x3.py; the main loop: conv3x3.cuh.
+#include "conv3x3.cuh"
+
+namespace densenet_fast::cuda {
+
+using namespace conv3x3;
+
+namespace {
+
+struct Conv3x3FwdParams {
+  Source source;
+  int G;
+  Dropout dropout;
+  Matrix y;  // [N * H * W, G]
+  Stats stats;
+  Partials<Moments> partials;  // one tile for each blockIdx.x
+};
+
+template <class traits>
+__global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_fwd_kernel(const Conv3x3FwdParams p) {
+  using input_t = typename traits::input_t;
+  constexpr int kTilesN = traits::kTilesN, kColumns = traits::kColumns, kLaneColumns = traits::kLaneColumns;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const Tile tile(p.source.tiling, blockIdx.x);
+  const WarpPart part(p.source.tiling, p.source.warps_n, warp);
+  float acc[kRunRows][kTilesN][4] = {};
+  multiply<traits>(p.source, tile, part, shared, acc);
+
+  // The accumulators become y as it is stored; zero where there is no pixel.
+  const int c = part.slab * kColumns + lane % 4 * kLaneColumns;
+  const Row<input_t, kLaneColumns> row(p.y, c, p.G);
+  unsigned inside = 0;  // bit h * kRunRows + i
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int i = 0; i < kRunRows; i++) {
+      const int64_t m = part.pixel(tile, h, i, lane);
+      float v[kLaneColumns] = {};
+      if (m >= 0) {
+        inside |= 1u << (h * kRunRows + i);
+#pragma unroll
+        for (int e = 0; e < kLaneColumns; e++) {
+          v[e] = acc[i][e / 2][2 * h + e % 2];
+          if (p.dropout.seed) v[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
+        }
+        row.store(m, v);
+      }
+#pragma unroll
+      for (int e = 0; e < kLaneColumns; e++) acc[i][e / 2][2 * h + e % 2] = v[e];
+    }
+  if (p.stats.mean == nullptr) return;
+
+  // Mean, then squares around it, of a warp's pixels; then of all warps.
+  const float count = sum_over_pixels(static_cast<float>(__popc(inside)));
+#pragma unroll
+  for (int e = 0; e < kLaneColumns; e++) {
+    float sum = 0.f, squares = 0.f;
+#pragma unroll
+    for (int k = 0; k < 2 * kRunRows; k++) sum += acc[k % kRunRows][e / 2][k / kRunRows * 2 + e % 2];
+    const float mean = sum_over_pixels(sum) / fmaxf(count, 1.f);
+#pragma unroll
+    for (int k = 0; k < 2 * kRunRows; k++) {
+      const float distance = acc[k % kRunRows][e / 2][k / kRunRows * 2 + e % 2] - mean;
+      if (inside >> k & 1) squares = fmaf(distance, distance, squares);
+    }
+    put_warp<traits>(shared, e, Moments{{count, mean, sum_over_pixels(squares)}});
+  }
+  finish_warps<traits>(p.partials, p.source.warps_n, shared,
+                       [&](int channel, const Moments& total) { write_stats(p.stats, channel, total); });
+}
+
+}  // namespace
+
+void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& where) {
+  const Plan plan = make_plan(op.shape, op.G, where);
+  with_traits<true>(where.math, plan, [&](auto traits) {
+    using input_t = typename decltype(traits)::input_t;
+    Prepare preparation{};
+    Conv3x3FwdParams p{};
+    p.source = make_source<decltype(traits)>(plan, op.x, op.C, op.weight, op.G, preparation, where);
+    make_affine(op.norm, op.C, kKStep<input_t>, preparation, where);
+    prepare<input_t>(preparation, where);
+
+    p.source.affine = preparation.affine;
+    p.G = static_cast<int>(op.G), p.dropout = op.dropout, p.y = op.y, p.stats = op.stats;
+    if (op.stats.mean != nullptr) p.partials = plan_partials<Moments>(plan, op.G, where);
+    launch_plan<decltype(traits)>(bn_relu_conv3x3_fwd_kernel<decltype(traits)>, plan, op.G, p, where);
+  });
+}
+
+}  // namespace densenet_fast::cuda
