@@ -29,34 +29,33 @@ __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_dgr
   using input_t = typename traits::input_t;
   constexpr int kLaneColumns = traits::kLaneColumns;
   extern __shared__ __align__(128) unsigned char shared[];
-  const int lane = threadIdx.x % 32;
   const Tile tile(p.source.tiling, blockIdx.x);
-  const WarpPart part(p.source.tiling, p.source.warps_n, threadIdx.x / 32);
+  const WarpPart part(p.source.tiling, p.source.warps_n);
   float acc[kRunRows][traits::kTilesN][4] = {};
   multiply<traits>(p.source, tile, part, shared, acc);
 
-  const int c = part.slab * traits::kColumns + lane % 4 * kLaneColumns;
-  const Row<const input_t, kLaneColumns> x_row(p.x, c, p.C);
-  const Row<input_t, kLaneColumns> u_row(p.u, c, p.C);
-  float2 bn[kLaneColumns];
-  float mean[kLaneColumns];
-  Sums sums[kLaneColumns];
 #pragma unroll
-  for (int e = 0; e < kLaneColumns; e++) {
-    bn[e] = c + e < p.C ? p.affine[c + e] : make_float2(0.f, 0.f);
-    mean[e] = c + e < p.C ? p.norm.mean[c + e] : 0.f;
-  }
+  for (int group = 0; group < traits::kGroups; group++) {
+    const int c = part.slab * traits::kColumns + traits::column(group);
+    const Row<const input_t, kLaneColumns> x_row(p.x, c, p.C);
+    const Row<input_t, kLaneColumns> u_row(p.u, c, p.C);
+    float2 bn[kLaneColumns];
+    float mean[kLaneColumns];
+    Sums sums[kLaneColumns];
 #pragma unroll
-  for (int h = 0; h < 2; h++)
+    for (int e = 0; e < kLaneColumns; e++) {
+      bn[e] = c + e < p.C ? p.affine[c + e] : make_float2(0.f, 0.f);
+      mean[e] = c + e < p.C ? p.norm.mean[c + e] : 0.f;
+    }
 #pragma unroll
-    for (int i = 0; i < kRunRows; i++) {
-      const int64_t m = part.pixel(tile, h, i, lane);
+    for (int k = 0; k < kRows; k++) {
+      const int64_t m = part.pixel(tile, k);
       if (m < 0) continue;
       float x[kLaneColumns], u[kLaneColumns];
       x_row.load(m, x);
 #pragma unroll
       for (int e = 0; e < kLaneColumns; e++)  // a NaN of bn(x) lets the gradient through, as PyTorch's ReLU does
-        u[e] = fmaf(x[e], bn[e].x, bn[e].y) <= 0.f ? 0.f : acc[i][e / 2][2 * h + e % 2];
+        u[e] = fmaf(x[e], bn[e].x, bn[e].y) <= 0.f ? 0.f : traits::at(acc, group, e, k);
       if (p.accumulate) {
         float dx[kLaneColumns];
         u_row.load(m, dx);
@@ -70,8 +69,10 @@ __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_dgr
       for (int e = 0; e < kLaneColumns; e++) sums[e].merge({{u[e], u[e] * (x[e] - mean[e])}});
     }
 #pragma unroll
-  for (int e = 0; e < kLaneColumns; e++)
-    put_warp<traits>(shared, e, Sums{{sum_over_pixels(sums[e].value[0]), sum_over_pixels(sums[e].value[1])}});
+    for (int e = 0; e < kLaneColumns; e++)
+      put_warp<traits>(shared, traits::column(group) + e,
+                       Sums{{sum_over_pixels(sums[e].value[0]), sum_over_pixels(sums[e].value[1])}});
+  }
   finish_warps<traits>(p.partials, p.source.warps_n, shared, [&](int channel, const Sums& total) {
     write_gradient(p.dnorm, p.norm, p.count, channel, total);
   });

@@ -20,53 +20,54 @@ struct Conv3x3FwdParams {
 template <class traits>
 __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_fwd_kernel(const Conv3x3FwdParams p) {
   using input_t = typename traits::input_t;
-  constexpr int kTilesN = traits::kTilesN, kColumns = traits::kColumns, kLaneColumns = traits::kLaneColumns;
+  constexpr int kLaneColumns = traits::kLaneColumns;
   extern __shared__ __align__(128) unsigned char shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Tile tile(p.source.tiling, blockIdx.x);
-  const WarpPart part(p.source.tiling, p.source.warps_n, warp);
-  float acc[kRunRows][kTilesN][4] = {};
+  const WarpPart part(p.source.tiling, p.source.warps_n);
+  float acc[kRunRows][traits::kTilesN][4] = {};
   multiply<traits>(p.source, tile, part, shared, acc);
 
-  // The accumulators become y as it is stored; zero where there is no pixel.
-  const int c = part.slab * kColumns + lane % 4 * kLaneColumns;
-  const Row<input_t, kLaneColumns> row(p.y, c, p.G);
-  unsigned inside = 0;  // bit h * kRunRows + i
 #pragma unroll
-  for (int h = 0; h < 2; h++)
+  for (int group = 0; group < traits::kGroups; group++) {
+    // The accumulators become y as it is stored; zero where there is no pixel.
+    const int c = part.slab * traits::kColumns + traits::column(group);
+    const Row<input_t, kLaneColumns> y(p.y, c, p.G);
+    unsigned inside = 0;  // bit k
 #pragma unroll
-    for (int i = 0; i < kRunRows; i++) {
-      const int64_t m = part.pixel(tile, h, i, lane);
+    for (int k = 0; k < kRows; k++) {
+      const int64_t m = part.pixel(tile, k);
       float v[kLaneColumns] = {};
       if (m >= 0) {
-        inside |= 1u << (h * kRunRows + i);
+        inside |= 1u << k;
 #pragma unroll
         for (int e = 0; e < kLaneColumns; e++) {
-          v[e] = acc[i][e / 2][2 * h + e % 2];
+          v[e] = traits::at(acc, group, e, k);
           if (p.dropout.seed) v[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
         }
-        row.store(m, v);
+        y.store(m, v);
       }
 #pragma unroll
-      for (int e = 0; e < kLaneColumns; e++) acc[i][e / 2][2 * h + e % 2] = v[e];
+      for (int e = 0; e < kLaneColumns; e++) traits::at(acc, group, e, k) = v[e];
     }
-  if (p.stats.mean == nullptr) return;
+    if (p.stats.mean == nullptr) continue;
 
-  // Mean, then squares around it, of a warp's pixels; then of all warps.
-  const float count = sum_over_pixels(static_cast<float>(__popc(inside)));
+    // Mean, then squares around it, of the warp's pixels.
+    const float count = sum_over_pixels(static_cast<float>(__popc(inside)));
 #pragma unroll
-  for (int e = 0; e < kLaneColumns; e++) {
-    float sum = 0.f, squares = 0.f;
+    for (int e = 0; e < kLaneColumns; e++) {
+      float sum = 0.f, squares = 0.f;
 #pragma unroll
-    for (int k = 0; k < 2 * kRunRows; k++) sum += acc[k % kRunRows][e / 2][k / kRunRows * 2 + e % 2];
-    const float mean = sum_over_pixels(sum) / fmaxf(count, 1.f);
+      for (int k = 0; k < kRows; k++) sum += traits::at(acc, group, e, k);
+      const float mean = sum_over_pixels(sum) / fmaxf(count, 1.f);
 #pragma unroll
-    for (int k = 0; k < 2 * kRunRows; k++) {
-      const float distance = acc[k % kRunRows][e / 2][k / kRunRows * 2 + e % 2] - mean;
-      if (inside >> k & 1) squares = fmaf(distance, distance, squares);
+      for (int k = 0; k < kRows; k++) {
+        const float distance = traits::at(acc, group, e, k) - mean;
+        if (inside >> k & 1) squares = fmaf(distance, distance, squares);
+      }
+      put_warp<traits>(shared, traits::column(group) + e, Moments{{count, mean, sum_over_pixels(squares)}});
     }
-    put_warp<traits>(shared, e, Moments{{count, mean, sum_over_pixels(squares)}});
   }
+  if (p.stats.mean == nullptr) return;
   finish_warps<traits>(p.partials, p.source.warps_n, shared,
                        [&](int channel, const Moments& total) { write_stats(p.stats, channel, total); });
 }

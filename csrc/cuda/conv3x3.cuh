@@ -18,6 +18,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kTaps = 9;
 constexpr int kRunRows = 4;
+constexpr int kRows = 2 * kRunRows;  // of pixels that a warp owns
 constexpr int kChunkPieces = 2;  // 16-byte pieces of a pixel's chunk
 
 // A tile is `runs` runs of image rows that follow each other through the batch, from one image into the next, by
@@ -109,11 +110,10 @@ struct BnReluPiece {
 // Preparation, one launch: the weight in the order of the main loop, BatchNorm's affine form, and in backward d.
 
 struct Prepare {
-  // packed [column blocks][chunks][warps_n][taps][2][8 * tiles_n] pieces of kVector inputs. The row of B that lane 4g + t receives as
-  // column 2t + e of tile j stands for output 2 * tiles_n * t + 2j + e of the slab: a thread's accumulators are
-  // neighbouring channels.
+  // packed [column blocks][chunks][warps_n][taps][2][8 * tiles_n] pieces of kVector inputs. Column 2t + e of tile j of a
+  // group of n tiles stands for output 2nt + 2j + e of the group: what a thread accumulates is neighbouring channels.
   Weight weight;  // [outputs, inputs, 3, 3]
-  int outputs, inputs, tiles_n, warps_n, chunks;
+  int outputs, inputs, tiles_n, group_tiles, warps_n, chunks;
   int64_t weight_pieces;
   void* packed;
 
@@ -141,9 +141,11 @@ __device__ __forceinline__ void pack_weight(const Prepare& p, int64_t index) {
   };
   const int row = next(rows), half = next(kChunkPieces), tap = next(kTaps);
   const int warp = next(p.warps_n), chunk = next(p.chunks);
-  const int output = (static_cast<int>(rest) * p.warps_n + warp) * rows + row % 8 / 2 * 2 * p.tiles_n + row / 8 * 2 + row % 2;
+  const int n = p.group_tiles, j = row / 8 % n, column = row % 8;
+  const int output = (static_cast<int>(rest) * p.warps_n + warp) * rows + row / (8 * n) * 8 * n + column / 2 * 2 * n +
+                     2 * j + column % 2;
   const int input = (chunk * kChunkPieces + half) * kVector<input_t>;
-  const int64_t *stride = p.weight.stride;
+  const int64_t* const stride = p.weight.stride;
   const input_t* from = static_cast<const input_t*>(p.weight.data) + output * stride[0] + input * stride[1] +
                         tap / 3 * stride[2] + tap % 3 * stride[3];
   input_t* to = static_cast<input_t*>(p.packed) + index * kVector<input_t>;
@@ -209,9 +211,19 @@ struct Traits {
   static constexpr bool kBnRelu = kBnRelu_;
   static constexpr int kStages = kTilesN == 2 ? 3 : 2;      // few columns mean little work to hide a copy behind
   static constexpr int kColumns = 8 * kTilesN;              // of a warp: a slab
-  static constexpr int kLaneColumns = 2 * kTilesN;          // neighbouring channels of one thread
+  static constexpr int kGroupTiles = kTilesN == 4 ? 2 : kTilesN, kGroups = kTilesN / kGroupTiles;
+  static constexpr int kLaneColumns = 2 * kGroupTiles;      // neighbouring channels of one thread in a group
   static constexpr int kSlabPieces = kTaps * kChunkPieces * kColumns;
   static constexpr int kBlocks = sizeof(input_t) == 2 ? 2 : 1;  // per multiprocessor, that registers must allow
+
+  // A thread's first column of a group.
+  __device__ __forceinline__ static int column(int group) {
+    return group * 8 * kGroupTiles + threadIdx.x % 4 * kLaneColumns;
+  }
+  // Its accumulator of column e of a group, in row k % kRunRows of run k / kRunRows.
+  __device__ __forceinline__ static float& at(float (&acc)[kRunRows][kTilesN][4], int group, int e, int k) {
+    return acc[k % kRunRows][group * kGroupTiles + e / 2][k / kRunRows * 2 + e % 2];
+  }
 
   static constexpr int stage_bytes(const Tiling& t, int warps_n) {
     return (kChunkPieces * t.halo_pitch + warps_n * kSlabPieces) * 16;
@@ -226,8 +238,8 @@ struct WarpPart {
   int run[2], column[2];  // acc[i][j][2 * h + e] is row i of run[h], pixel column[h] + lane / 4; run -1: none
   int slab;               // of output channels
 
-  __device__ __forceinline__ WarpPart(const Tiling& t, int warps_n, int warp) {
-    const int groups = t.columns / 8;
+  __device__ __forceinline__ WarpPart(const Tiling& t, int warps_n) {
+    const int groups = t.columns / 8, warp = threadIdx.x / 32;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int part = warp / warps_n * 2 + h;
@@ -237,12 +249,13 @@ struct WarpPart {
     slab = blockIdx.y * warps_n + warp % warps_n;
   }
 
-  // The pixel of a lane in the batch, or -1.
-  __device__ __forceinline__ int64_t pixel(const Tile& tile, int h, int i, int lane) const {
+  // This thread's pixel of the batch in row k % kRunRows of run k / kRunRows, or -1.
+  __device__ __forceinline__ int64_t pixel(const Tile& tile, int k) const {
     const Tiling& t = tile.tiling;
+    const int h = k / kRunRows;
     if (run[h] < 0) return -1;
-    const int image = tile.image(run[h]), row = tile.row(run[h]) + i;
-    const int at = tile.first_column + column[h] + lane / 4;
+    const int image = tile.image(run[h]), row = tile.row(run[h]) + k % kRunRows;
+    const int at = tile.first_column + column[h] + threadIdx.x % 32 / 4;
     const bool inside = image < t.N && row < t.H && at < t.W;
     return inside ? (static_cast<int64_t>(image) * t.H + row) * t.W + at : -1;
   }
@@ -424,12 +437,10 @@ __device__ __forceinline__ float sum_over_pixels(float x) {
   return x;
 }
 
-// One warp's share of channel e of this lane, to be merged by finish_warps; lanes 0 to 3 hold it.
+// One warp's share of a column, which lanes 0 to 3 hold, for finish_warps.
 template <class traits, class reduced_t>
-__device__ __forceinline__ void put_warp(unsigned char* shared, int e, const reduced_t& r) {
-  if (threadIdx.x % 32 >= 4) return;
-  const int column = threadIdx.x % 32 * traits::kLaneColumns + e;
-  reinterpret_cast<reduced_t*>(shared)[threadIdx.x / 32 * traits::kColumns + column] = r;
+__device__ __forceinline__ void put_warp(unsigned char* shared, int column, const reduced_t& r) {
+  if (threadIdx.x % 32 < 4) reinterpret_cast<reduced_t*>(shared)[threadIdx.x / 32 * traits::kColumns + column] = r;
 }
 
 // The shares of all warps of all blocks, merged: finish(c, total) for every channel.
@@ -503,7 +514,8 @@ Source make_source(const Plan& plan, const ConstMatrix& x, int64_t C, const Weig
   source.granule = granule(x, sizeof(input_t)), source.warps_n = plan.warps_n;
   const int64_t slabs = ceil_div<int64_t>(outputs, plan.columns()) * plan.warps_n;
   prepare.weight = weight, prepare.outputs = static_cast<int>(outputs), prepare.inputs = source.C;
-  prepare.tiles_n = plan.tiles_n, prepare.warps_n = plan.warps_n, prepare.chunks = source.chunks;
+  prepare.tiles_n = plan.tiles_n, prepare.group_tiles = traits::kGroupTiles, prepare.warps_n = plan.warps_n;
+  prepare.chunks = source.chunks;
   prepare.weight_pieces = slabs * source.chunks * traits::kSlabPieces;
   prepare.packed = where.workspace->bytes(prepare.weight_pieces * 16);
   source.weight = prepare.packed;
