@@ -370,8 +370,9 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
 
     Conv3x3DgradParams p{};
     const ConstMatrix d{preparation.d, preparation.d_stride};
-    p.source = make_source<decltype(traits)>(plan, d, preparation.d_stride, transposed(op.weight, sizeof(input_t)), op.C,
-                                             preparation, where);
+    preparation.weight = transposed(op.weight, sizeof(input_t));
+    preparation.outputs = static_cast<int>(op.C), preparation.inputs = preparation.G;
+    p.source = make_source<decltype(traits)>(plan, d, preparation.d_stride, preparation, where);
     prepare<input_t>(preparation, where);
     p.C = static_cast<int>(op.C), p.x = op.x, p.norm = op.norm, p.affine = preparation.affine;
     p.u = op.u, p.accumulate = op.accumulate, p.count = static_cast<float>(op.shape.rows()), p.dnorm = op.dnorm;

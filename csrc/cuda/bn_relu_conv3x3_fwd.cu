@@ -80,7 +80,9 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& where) {
     using input_t = typename decltype(traits)::input_t;
     Prepare preparation{};
     Conv3x3FwdParams p{};
-    p.source = make_source<decltype(traits)>(plan, op.x, op.C, op.weight, op.G, preparation, where);
+    preparation.weight = op.weight;
+    preparation.outputs = static_cast<int>(op.G), preparation.inputs = static_cast<int>(op.C);
+    p.source = make_source<decltype(traits)>(plan, op.x, op.C, preparation, where);
     make_affine(op.norm, op.C, kKStep<input_t>, preparation, where);
     prepare<input_t>(preparation, where);
 

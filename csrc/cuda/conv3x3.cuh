@@ -10,6 +10,7 @@
 #include "common.cuh"
 #include "dropout.cuh"
 
+#include <cmath>
 #include <type_traits>
 
 namespace densenet_fast::cuda::conv3x3 {
@@ -113,7 +114,8 @@ struct Prepare {
   // packed [column blocks][chunks][warps_n][taps][2][8 * tiles_n] pieces of kVector inputs. Column 2t + e of tile j of a
   // group of n tiles stands for output 2nt + 2j + e of the group: what a thread accumulates is neighbouring channels.
   Weight weight;  // [outputs, inputs, 3, 3]
-  int outputs, inputs, tiles_n, group_tiles, warps_n, chunks;
+  int outputs, inputs;
+  int tiles_n, group_tiles, warps_n, chunks;
   int64_t weight_pieces;
   void* packed;
 
@@ -467,6 +469,7 @@ struct Plan {
   int tiles_n, warps_n;
 
   int columns() const { return 8 * tiles_n * warps_n; }  // of a block
+  int64_t column_blocks(int64_t outputs) const { return ceil_div<int64_t>(outputs, columns()); }
 };
 
 inline Plan make_plan(const Shape& shape, int64_t outputs, const Launch& where) {
@@ -484,7 +487,7 @@ inline Plan make_plan(const Shape& shape, int64_t outputs, const Launch& where) 
         const int stages = n == 2 ? 3 : 2, weights = kTaps * kChunkPieces * plan.columns();
         const int bytes = (kChunkPieces * plan.tiling.halo_pitch + weights) * 16;
         if (parts * warps_n > kWarps || stages * bytes + plan.tiling.halo_pixels * 4 > where.shared_bytes) break;
-        const double blocks = static_cast<double>(plan.tiling.tiles()) * ceil_div<int64_t>(outputs, plan.columns());
+        const double blocks = static_cast<double>(plan.tiling.tiles()) * plan.column_blocks(outputs);
         const double products = kProductClocks * kTaps * kRunRows * n * parts * warps_n;
         const double clocks = std::max(products, bytes / kBytesPerClock) + kLatency;
         const double total = std::ceil(blocks / where.multiprocessors) * clocks;
@@ -505,18 +508,15 @@ void with_traits(Math math, const Plan& plan, function_t function) {
   });
 }
 
-// The convolution of x [M, C], and in `prepare` how its weight and BatchNorm reach it.
+// The convolution of x [M, C] with the weight of `prepare`, and how to prepare that.
 template <class traits>
-Source make_source(const Plan& plan, const ConstMatrix& x, int64_t C, const Weight& weight, int64_t outputs,
-                   Prepare& prepare, const Launch& where) {
+Source make_source(const Plan& plan, const ConstMatrix& x, int64_t C, Prepare& prepare, const Launch& where) {
   using input_t = typename traits::input_t;
   Source source{plan.tiling, x, static_cast<int>(C), static_cast<int>(ceil_div<int64_t>(C, kKStep<input_t>))};
   source.granule = granule(x, sizeof(input_t)), source.warps_n = plan.warps_n;
-  const int64_t slabs = ceil_div<int64_t>(outputs, plan.columns()) * plan.warps_n;
-  prepare.weight = weight, prepare.outputs = static_cast<int>(outputs), prepare.inputs = source.C;
+  const int64_t slabs = plan.column_blocks(prepare.outputs) * plan.warps_n;
   prepare.tiles_n = plan.tiles_n, prepare.group_tiles = traits::kGroupTiles, prepare.warps_n = plan.warps_n;
-  prepare.chunks = source.chunks;
-  prepare.weight_pieces = slabs * source.chunks * traits::kSlabPieces;
+  prepare.chunks = source.chunks, prepare.weight_pieces = slabs * source.chunks * traits::kSlabPieces;
   prepare.packed = where.workspace->bytes(prepare.weight_pieces * 16);
   source.weight = prepare.packed;
   return source;
@@ -531,14 +531,14 @@ inline void make_affine(const Norm& norm, int64_t C, int64_t multiple, Prepare& 
 // Partials of a kernel of this plan.
 template <class reduced_t>
 Partials<reduced_t> plan_partials(const Plan& plan, int64_t outputs, const Launch& where) {
-  const int64_t slabs = ceil_div<int64_t>(outputs, plan.columns()) * plan.warps_n;
-  return make_partials<reduced_t>(outputs, plan.tiling.tiles(), slabs, *where.workspace);
+  return make_partials<reduced_t>(outputs, plan.tiling.tiles(), plan.column_blocks(outputs) * plan.warps_n,
+                                  *where.workspace);
 }
 
 template <class traits, class params_t>
 void launch_plan(void (*kernel)(params_t), const Plan& plan, int64_t outputs, const params_t& params,
                  const Launch& where) {
-  const dim3 grid(plan.tiling.tiles(), static_cast<unsigned>(ceil_div<int64_t>(outputs, plan.columns())));
+  const dim3 grid(plan.tiling.tiles(), static_cast<unsigned>(plan.column_blocks(outputs)));
   launch(kernel, grid, kThreads, traits::shared_bytes(plan.tiling, plan.warps_n), where, params);
 }
 
