@@ -313,7 +313,7 @@ Tiling wgrad_tiling(const Shape& shape, const Launch& where) {
   Tiling tiling = make_tiling(shape, 1, 1, columns);
   for (int rows = 2; rows * columns <= traits::kMaxPixels && rows <= shape.N * shape.H; rows++) {
     const Tiling larger = make_tiling(shape, 1, rows, columns);
-    if (traits::shared_bytes(larger, traits::steps(larger)) > where.shared_bytes) break;
+    if (traits::shared_bytes(larger, traits::steps(larger)) > where.device.shared_bytes) break;
     tiling = larger;
   }
   return tiling;
@@ -331,7 +331,7 @@ void wgrad(const Conv3x3Bwd& op, const Prepare& prepared, const Launch& where) {
   // One block per multiprocessor; a split of less than kMinPixels would write more partials than it reads.
   constexpr int64_t kMinPixels = 256;
   const int slabs_c = ceil_div(p.C, traits::kChannels), slabs_g = p.G / traits::kOutputs;
-  const int64_t worth = std::min<int64_t>(op.shape.rows() / kMinPixels, where.multiprocessors / (slabs_c * slabs_g));
+  const int64_t worth = std::min<int64_t>(op.shape.rows() / kMinPixels, where.device.multiprocessors / (slabs_c * slabs_g));
   const int splits = static_cast<int>(std::clamp<int64_t>(worth, 1, p.tiling.tiles()));
   const int64_t size = static_cast<int64_t>(kTaps) * p.G * slabs_c * traits::kChannels;
   p.partials = where.workspace->floats(splits * size);
@@ -364,7 +364,7 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
     preparation.d_stride = ceil_div(preparation.G, kOutputs) * kOutputs;
     preparation.dy = op.dy, preparation.dy_granule = granule(op.dy, sizeof(input_t));
     preparation.y = op.y, preparation.y_granule = granule(op.y, sizeof(input_t));
-    preparation.norm_y = op.norm_y, preparation.dropout = op.dropout;
+    preparation.correction_y = op.correction_y, preparation.dropout = op.dropout;
     preparation.d = where.workspace->bytes(preparation.M * preparation.d_stride * sizeof(input_t));
     make_affine(op.norm, op.C, kChannels, preparation, where);
 
@@ -373,7 +373,7 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
     preparation.weight = transposed(op.weight, sizeof(input_t));
     preparation.outputs = static_cast<int>(op.C), preparation.inputs = preparation.G;
     p.source = make_source<decltype(traits)>(plan, d, preparation.d_stride, preparation, where);
-    prepare<input_t>(preparation, where);
+    prepare(preparation, where);
     p.C = static_cast<int>(op.C), p.x = op.x, p.norm = op.norm, p.affine = preparation.affine;
     p.u = op.u, p.accumulate = op.accumulate, p.count = static_cast<float>(op.shape.rows()), p.dnorm = op.dnorm;
     p.partials = plan_partials<Sums>(plan, op.C, where);

@@ -1,6 +1,7 @@
 // y = dropout(conv3x3(relu(bn(x)))) into a slice of the block's buffer, and the statistics of y. Contract:
 // densenet_fast/ops/bn_relu_conv3x3.py; the main loop: conv3x3.cuh.
 #include "conv3x3.cuh"
+#include "dropout.cuh"
 
 namespace densenet_fast::cuda {
 
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_fwd
 #pragma unroll
         for (int e = 0; e < kLaneColumns; e++) {
           v[e] = traits::at(acc, group, e, k);
-          if (p.dropout.seed) v[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
+          if (p.dropout.threshold > 0) v[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
         }
         y.store(m, v);
       }
@@ -84,7 +85,7 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& where) {
     preparation.outputs = static_cast<int>(op.G), preparation.inputs = static_cast<int>(op.C);
     p.source = make_source<decltype(traits)>(plan, op.x, op.C, preparation, where);
     make_affine(op.norm, op.C, kKStep<input_t>, preparation, where);
-    prepare<input_t>(preparation, where);
+    prepare(preparation, where);
 
     p.source.affine = preparation.affine;
     p.G = static_cast<int>(op.G), p.dropout = op.dropout, p.y = op.y, p.stats = op.stats;

@@ -144,6 +144,14 @@ struct Moments {
   static constexpr int kValues = 3;
   float value[kValues] = {0.f, 0.f, 0.f};
 
+  // x as the `count`-th value; inverse = 1 / count.
+  __device__ __forceinline__ void add(float x, float count, float inverse) {
+    const float distance = x - value[1];
+    value[0] = count;
+    value[1] = fmaf(distance, inverse, value[1]);
+    value[2] = fmaf(distance, x - value[1], value[2]);
+  }
+
   __device__ __forceinline__ void merge(const Moments& other) {
     const float n = other.value[0];
     if (n == 0.f) return;

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "common.cuh"
-#include "dropout.cuh"
 
 #include <cmath>
 #include <type_traits>
@@ -127,72 +126,12 @@ struct Prepare {
   int64_t M;
   int G, d_stride, dy_granule, y_granule;
   ConstMatrix dy, y;
-  Correction norm_y;
+  Correction correction_y;
   Dropout dropout;
   void* d;
 };
 
-template <class input_t>
-__device__ __forceinline__ void pack_weight(const Prepare& p, int64_t index) {
-  const int rows = 8 * p.tiles_n;
-  int64_t rest = index;
-  const auto next = [&rest](int size) {
-    const int i = static_cast<int>(rest % size);
-    rest /= size;
-    return i;
-  };
-  const int row = next(rows), half = next(kChunkPieces), tap = next(kTaps);
-  const int warp = next(p.warps_n), chunk = next(p.chunks);
-  const int n = p.group_tiles, j = row / 8 % n, column = row % 8;
-  const int output = (static_cast<int>(rest) * p.warps_n + warp) * rows + row / (8 * n) * 8 * n + column / 2 * 2 * n +
-                     2 * j + column % 2;
-  const int input = (chunk * kChunkPieces + half) * kVector<input_t>;
-  const int64_t* const stride = p.weight.stride;
-  const input_t* from = static_cast<const input_t*>(p.weight.data) + output * stride[0] + input * stride[1] +
-                        tap / 3 * stride[2] + tap % 3 * stride[3];
-  input_t* to = static_cast<input_t*>(p.packed) + index * kVector<input_t>;
-#pragma unroll
-  for (int e = 0; e < kVector<input_t>; e++)
-    to[e] = output < p.outputs && input + e < p.inputs ? from[e * stride[1]] : input_t(0.f);
-}
-
-template <class input_t>
-__device__ __forceinline__ void correct_gradient(const Prepare& p, int64_t index) {
-  const int pieces = p.d_stride / kVector<input_t>, c = static_cast<int>(index % pieces) * kVector<input_t>;
-  const int64_t m = index / pieces;
-  const Piece<input_t> dy = Piece<input_t>::load(static_cast<const input_t*>(p.dy.data) + m * p.dy.stride + c, p.G - c,
-                                                 p.dy_granule);
-  const Piece<input_t> y = Piece<input_t>::load(static_cast<const input_t*>(p.y.data) + m * p.y.stride + c, p.G - c,
-                                                p.y_granule);
-  Piece<input_t> d{};
-#pragma unroll
-  for (int e = 0; e < kVector<input_t>; e++) {
-    if (c + e >= p.G) break;
-    d.value[e] = dy.value[e] - p.norm_y.a[c + e] - p.norm_y.b[c + e] * (y.value[e] - p.norm_y.mean[c + e]);
-    if (p.dropout.seed) d.value[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
-  }
-  d.store(static_cast<input_t*>(p.d) + m * p.d_stride + c, kVector<input_t>, 16);
-}
-
-template <class input_t>
-__global__ void __launch_bounds__(kThreads) conv3x3_prepare_kernel(const Prepare p) {
-  int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index < p.weight_pieces) return pack_weight<input_t>(p, index);
-  index -= p.weight_pieces;
-  if (index < p.affine_count) {
-    p.affine[index] = affine(p.norm, static_cast<int>(index), p.C);
-    return;
-  }
-  index -= p.affine_count;
-  if (index < p.M * (p.d_stride / kVector<input_t>)) correct_gradient<input_t>(p, index);
-}
-
-template <class input_t>
-void prepare(const Prepare& p, const Launch& where) {
-  const int64_t count = p.weight_pieces + p.affine_count + p.M * (p.d_stride / kVector<input_t>);
-  launch(conv3x3_prepare_kernel<input_t>, dim3(static_cast<unsigned>(ceil_div<int64_t>(count, kThreads))), kThreads, 0,
-         where, p);
-}
+void prepare(const Prepare& p, const Launch& where);
 
 // Forward and input gradient: blocks of kWarps warps, `warps_n` of them along the output channels.
 
@@ -486,11 +425,11 @@ inline Plan make_plan(const Shape& shape, int64_t outputs, const Launch& where) 
         const int parts = ceil_div(runs * columns / 8, 2);
         const int stages = n == 2 ? 3 : 2, weights = kTaps * kChunkPieces * plan.columns();
         const int bytes = (kChunkPieces * plan.tiling.halo_pitch + weights) * 16;
-        if (parts * warps_n > kWarps || stages * bytes + plan.tiling.halo_pixels * 4 > where.shared_bytes) break;
+        if (parts * warps_n > kWarps || stages * bytes + plan.tiling.halo_pixels * 4 > where.device.shared_bytes) break;
         const double blocks = static_cast<double>(plan.tiling.tiles()) * plan.column_blocks(outputs);
         const double products = kProductClocks * kTaps * kRunRows * n * parts * warps_n;
         const double clocks = std::max(products, bytes / kBytesPerClock) + kLatency;
-        const double total = std::ceil(blocks / where.multiprocessors) * clocks;
+        const double total = std::ceil(blocks / where.device.multiprocessors) * clocks;
         if (best.warps_n == 0 || total < least) best = plan, least = total;
       }
   return best;

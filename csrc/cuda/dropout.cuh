@@ -11,7 +11,7 @@ __device__ __forceinline__ float dropout_multiplier(const Dropout& dropout, int6
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   z ^= z >> 31;
-  return static_cast<uint32_t>(z >> 40) >= dropout.threshold ? dropout.multiplier : 0.f;
+  return (z >> 40) >= dropout.threshold ? dropout.multiplier : 0.f;
 }
 
 }  // namespace densenet_fast::cuda
