@@ -34,8 +34,8 @@ GEOMETRIES = [
     Geometry(3, 8, 8, 37, 48, 12),
     Geometry(1, 13, 1, 9, 5, 3),
     Geometry(2, 1, 1, 30, 96, 24),
-    Geometry(1, 17, 15, 176, 128, 32),
-    Geometry(2, 9, 7, 150, 192, 48),
+    Geometry(1, 10, 15, 176, 128, 32),
+    Geometry(2, 5, 7, 150, 192, 48),
     Geometry(1, 6, 5, 301, 160, 40),
 ]
 

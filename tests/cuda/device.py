@@ -157,13 +157,14 @@ class Machine:
         self._callback = self._SIGNATURE(self._launch)
         self._library.set_launch(self._callback)
         self.reset()
+        everything = ops.OPERATIONS + ops.OPTIONAL
         self._schemas = torch.library.Library("densenet_fast_ptx", "FRAGMENT")
-        for operation in ops.OPERATIONS:
+        for operation in everything:
             self._schemas.define(f"{operation.name}.native{operation.schema}")
             self._schemas.impl(f"{operation.name}.native", operation.fake, "Meta")
         namespace = torch.ops.densenet_fast_ptx
         self.operations = SimpleNamespace(
-            **{o.name: self._checked(getattr(namespace, o.name).native) for o in ops.OPERATIONS}
+            **{o.name: self._checked(getattr(namespace, o.name).native) for o in everything}
         )
 
     def reset(self) -> None:
