@@ -70,6 +70,11 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
+def find_ninja() -> str | None:
+    """Also where it is installed beside this Python and PATH does not tell."""
+    return shutil.which("ninja") or shutil.which("ninja", path=os.path.dirname(sys.executable))
+
+
 def nvcc_version() -> str:
     told = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", told)
@@ -91,6 +96,8 @@ def why_not_cuda() -> str | None:
         return f"torch {torch.__version__} has no CUDA"
     if find_nvcc() is None:
         return "no nvcc in CUDA_HOME, PATH or /usr/local/cuda"
+    if find_ninja() is None:
+        return "no ninja"
     if nvcc_version().partition(".")[0] != torch.version.cuda.partition(".")[0]:
         return f"nvcc is of CUDA {nvcc_version()}, torch of CUDA {torch.version.cuda}"
     return None
@@ -155,7 +162,7 @@ def compile_cuda(folder: str, include_dirs: list[str]) -> list[str]:
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "build.ninja"), "w") as file:
         file.write("\n".join(rules))
-    subprocess.run(["ninja", "-C", folder], check=True)
+    subprocess.run([find_ninja(), "-C", folder], check=True)
     with open(os.path.join(folder, "resources.inc"), "w") as file:
         file.write("\n".join(resources(objects)))
     return objects

@@ -91,6 +91,16 @@ class Arguments {
     const Tensor& w = rows ? t : copies_.back();
     to = {static_cast<decltype(to.data)>(w.const_data_ptr()), {w.stride(0), w.stride(1), w.stride(2), w.stride(3)}};
   }
+  // A weight that is written: contiguous, or empty if it is not wanted.
+  template <class element_t>
+  void written_weight(element_t*& to, const char* name, const Tensor& t, int64_t outputs, int64_t C,
+                      int64_t kernel) const {
+    to = nullptr;
+    if (t.numel() == 0) return;
+    weight(name, t, outputs, C, kernel);
+    if (!t.is_contiguous()) refuse(std::string("memory of ") + name, "a strided tensor", "a contiguous one");
+    to = static_cast<element_t*>(t.mutable_data_ptr());
+  }
   Dropout dropout(double drop_rate, const MaybeTensor& seed) const;
 
   // A matrix [M, C], copied if it is not contiguous.

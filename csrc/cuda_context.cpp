@@ -1,6 +1,8 @@
-// One call on a CUDA device: the device made current, PyTorch's current stream, and memory from PyTorch's allocator, which
-// may be used again as soon as the launches that use it are on the stream.
+// One call on a CUDA device: the device made current, PyTorch's current stream, and memory from PyTorch's allocator,
+// which may be used again as soon as the launches that use it are on the stream.
 #include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
 
 #include "arguments.h"
 
@@ -39,8 +41,9 @@ class TensorWorkspace final : public cuda::Workspace {
   // `count` elements, rounded up to 256, of the last chunk; of a new one where they do not fit.
   void* take(std::vector<Chunk>& chunks, int64_t count, ScalarType dtype, int64_t least) {
     const int64_t rounded = (count + 255) / 256 * 256;
-    if (chunks.empty() || chunks.back().used + rounded > chunks.back().tensor.numel()) {
-      Tensor chunk = torch::stable::empty({std::max({rounded, least, chunks.empty() ? 0 : chunks.back().tensor.numel()})}, dtype, std::nullopt, device_);
+    const int64_t size = chunks.empty() ? 0 : chunks.back().tensor.numel();
+    if (chunks.empty() || chunks.back().used + rounded > size) {
+      Tensor chunk = torch::stable::empty({std::max({rounded, least, size})}, dtype, std::nullopt, device_);
       if (dtype == ScalarType::Int) torch::stable::zero_(chunk);
       chunks.push_back({chunk, 0});
     }

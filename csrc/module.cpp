@@ -66,8 +66,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
         return facts;
       },
-      "How the library was built: compiler, flags, the PyTorch it was compiled against; with CUDA kernels also nvcc's version "
-      "and the architectures.");
+      "How the library was built: compiler, flags, the PyTorch it was compiled against; with CUDA kernels also nvcc's "
+      "version and the architectures.");
   m.def(
       "cuda_kernels",
       [] {

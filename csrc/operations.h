@@ -1,5 +1,6 @@
 // What the kernels of every device compute: one structure of pointers and sizes for each operation of
-// densenet_fast/ops, and a table of functions. NHWC: an activation [N, C, H, W] is a matrix of M = N*H*W rows of C channels.
+// densenet_fast/ops, and a table of functions. NHWC: an activation [N, C, H, W] is a matrix of M = N*H*W rows of C
+// channels.
 #pragma once
 
 #include <cstdint>

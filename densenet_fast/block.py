@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from torch.utils._pytree import tree_leaves, tree_map
-
 from .buffer import Buffer, Gradient
-from .steps import Bottleneck, Kept, Layer
+from .ops._operation import image, vector
+from .steps import Bottleneck, Kept, Layer, flatten
 
 
 def forward(
@@ -16,13 +15,7 @@ def forward(
     """The layers whose input begins with the first `c` channels of the buffer. `infer` lets those on running statistics
     take their inference operation."""
     if _is_one_operation(ops, layers):
-        lists = _lists(layers)
-        z, *stats = ops.dense_block_fwd(buffer.x, buffer.mean, buffer.var, buffer.tracked, c, *lists, keep_z)
-        pairs = [
-            pair if layer.norm2.uses_batch else (None, None)
-            for layer, pair in zip(layers, zip(*stats, strict=True), strict=True)
-        ]
-        return [Kept(z[i] if keep_z else None, *pair) for i, pair in enumerate(pairs)]
+        return _forward_in_one(ops, buffer, layers, c, keep_z)
     kept = []
     for layer in layers:
         if infer and layer.seed is None and not any(norm.uses_batch for norm in layer.norms):
@@ -44,9 +37,9 @@ def backward(
     needs_x: bool,
     needs: Sequence[Any],
 ) -> tuple[Layer, ...]:
-    """Gradients of the layers, the last first; those below all that needs one get none."""
-    lowest = 0 if needs_x else next((i for i, n in enumerate(needs) if any(tree_leaves(n))), len(layers))
-    below = [tree_map(lambda _: None, layer) for layer in layers[:lowest]]
+    """Gradients of the layers; one below all that needs a gradient keeps its place."""
+    lowest = 0 if needs_x else next((i for i, n in enumerate(needs) if any(flatten([n]))), len(layers))
+    below = layers[:lowest]
     starts = [c]
     for layer in layers:
         starts.append(starts[-1] + layer.growth)
@@ -72,6 +65,16 @@ def _lists(layers: Sequence[Any]) -> tuple[list[Any], list[float]]:
     return tensors, numbers
 
 
+def _forward_in_one(ops: SimpleNamespace, buffer: Buffer, layers: Sequence[Any], c: int, keep_z: bool) -> list[Kept]:
+    widths = [layer.weight1.shape[0] for layer in layers]
+    taken = [width if layer.norm2.uses_batch else 0 for width, layer in zip(widths, layers, strict=True)]
+    z = [image(buffer.x, width, *buffer.x.shape[2:]) for width in widths if keep_z]
+    mean, var = ([vector(buffer.x, size) for size in taken] for _ in range(2))
+    ops.dense_block_fwd(buffer.x, buffer.mean, buffer.var, buffer.tracked, c, *_lists(layers), z, mean, var)
+    stats = [pair if size else (None, None) for size, pair in zip(taken, zip(mean, var, strict=True), strict=True)]
+    return [Kept(z[i] if keep_z else None, *pair) for i, pair in enumerate(stats)]
+
+
 def _backward_in_one(
     ops: SimpleNamespace,
     buffer: Buffer,
@@ -82,7 +85,13 @@ def _backward_in_one(
     needs: Sequence[Any],
 ) -> list[Bottleneck]:
     empty = buffer.mean.new_empty(0)
-    gradients = ops.dense_block_bwd(
+    gradients: list[Any] = []
+    for layer, needed in zip(layers, needs, strict=True):
+        for weight, wanted in ((layer.weight1, needed.weight1), (layer.weight2, needed.weight2)):
+            dnorm = (vector(buffer.x, weight.shape[1]) for _ in range(2))
+            dweight = weight.new_empty(weight.shape if wanted else 0)
+            gradients += [*dnorm, dweight]
+    ops.dense_block_bwd(
         *gradient.into(),
         buffer.x,
         buffer.mean,
@@ -92,7 +101,7 @@ def _backward_in_one(
         [k.z for k in kept if k.z is not None],
         [empty if k.mean is None else k.mean for k in kept],
         [empty if k.var is None else k.var for k in kept],
-        [wanted for n in needs for wanted in (n.weight1, n.weight2)],
+        gradients,
     )
     found = []
     for i, layer in enumerate(layers):

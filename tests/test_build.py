@@ -32,6 +32,10 @@ def test_info_tells_the_build_and_every_backend():
     if backends.why_unavailable("native", torch.device("cpu")) is None:
         assert "instruction sets compiled: " in shown
         assert "cpu float32: native available" in shown
+        from densenet_fast import _C
+
+        assert ("bn_relu_conv1x1_fwd_kernel<" in shown) == ("nvcc" in _C.build_facts())
+        assert all(spilled == 0 for *_, spilled in _C.cuda_kernels())
         assert "native not available: its CPU kernels compute in float32, not in bfloat16" in shown
     else:
         assert "cpu float32: native not available: " in shown

@@ -1,5 +1,6 @@
 // bn_relu_conv1x1_bwd: the whole backward of BN-ReLU-conv1x1 in one pass over x.
-//   dz = scale_z*u - z_a - z_b*(z - z_mean),  v = (dz * weight) * (bn(x) > 0),  dx += scale*v,  dweight = dz^T * relu(bn(x))
+//   dz = scale_z*u - z_a - z_b*(z - z_mean),  v = (dz * weight) * (bn(x) > 0),  dx += scale*v,
+//   dweight = dz^T * relu(bn(x)).
 // Grid: slabs of kSlab channels x splits of the rows. A block keeps its slab of weight in shared memory and its slab of
 // dweight in registers over all its rows; tiles of u, z, x and dx stream through a ring of two cp.async stages. It leaves
 // one fp32 partial of dweight and of the sums; a second kernel adds the partials in order and finalizes.
@@ -121,8 +122,10 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_bwd_kernel(c
 
   acc_t dweight[Traits::kTilesM2][Traits::kTilesN2][4] = {};
   float sum_v[Traits::kTilesN1][2] = {}, sum_vx[Traits::kTilesN1][2] = {};
-  const int row1 = warp % Traits::kWarpsM1 * Traits::kTilesM1 * 16, col1 = warp / Traits::kWarpsM1 * Traits::kTilesN1 * 8;
-  const int row2 = warp % Traits::kWarpsM2 * Traits::kTilesM2 * 16, col2 = warp / Traits::kWarpsM2 * Traits::kTilesN2 * 8;
+  const int row1 = warp % Traits::kWarpsM1 * Traits::kTilesM1 * 16;
+  const int col1 = warp / Traits::kWarpsM1 * Traits::kTilesN1 * 8;
+  const int row2 = warp % Traits::kWarpsM2 * Traits::kTilesM2 * 16;
+  const int col2 = warp / Traits::kWarpsM2 * Traits::kTilesN2 * 8;
 
 #pragma unroll 1
   for (int tile = 0; tile < tiles; tile++) {
@@ -142,8 +145,9 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_bwd_kernel(c
         };
 #pragma unroll 2
         for (int r = k_row; r < Traits::kBlockM; r += kRowsK) {
-          auto* const at = reinterpret_cast<Quad<input_t>*>(stage + r * kPitchK + k * kSize);
-          const Quad<input_t> us = *at, zs = *reinterpret_cast<const Quad<input_t>*>(stage + Traits::kZ + r * kPitchK + k * kSize);
+          unsigned char* const piece = stage + r * kPitchK + k * kSize;
+          auto* const at = reinterpret_cast<Quad<input_t>*>(piece);
+          const Quad<input_t> us = *at, zs = *reinterpret_cast<const Quad<input_t>*>(piece + Traits::kZ);
           const float2 u0 = us.pair[0].unpack(), u1 = us.pair[1].unpack();
           const float2 z0 = zs.pair[0].unpack(), z1 = zs.pair[1].unpack();
           const bool inside = r < left;  // rows past the end contribute nothing
@@ -166,8 +170,8 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_bwd_kernel(c
       uint32_t b[Traits::kTilesN1][2];
 #pragma unroll
       for (int j = 0; j < Traits::kTilesN1; j += 2)
-        load_b_transposed<input_t, kPitchC>(b[j], b[j + 1], shared + Traits::kWeight + k * kPitchC + (col1 + j * 8) * kSize,
-                                            lane);
+        load_b_transposed<input_t, kPitchC>(
+            b[j], b[j + 1], shared + Traits::kWeight + k * kPitchC + (col1 + j * 8) * kSize, lane);
 #pragma unroll
       for (int i = 0; i < Traits::kTilesM1; i++) {
         uint32_t raw[4];

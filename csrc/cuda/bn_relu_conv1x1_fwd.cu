@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
   extern __shared__ __align__(128) unsigned char shared[];
   float* const reduce = reinterpret_cast<float*>(shared + Traits::kPipeBytes);  // [kWarpsM, kBlockN]
   float2* const coefficients = reinterpret_cast<float2*>(reduce + Traits::kWarpsM * Traits::kBlockN);  // [C]
-  const int tid = threadIdx.x, lane = tid & 31, warp_m = (tid >> 5) % Traits::kWarpsM, warp_n = (tid >> 5) / Traits::kWarpsM;
+  const int tid = threadIdx.x, lane = tid & 31;
+  const int warp_m = (tid >> 5) % Traits::kWarpsM, warp_n = (tid >> 5) / Traits::kWarpsM;
   const int column_blocks = ceil_div(p.K, Traits::kBlockN);
   const int tile = blockIdx.x / column_blocks, column_block = blockIdx.x % column_blocks;
   const int64_t m0 = static_cast<int64_t>(tile) * Traits::kBlockM;

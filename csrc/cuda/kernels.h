@@ -71,8 +71,8 @@ void stem_bwd(const StemBwd& op, const Launch& launch);
 void head_fwd(const HeadFwd& op, const Launch& launch);
 void head_bwd(const HeadBwd& op, const Launch& launch);
 
-// bn_relu_conv1x1_bwd that writes dx where it does not `accumulate`. Without op.z dz is u; without op.norm.mean x is what a
-// ReLU gave, and v gets its mask from it; without op.dnorm.dgamma there is no norm to end with.
+// bn_relu_conv1x1_bwd that writes dx where it does not `accumulate`. Without op.z dz is u; without op.norm.mean x is
+// what a ReLU gave, and v gets its mask from it; without op.dnorm.dgamma there is no norm to end with.
 void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
 
 enum class RunningType : int32_t { kFloat, kDouble, kHalf, kBFloat16 };

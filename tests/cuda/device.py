@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from .. import ptx
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
 INCLUDE = Path(torch.__file__).parent / "include"
 ENTRIES = (
     *("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "dense_block", "head", "stem"),
@@ -31,7 +33,7 @@ def why_not() -> str | None:
     """Why there is nothing to run, as a clause."""
     if shutil.which("nvcc") is None:
         return "there is no nvcc to compile the CUDA kernels"
-    if shutil.which("c++") is None or shutil.which("ninja") is None:
+    if shutil.which("c++") is None or NINJA is None:
         return "there is no C++ compiler, or no ninja"
     return None
 
@@ -68,7 +70,7 @@ def compile_to(folder: Path) -> None:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines))
-    done = subprocess.run(["ninja", "-C", folder], capture_output=True, text=True)
+    done = subprocess.run([NINJA, "-C", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -130,8 +132,8 @@ def _spans(regions: list[Region]) -> list[tuple[int, torch.Tensor]]:
 
 
 class Machine:
-    """A GPU of PTX. `device`: its multiprocessors and shared memory; `order`: from the number of CTAs, the order in which
-    they arrive; `replacement`: kernels to run instead, by `stem`; `launches`: the names of those run."""
+    """A GPU of PTX. `device`: its multiprocessors and shared memory; `order`: from the number of CTAs, the order in
+    which they arrive; `replacement`: kernels to run instead, by `stem`; `launches`: the names of those run."""
 
     _SIGNATURE = ctypes.CFUNCTYPE(
         None,

@@ -1,4 +1,4 @@
-"""bn_relu_conv3x3 on CUDA: every edge of its tiles in integers, whose sums have no rounding, and faults sown into it."""
+"""bn_relu_conv3x3 on CUDA: every edge of its tiles in integers, whose sums are not rounded, and faults sown into it."""
 
 import re
 

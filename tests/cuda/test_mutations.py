@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from functools import cached_property
 
 import pytest
 import torch
@@ -126,9 +127,12 @@ class _Lazy:
     def __init__(self, text, name):
         self.text, self.name = text, name
 
+    @cached_property
+    def launch(self):
+        return ptx.Launch(self.text, self.name)
+
     def __getattr__(self, name):
-        self.__dict__["launch"] = launch = ptx.Launch(self.text, self.name)
-        return getattr(launch, name)
+        return getattr(self.launch, name)
 
 
 def caught(machine, eager, name) -> bool:

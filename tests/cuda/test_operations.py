@@ -12,8 +12,9 @@ from ..native.cases import Geometry, applies, clone, error, run, whole_of
 from .cases import GEOMETRIES, MATHS, Case, converted, make
 
 NAMES = [operation.name for operation in ops.OPERATIONS]
+PLAIN = [(name, {}) for name in NAMES]
 VARIANTS = [
-    *((name, {}) for name in NAMES),
+    *PLAIN,
     ("bn_relu_conv3x3_fwd", {"drop_rate": 0.3}),
     ("bn_relu_conv3x3_bwd", {"drop_rate": 0.3}),
     ("bn_relu_conv3x3_bwd", {"accumulate": True}),
@@ -68,14 +69,14 @@ def test_errors_in_bf16(machine, eager, room, name, geometry, options):
 
 
 @ALIGNED
-@every([MIDDLE, LARGE], [(name, {}) for name in NAMES])
+@every([MIDDLE, LARGE], PLAIN)
 @pytest.mark.parametrize("math", ["fp16", "fp32", "tf32"])
 def test_errors_in_other_dtypes(machine, eager, room, name, geometry, options, math):
     check_errors(machine, eager, name, geometry, MATHS[math], **options)
 
 
 @pytest.mark.parametrize("room", [2, 3], indirect=True)
-@every([MIDDLE])
+@every([MIDDLE], PLAIN)
 def test_errors_where_rows_start_anywhere(machine, eager, room, name, geometry, options):
     check_errors(machine, eager, name, geometry, MATHS["bf16"], **options)
 
@@ -89,7 +90,7 @@ def test_errors_of_the_tiles_of_each_device(machine, eager, room, device, name, 
 
 
 @pytest.mark.parametrize("room", [8, 3], indirect=True)
-@every([MIDDLE])
+@every([MIDDLE], PLAIN)
 def test_only_the_slices_are_touched(machine, room, name, geometry, options):
     """All around the slices is NaN, and so is what nobody has written: none may be read or change."""
     case = make(name, geometry, torch.bfloat16, **options)
