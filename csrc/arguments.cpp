@@ -1,12 +1,9 @@
 #include "arguments.h"
 
 #include <cmath>
-#include <mutex>
 #include <stdexcept>
 
 namespace densenet_fast {
-
-using torch::headeronly::ScalarType;
 
 namespace {
 
@@ -28,7 +25,7 @@ std::vector<int64_t> strides_of(const Tensor& t) {
   return s;
 }
 
-// Floats from one pixel of [N, C, H, W] to the next, or -1 if the pixels are no rows of contiguous channels at one
+// Elements from one pixel of [N, C, H, W] to the next, or -1 if the pixels are no rows of contiguous channels at one
 // constant stride.
 int64_t row_stride(const Tensor& t) {
   const int64_t n = t.size(0), c = t.size(1), h = t.size(2), w = t.size(3);
@@ -38,15 +35,40 @@ int64_t row_stride(const Tensor& t) {
   return ok ? row : -1;
 }
 
+const char* name_of(bool cuda) { return cuda ? "cuda" : "cpu"; }
+
+std::string name_of(const Tensor& t) {
+  if (!t.is_cuda()) return t.is_cpu() ? "cpu" : "another device";
+  return "cuda:" + std::to_string(t.get_device_index());
+}
+
+bool is_activation(bool half, ScalarType dtype) {
+  return dtype == ScalarType::Float || (half && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16));
+}
+
 }  // namespace
+
+Arguments::Arguments(const char* operation, Place place, const Tensor& x)
+    : operation_(operation), device_(x.device()), dtype_(x.scalar_type()) {
+  if (place.cuda ? !x.is_cuda() : !x.is_cpu()) refuse("device of x", name_of(x), name_of(place.cuda));
+  if (!is_activation(place.half, dtype_))
+    refuse("dtype of x", torch::headeronly::toString(dtype_), place.half ? "Float, Half or BFloat16" : "Float");
+}
 
 void Arguments::refuse(const std::string& what, const std::string& got, const std::string& expected) const {
   throw std::runtime_error(std::string("densenet_fast::") + operation_ + ": wrong " + what + ": got " + got +
                            ", expected " + expected);
 }
 
+void Arguments::same_device(const char* name, const Tensor& t) const {
+  if (t.device() == device_) return;
+  const bool cuda = device_.is_cuda();
+  refuse(std::string("device of ") + name, name_of(t),
+         cuda ? "cuda:" + std::to_string(device_.index()) + ", where x is" : name_of(cuda));
+}
+
 void Arguments::dtype_and_device(const char* name, const Tensor& t, ScalarType dtype) const {
-  if (!t.is_cpu()) refuse(std::string("device of ") + name, t.is_cuda() ? "cuda" : "another device", "cpu");
+  same_device(name, t);
   if (t.scalar_type() != dtype)
     refuse(std::string("dtype of ") + name, torch::headeronly::toString(t.scalar_type()),
            torch::headeronly::toString(dtype));
@@ -66,28 +88,29 @@ void Arguments::not_empty(const char* name, const Tensor& t) const {
   if (t.numel() == 0) refuse(std::string("sizes of ") + name, text(sizes_of(t)), "a tensor that is not empty");
 }
 
-cpu::ConstMatrix Arguments::image(const char* name, const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) const {
-  dtype_and_device(name, t, ScalarType::Float);
+Rows Arguments::image(const char* name, const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) const {
+  dtype_and_device(name, t, dtype_);
   sizes(name, t, {N, C, H, W});
   not_empty(name, t);
   const int64_t stride = row_stride(t);
   if (stride < 0)
     refuse(std::string("strides of ") + name, text(strides_of(t)) + " for " + text(sizes_of(t)),
            "NHWC memory: rows of contiguous channels at one constant stride");
-  return {t.const_data_ptr<float>(), stride};
+  return {t.const_data_ptr(), stride};
 }
 
-cpu::Shape Arguments::shape(const char* name, const Tensor& t) const {
+Shape Arguments::shape(const char* name, const Tensor& t) const {
   image(name, t, -1, -1, -1, -1);
   return {t.size(0), t.size(2), t.size(3)};
 }
 
-void Arguments::disjoint(const char* written, cpu::Matrix w, int64_t w_rows, int64_t w_columns, const char* read,
-                         cpu::ConstMatrix r, int64_t r_rows, int64_t r_columns) const {
-  const float *w_end = w.data + (w_rows - 1) * w.stride + w_columns, *r_end = r.data + (r_rows - 1) * r.stride + r_columns;
-  if (w_end <= r.data || r_end <= w.data) return;
+void Arguments::disjoint(const char* written, Rows w, int64_t w_rows, int64_t w_columns, const char* read, Rows r,
+                         int64_t r_rows, int64_t r_columns) const {
+  const int64_t size = dtype_ == ScalarType::Float ? 4 : 2;
+  const int64_t from_w_to_r = (static_cast<const char*>(r.data) - static_cast<const char*>(w.data)) / size;
+  if ((w_rows - 1) * w.stride + w_columns <= from_w_to_r || (r_rows - 1) * r.stride + r_columns <= -from_w_to_r) return;
   // Slices of one buffer: the columns of each must lie in the gap between the other's rows.
-  const int64_t distance = (((r.data - w.data) % w.stride) + w.stride) % w.stride;
+  const int64_t distance = (from_w_to_r % w.stride + w.stride) % w.stride;
   const bool ok = w.stride == r.stride && distance >= w_columns && distance + r_columns <= w.stride;
   if (!ok)
     refuse(std::string("memory of ") + written, std::string("memory that ") + read + " shares", "memory of its own");
@@ -108,82 +131,69 @@ float* Arguments::written_vector(const char* name, const Tensor& t, int64_t size
   return t.mutable_data_ptr<float>();
 }
 
-cpu::Stats Arguments::written_stats(const MaybeTensor& y_mean, const MaybeTensor& y_var, int64_t C) const {
+Stats Arguments::written_stats(const MaybeTensor& y_mean, const MaybeTensor& y_var, int64_t C) const {
   if (!y_mean || !y_var) return {};
   return {written_vector("y_mean", *y_mean, C), written_vector("y_var", *y_var, C)};
 }
 
-cpu::Correction Arguments::correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b,
-                                      int64_t C) {
+Correction Arguments::correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b,
+                                 int64_t C) {
   const std::string p(prefix);
   return {vector((p + "mean").c_str(), mean, C), vector((p + "a").c_str(), a, C), vector((p + "b").c_str(), b, C)};
 }
 
-cpu::NormGradient Arguments::norm_gradient(const Tensor& a, const Tensor& b, int64_t C, bool batch_stats) const {
+NormGradient Arguments::norm_gradient(const Tensor& a, const Tensor& b, int64_t C, bool batch_stats) const {
   float *a_out = written_vector("a", a, C), *b_out = written_vector("b", b, C);
   return {nullptr, nullptr, batch_stats ? a_out : nullptr, batch_stats ? b_out : nullptr};
 }
 
-cpu::Norm Arguments::norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
-                          double eps, int64_t C, const char* suffix) {
+Norm Arguments::norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
+                     double eps, int64_t C, const char* suffix) {
   const std::string names[] = {std::string("mean") + suffix, std::string("var") + suffix,
                                std::string("gamma") + suffix, std::string("beta") + suffix};
   return {vector(names[0].c_str(), mean, C), vector(names[1].c_str(), var, C), vector(names[2].c_str(), gamma, C),
           vector(names[3].c_str(), beta, C), eps};
 }
 
-cpu::Weight Arguments::weight(const char* name, const Tensor& t, int64_t outputs, int64_t C, int64_t kernel) const {
-  dtype_and_device(name, t, ScalarType::Float);
+void Arguments::weight(const char* name, const Tensor& t, int64_t outputs, int64_t C, int64_t kernel) const {
+  dtype_and_device(name, t, dtype_);
   sizes(name, t, {outputs, C, kernel, kernel});
   not_empty(name, t);
-  return {t.const_data_ptr<float>(), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
 
-cpu::Dropout Arguments::dropout(double drop_rate, const MaybeTensor& seed) const {
-  if (!seed) return {0, 0, 1};
+Dropout Arguments::dropout(double drop_rate, const MaybeTensor& seed) const {
+  if (!seed) return {nullptr, 0, 1};
   dtype_and_device("seed", *seed, ScalarType::Long);
   if (seed->numel() != 1) refuse("sizes of seed", text(sizes_of(*seed)), "a scalar");
   if (!(drop_rate >= 0 && drop_rate <= 1)) refuse("drop_rate", std::to_string(drop_rate), "a number between 0 and 1");
   const auto threshold = static_cast<uint64_t>(std::nearbyint(drop_rate * (1 << 24)));
   const float kept = 1.f / static_cast<float>(drop_rate < 1 ? 1 - drop_rate : 1);
-  return {static_cast<uint64_t>(*seed->const_data_ptr<int64_t>()), threshold, kept};
+  return {seed->const_data_ptr<int64_t>(), threshold, kept};
 }
 
-const float* Arguments::matrix(const char* name, const Tensor& t, int64_t M, int64_t C) {
-  dtype_and_device(name, t, ScalarType::Float);
+Rows Arguments::matrix(const char* name, const Tensor& t, int64_t M, int64_t C) {
+  dtype_and_device(name, t, dtype_);
   sizes(name, t, {M, C});
-  if (t.is_contiguous()) return t.const_data_ptr<float>();
-  copies_.push_back(torch::stable::contiguous(t));
-  return copies_.back().const_data_ptr<float>();
+  if (!t.is_contiguous()) copies_.push_back(torch::stable::contiguous(t));
+  return {(t.is_contiguous() ? t : copies_.back()).const_data_ptr(), C};
 }
 
-Tensor new_vector(int64_t size) { return torch::stable::empty({size}, ScalarType::Float); }
+Tensor Arguments::new_vector(int64_t size) const {
+  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, device_);
+}
 
-Tensor new_image(int64_t N, int64_t C, int64_t H, int64_t W) {
-  return torch::stable::empty({N, C, H, W}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
+Tensor Arguments::new_image(int64_t N, int64_t C, int64_t H, int64_t W) const {
+  return torch::stable::empty({N, C, H, W}, dtype_, std::nullopt, device_, std::nullopt,
                               torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-Tensor new_weight(const Tensor& like, bool wanted) {
-  if (!wanted) return new_vector(0);
-  return torch::stable::empty({like.size(0), like.size(1), like.size(2), like.size(3)}, ScalarType::Float);
+Tensor Arguments::new_matrix(int64_t M, int64_t C) const {
+  return torch::stable::empty({M, C}, dtype_, std::nullopt, device_);
 }
 
-float* data(const Tensor& t) { return t.mutable_data_ptr<float>(); }
-
-struct TensorWorkspace::Blocks {
-  std::vector<Tensor> tensors;
-  std::mutex mutex;
-};
-
-TensorWorkspace::TensorWorkspace() : blocks_(new Blocks) {}
-TensorWorkspace::~TensorWorkspace() { delete blocks_; }
-
-float* TensorWorkspace::floats(int64_t count) {
-  Tensor t = new_vector(count);
-  const std::lock_guard<std::mutex> lock(blocks_->mutex);
-  blocks_->tensors.push_back(t);
-  return data(t);
+Tensor Arguments::new_weight(const Tensor& like, bool wanted) const {
+  if (!wanted) return torch::stable::empty({0}, dtype_, std::nullopt, device_);
+  return torch::stable::empty({like.size(0), like.size(1), like.size(2), like.size(3)}, dtype_, std::nullopt, device_);
 }
 
 }  // namespace densenet_fast

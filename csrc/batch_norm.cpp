@@ -4,31 +4,41 @@
 namespace densenet_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
-
+template <class Device>
 std::tuple<Tensor, Tensor> channel_stats(const Tensor& x) {
-  Arguments check("channel_stats");
-  const cpu::Shape shape = check.shape("x", x);
-  const int64_t C = x.size(1);
-  const cpu::ConstMatrix rows = check.image("x", x, shape, C);
-  const VectorPair stats(C);
-  TensorWorkspace workspace;
-  kernels().channel_stats(shape.rows(), C, rows, stats.stats(), workspace);
+  Arguments check("channel_stats", Device::kPlace, x);
+  const Shape shape = check.shape("x", x);
+  typename Device::ChannelStats op{};
+  op.M = shape.rows();
+  op.C = x.size(1);
+  op.x = check.image("x", x, shape, op.C);
+
+  const VectorPair stats(check, op.C);
+  op.stats = stats.stats();
+  typename Device::Context context(check);
+  Device::kernels().channel_stats(op, context);
   return {stats.first, stats.second};
 }
 
+template <class Device>
 Tensor bn_bwd_apply(const Tensor& v, const Tensor& x, const Tensor& mean, const Tensor& a, const Tensor& b) {
-  Arguments check("bn_bwd_apply");
-  const cpu::Shape shape = check.shape("x", x);
-  const int64_t C = x.size(1);
-  const cpu::ConstMatrix x_rows = check.image("x", x, shape, C), v_rows = check.image("v", v, shape, C);
-  const cpu::Correction correction = check.correction("", mean, a, b, C);
-  const Tensor dx = new_image(shape.N, C, shape.H, shape.W);
-  kernels().bn_bwd_apply(shape.rows(), C, v_rows, x_rows, correction, {data(dx), C});
+  Arguments check("bn_bwd_apply", Device::kPlace, x);
+  const Shape shape = check.shape("x", x);
+  typename Device::BnBwdApply op{};
+  op.M = shape.rows();
+  op.C = x.size(1);
+  op.x = check.image("x", x, shape, op.C);
+  op.v = check.image("v", v, shape, op.C);
+  op.correction = check.correction("", mean, a, b, op.C);
+
+  const Tensor dx = check.new_image(shape.N, op.C, shape.H, shape.W);
+  op.dx = check.image("dx", dx, shape, op.C);
+  typename Device::Context context(check);
+  Device::kernels().bn_bwd_apply(op, context);
   return dx;
 }
 
-// running += momentum * (batch - running); running may have another dtype than the batch's statistics.
+// running += momentum * (batch - running) for one norm; running may have another dtype than the batch's statistics.
 template <class running_t>
 void update(const Tensor& running, const float* batch, double momentum, double correction) {
   running_t* r = running.mutable_data_ptr<running_t>();
@@ -52,9 +62,42 @@ void update_any(const Tensor& running, const float* batch, double momentum, doub
   }
 }
 
+struct NormUpdate {
+  Tensor running_mean, running_var;
+  const float *mean, *var;  // [C]
+  double momentum, unbias;  // unbias = count / (count - 1)
+};
+
+void update_running_stats_on(const CpuDevice&, const Arguments&, const std::vector<NormUpdate>& norms) {
+  for (const NormUpdate& n : norms) {
+    update_any(n.running_mean, n.mean, n.momentum, 1);
+    update_any(n.running_var, n.var, n.momentum, n.unbias);
+  }
+}
+
+#ifdef DENSENET_FAST_CUDA
+cuda::RunningType running_type(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return cuda::RunningType::kDouble;
+    case ScalarType::Half: return cuda::RunningType::kHalf;
+    case ScalarType::BFloat16: return cuda::RunningType::kBFloat16;
+    default: return cuda::RunningType::kFloat;
+  }
+}
+
+void update_running_stats_on(const CudaDevice&, const Arguments& check, const std::vector<NormUpdate>& norms) {
+  std::vector<cuda::RunningStats> table;
+  for (const NormUpdate& n : norms)
+    table.push_back({n.running_mean.mutable_data_ptr(), n.running_var.mutable_data_ptr(), n.mean, n.var,
+                     static_cast<int32_t>(n.running_mean.numel()), running_type(n.running_mean),
+                     running_type(n.running_var), n.momentum, n.unbias});
+  CudaDevice::update_running_stats(table, CudaDevice::Context(check));
+}
+#endif
+
 void check_running(const Arguments& check, const char* name, const Tensor& t, int64_t C) {
   const ScalarType dtype = t.scalar_type();
-  if (!t.is_cpu()) check.refuse(std::string("device of ") + name, t.is_cuda() ? "cuda" : "another device", "cpu");
+  check.same_device(name, t);
   if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::Half &&
       dtype != ScalarType::BFloat16)
     check.refuse(std::string("dtype of ") + name, torch::headeronly::toString(dtype), "a floating dtype");
@@ -63,33 +106,35 @@ void check_running(const Arguments& check, const char* name, const Tensor& t, in
                  std::to_string(C) + " contiguous ones");
 }
 
+template <class Device>
 void update_running_stats(std::vector<Tensor> running_mean, std::vector<Tensor> running_var, std::vector<Tensor> mean,
                           std::vector<Tensor> var, std::vector<int64_t> count, std::vector<double> momentum) {
-  Arguments check("update_running_stats");
+  if (mean.empty()) return;
+  Arguments check("update_running_stats", Device::kPlace, mean[0]);
   const size_t norms = running_mean.size();
   for (size_t size : {running_var.size(), mean.size(), var.size(), count.size(), momentum.size()})
     if (size != norms) check.refuse("length of a list", std::to_string(size), std::to_string(norms));
-  std::vector<const float*> means(norms), vars(norms);
+  std::vector<NormUpdate> updates;
   for (size_t i = 0; i < norms; i++) {
     const int64_t C = running_mean[i].numel();
     check_running(check, "running_mean", running_mean[i], C);
     check_running(check, "running_var", running_var[i], C);
-    means[i] = check.vector("mean", mean[i], C);
-    vars[i] = check.vector("var", var[i], C);
     if (count[i] < 2) check.refuse("count", std::to_string(count[i]), "at least 2");
-  }
-  for (size_t i = 0; i < norms; i++) {
     const double n = static_cast<double>(count[i]);
-    update_any(running_mean[i], means[i], momentum[i], 1);
-    update_any(running_var[i], vars[i], momentum[i], n / (n - 1));
+    updates.push_back({running_mean[i], running_var[i], check.vector("mean", mean[i], C),
+                       check.vector("var", var[i], C), momentum[i], n / (n - 1)});
   }
+  update_running_stats_on(Device(), check, updates);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {
-  m.impl("channel_stats.native", TORCH_BOX(&channel_stats));
-  m.impl("bn_bwd_apply.native", TORCH_BOX(&bn_bwd_apply));
-  m.impl("update_running_stats.native", TORCH_BOX(&update_running_stats));
+template <class Device>
+void entries(Library& m) {
+  m.impl("channel_stats.native", TORCH_BOX(&channel_stats<Device>));
+  m.impl("bn_bwd_apply.native", TORCH_BOX(&bn_bwd_apply<Device>));
+  m.impl("update_running_stats.native", TORCH_BOX(&update_running_stats<Device>));
 }
+
+DENSENET_FAST_REGISTER(entries)
 
 }  // namespace
 }  // namespace densenet_fast

@@ -1,4 +1,5 @@
-// Which instruction set the CPU kernels use, and PyTorch's threads for them.
+// Which instruction set the CPU kernels use, and PyTorch's threads and memory for them.
+#include <mutex>
 #include <stdexcept>
 
 #include "arguments.h"
@@ -61,20 +62,37 @@ const cpu::Kernels*& chosen() {
 
 }  // namespace
 
-const cpu::Kernels& kernels() { return *chosen(); }
+const cpu::Kernels& CpuDevice::kernels() { return *chosen(); }
 
-std::string instruction_set_in_use() { return kernels().instruction_set; }
+struct CpuDevice::Context::Blocks {
+  std::vector<Tensor> tensors;
+  std::mutex mutex;
+};
+
+CpuDevice::Context::Context(const Arguments&) : blocks_(new Blocks) {}
+CpuDevice::Context::~Context() { delete blocks_; }
+
+void CpuDevice::Context::release() { blocks_->tensors.clear(); }
+
+float* CpuDevice::Context::floats(int64_t count) {
+  Tensor t = torch::stable::empty({count}, ScalarType::Float);
+  const std::lock_guard<std::mutex> lock(blocks_->mutex);
+  blocks_->tensors.push_back(t);
+  return t.mutable_data_ptr<float>();
+}
+
+std::string instruction_set_in_use() { return CpuDevice::kernels().name; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Candidate& c : candidates())
-    if (c.runs) names.emplace_back(c.kernels->instruction_set);
+    if (c.runs) names.emplace_back(c.kernels->name);
   return names;
 }
 
 std::vector<std::string> compiled_instruction_sets() {
   std::vector<std::string> names;
-  for (const Candidate& c : candidates()) names.emplace_back(c.kernels->instruction_set);
+  for (const Candidate& c : candidates()) names.emplace_back(c.kernels->name);
   return names;
 }
 
@@ -82,11 +100,11 @@ void use_instruction_set(const std::string& name) {
   std::string available;
   for (const Candidate& c : candidates()) {
     if (!c.runs) continue;
-    if (name == c.kernels->instruction_set) {
+    if (name == c.kernels->name) {
       chosen() = c.kernels;
       return;
     }
-    available += (available.empty() ? "" : ", ") + std::string(c.kernels->instruction_set);
+    available += (available.empty() ? "" : ", ") + std::string(c.kernels->name);
   }
   throw std::runtime_error("wrong instruction set: got " + name + ", expected one of " + available);
 }

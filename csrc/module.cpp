@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cxxabi.h>
+
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -11,6 +14,42 @@ std::vector<std::string> instruction_sets();
 std::vector<std::string> compiled_instruction_sets();
 std::string instruction_set_in_use();
 void use_instruction_set(const std::string& name);
+
+// PyTorch's setting for convolutions in fp32; the stable ABI does not tell it.
+bool tf32_allowed() {
+  const pybind11::gil_scoped_acquire gil;
+  PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<pybind11::object> getter;
+  const pybind11::object& get = getter
+                                    .call_once_and_store_result([] {
+                                      return pybind11::object(
+                                          pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter"));
+                                    })
+                                    .get_stored();
+  return get("cuda", "conv").cast<std::string>() == "tf32";
+}
+
+namespace {
+
+// What ptxas told of a kernel for one architecture.
+struct Resources {
+  const char *kernel, *architecture;
+  int registers, shared_bytes, spilled_bytes;
+};
+
+const std::vector<Resources> kernel_resources = {
+#ifdef DENSENET_FAST_CUDA
+#include DENSENET_FAST_RESOURCES
+#endif
+};
+
+std::string demangled(const char* name) {
+  char* const text = abi::__cxa_demangle(name, nullptr, nullptr, nullptr);
+  const std::string result = text != nullptr ? text : name;
+  std::free(text);
+  return result;
+}
+
+}  // namespace
 }  // namespace densenet_fast
 
 PYBIND11_MODULE(_C, m) {
@@ -21,10 +60,24 @@ PYBIND11_MODULE(_C, m) {
         facts["compiler"] = DENSENET_FAST_COMPILER;
         facts["flags"] = DENSENET_FAST_FLAGS;
         facts["torch"] = DENSENET_FAST_TORCH;
-        facts["cuda"] = false;
+#ifdef DENSENET_FAST_CUDA
+        facts["nvcc"] = DENSENET_FAST_CUDA;
+        facts["architectures"] = DENSENET_FAST_ARCHITECTURES;
+#endif
         return facts;
       },
-      "How the library was built: compiler, flags, the PyTorch it was compiled against, whether it has CUDA kernels.");
+      "How the library was built: compiler, flags, the PyTorch it was compiled against; with CUDA kernels also nvcc's "
+      "version and the architectures.");
+  m.def(
+      "cuda_kernels",
+      [] {
+        std::vector<std::tuple<std::string, std::string, int, int, int>> rows;
+        for (const densenet_fast::Resources& r : densenet_fast::kernel_resources)
+          rows.emplace_back(densenet_fast::demangled(r.kernel), r.architecture, r.registers, r.shared_bytes,
+                            r.spilled_bytes);
+        return rows;
+      },
+      "(kernel with its tile, architecture, registers, static shared memory, bytes spilled) of every CUDA kernel.");
   m.def("compiled_instruction_sets", &densenet_fast::compiled_instruction_sets, "CPU instruction sets compiled in.");
   m.def("instruction_sets", &densenet_fast::instruction_sets, "Those that run on this machine, best first.");
   m.def("instruction_set_in_use", &densenet_fast::instruction_set_in_use, "The one the kernels use.");

@@ -7,14 +7,13 @@ into one pair of vectors, and saved tensors are freed stage by stage. docs/desig
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import or_
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import block
 from .buffer import Buffer, Gradient, allocate
 from .steps import Consumer, Kept, Layer, Output, flatten, unflatten
 
@@ -107,15 +106,7 @@ def _forward(
     channels = x.shape[1] + sum(layer.growth for layer in layers)
     with _without_autocast(x):
         buffer = Buffer.start(stage.ops, x, stats, channels, tracked)
-        c = x.shape[1]
-        kept = []
-        for layer in layers:
-            if infer and layer.seed is None and not any(norm.uses_batch for norm in layer.norms):
-                layer.infer(stage.ops, buffer, c)
-                kept.append(Kept())
-            else:
-                kept.append(layer.forward(stage.ops, buffer, c, keep_z))
-            c += layer.growth
+        kept = block.forward(stage.ops, buffer, layers, x.shape[1], keep_z=keep_z, infer=infer)
         output = Output(buffer.x) if consumer is None else consumer.forward(stage.ops, buffer, stage.output_stats)
     return output, buffer, kept
 
@@ -193,20 +184,13 @@ def _backward(
     """Gradients of x, or None if it needs none, and of the steps; a step that needs none keeps its place."""
     g = allocate(buffer.x.shape, like=buffer.x)
     gradient = Gradient(buffer, g)
-    gradients: list[Any] = [*layers]
+    dconsumer = []
     if consumer is None:
         g.copy_(dy)
     else:
         if dy.dim() == 4:
             dy = dy.contiguous(memory_format=torch.channels_last)
-        gradients.append(consumer.backward(ops, gradient, dy, needs[1]))
-
-    # A layer's gradient is needed for its own tensors and for all layers below that need one.
-    needed = [*accumulate((any(flatten([layer])) for layer in needs[0]), initial=needs_x, func=or_)][1:]
-    c = buffer.x.shape[1]
-    for i in reversed(range(len(layers))):
-        c -= layers[i].growth
-        if needed[i]:
-            gradients[i] = layers[i].backward(ops, buffer, gradient, c, kept[i], needs[0][i])
+        dconsumer.append(consumer.backward(ops, gradient, dy, needs[1]))
+    dlayers = block.backward(ops, buffer, gradient, layers, channels, kept, needs_x, needs[0])
     dx = gradient.resolve(ops, channels) if needs_x else None
-    return dx, gradients
+    return dx, [*dlayers, *dconsumer]

@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+import re
 
 import torch
 
@@ -44,11 +45,28 @@ def _library() -> list[str]:
         return [f"compiled library: none ({error})"]
     facts = _C.build_facts()
     return [
-        f"compiled library: CPU kernels, {'with' if facts['cuda'] else 'no'} CUDA kernels",
+        f"compiled library: CPU kernels, {'with' if 'nvcc' in facts else 'no'} CUDA kernels",
         f"  compiler {facts['compiler']}, flags {facts['flags']}, against torch {facts['torch']}",
         f"  instruction sets compiled: {', '.join(_C.compiled_instruction_sets())}",
         f"  instruction sets that run here: {', '.join(_C.instruction_sets())}; in use: {_C.instruction_set_in_use()}",
+        *_cuda_kernels(facts, _C.cuda_kernels()),
     ]
+
+
+def _cuda_kernels(facts: dict[str, str], kernels: list[tuple[str, str, int, int, int]]) -> list[str]:
+    """nvcc's version and architectures, and a line for each kernel: its tile, and for each architecture its registers,
+    static shared memory and spilled bytes."""
+    if "nvcc" not in facts:
+        return []
+    found = [
+        f"  nvcc {facts['nvcc']}, architectures {facts['architectures']}; for each kernel registers/shared/spilled:"
+    ]
+    of_kernel: dict[str, list[str]] = {}
+    for name, architecture, registers, shared, spilled in kernels:
+        short = re.sub(r"\w+::|\(anonymous namespace\)::|^void ", "", name).rpartition("(")[0]
+        of_kernel.setdefault(short, []).append(f"sm_{architecture} {registers}/{shared}/{spilled}")
+    found += [f"    {name}: {', '.join(sorted(resources))}" for name, resources in sorted(of_kernel.items())]
+    return found
 
 
 def _devices() -> list[torch.device]:

@@ -1,6 +1,7 @@
 """The build's switches, the lazy import, and `python -m densenet_fast.info`."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ def test_info_tells_the_build_and_every_backend():
     if backends.why_unavailable("native", torch.device("cpu")) is None:
         assert "instruction sets compiled: " in shown
         assert "cpu float32: native available" in shown
+        from densenet_fast import _C
+
+        assert ("bn_relu_conv1x1_fwd_kernel<" in shown) == ("nvcc" in _C.build_facts())
+        assert all(spilled == 0 for *_, spilled in _C.cuda_kernels())
         assert "native not available: its CPU kernels compute in float32, not in bfloat16" in shown
     else:
         assert "cpu float32: native not available: " in shown
@@ -43,9 +48,54 @@ def test_info_tells_the_build_and_every_backend():
         ({"CXX": "no-such-compiler"}, True, "no C++ compiler: no-such-compiler not found"),
         ({"CXX": "no-such-compiler", "DENSENET_FAST_BUILD_CPU": "1"}, False, "cannot be built: no C++ compiler"),
         ({"DENSENET_FAST_BUILD_CPU": "yes"}, False, "got 'yes', expected auto, 0 or 1"),
+        ({"DENSENET_FAST_BUILD_CUDA": "0"}, True, "building no CUDA kernels: DENSENET_FAST_BUILD_CUDA=0"),
+        ({"DENSENET_FAST_BUILD_CUDA": "yes"}, False, "got 'yes', expected auto, 0 or 1"),
+        (
+            {"DENSENET_FAST_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"},
+            False,
+            "=1, but the CUDA kernels cannot be built: ",
+        ),
+        (
+            {"DENSENET_FAST_BUILD_CUDA": "1", "DENSENET_FAST_BUILD_CPU": "0"},
+            False,
+            "library with the CPU kernels, which",
+        ),
     ],
 )
 def test_build_switches(environment, succeeds, told):
     result = python("setup.py", "--name", **environment)
     assert (result.returncode == 0) == succeeds
     assert told in result.stdout + result.stderr
+
+
+needs_nvcc = pytest.mark.skipif(
+    torch.version.cuda is None or shutil.which("nvcc") is None, reason="this torch has no CUDA, or there is no nvcc"
+)
+
+
+@needs_nvcc
+def test_the_build_takes_the_architectures_asked_for():
+    assert (
+        "building CUDA kernels (8.0, 9.0+PTX) with nvcc"
+        in python("setup.py", "--name", TORCH_CUDA_ARCH_LIST="8.0 9.0+PTX").stdout
+    )
+    refused = python("setup.py", "--name", TORCH_CUDA_ARCH_LIST="Hopper")
+    assert refused.returncode != 0
+    assert "got 'Hopper', expected compute capabilities" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((8, 0), ["8.0"], True),
+        ((8, 9), ["8.0", "9.0"], True),  # machine code of a lower minor version
+        ((8, 0), ["8.6"], False),
+        ((7, 5), ["8.0+PTX"], False),
+        ((9, 0), ["8.0"], False),
+        ((9, 0), ["8.0+PTX"], True),
+        ((12, 0), ["9.0a", "10.0"], False),
+        ((12, 0), ["10.0+PTX"], True),
+    ],
+)
+def test_whether_compiled_kernels_run_on_a_gpu(capability, architectures, runs):
+    assert (backends.why_not_compiled_for(capability, architectures) is None) == runs

@@ -16,6 +16,7 @@ LAYERS = [
     {"backends"},
     {"buffer"},
     {"steps"},
+    {"block"},
     {"autograd"},
     {"functional"},
     {"running_stats", "eligibility", "uncompiled"},

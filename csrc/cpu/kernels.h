@@ -1,62 +1,9 @@
-// The CPU kernels as the operator entries see them: plain structures of pointers and sizes, and one table of functions
-// per instruction set. fp32, NHWC: an activation [N, C, H, W] is a matrix of M = N*H*W rows of C channels.
+// The CPU kernels as the operator entries see them: fp32, one table of functions per instruction set.
 #pragma once
 
-#include <cstdint>
+#include "../operations.h"
 
 namespace densenet_fast::cpu {
-
-struct Shape {
-  int64_t N, H, W;
-  int64_t rows() const { return N * H * W; }
-};
-
-struct ConstMatrix {
-  const float* data;  // [M, C]
-  int64_t stride;     // floats from one row to the next
-};
-
-struct Matrix {
-  float* data;  // [M, C]
-  int64_t stride;
-  operator ConstMatrix() const { return {data, stride}; }
-};
-
-// A convolution's weight [out, in, height, width], in any memory layout.
-struct Weight {
-  const float* data;
-  int64_t stride[4];
-};
-
-struct Norm {
-  const float *mean, *var;    // [C]
-  const float *gamma, *beta;  // [C] or null
-  double eps;
-};
-
-// dx = v - a - b * (x - mean).
-struct Correction {
-  const float *mean, *a, *b;  // [C]
-};
-
-// Mean and biased variance of a result's channels, null where they are not wanted.
-struct Stats {
-  float *mean, *var;  // [C]
-};
-
-// Where a backward ends: the norm's own gradient, and the correction of its channels, added to, or null if the norm did
-// not use batch statistics.
-struct NormGradient {
-  float *dgamma, *dbeta;  // [C]
-  float *a, *b;           // [C]
-};
-
-// Dropout of row-major elements [M, G] by ops/bn_relu_conv3x3.py; threshold 0 stands for none.
-struct Dropout {
-  uint64_t seed;
-  uint64_t threshold;  // an element is kept if 24 random bits are at least this
-  float multiplier;    // of a kept element
-};
 
 // Uninitialised memory that lives until the operation returns, on 64-byte boundaries. Thread-safe.
 class Workspace {
@@ -68,127 +15,23 @@ class Workspace {
   ~Workspace() = default;
 };
 
-struct Conv1x1Fwd {
-  int64_t M, C, K;
-  ConstMatrix x;  // [M, C]
-  Norm norm;
-  Weight weight;  // [K, C]
-  Matrix z;       // [M, K]
-  Stats stats;    // of z
-};
-
-struct Conv1x1Bwd {
-  int64_t M, C, K;
-  Matrix u;       // [M, K], becomes scratch
-  ConstMatrix z;  // [M, K]
-  Norm norm2;     // without beta
-  Correction correction2;
-  ConstMatrix x;  // [M, C]
-  Norm norm;
-  Weight weight;   // [K, C]
-  Matrix dx;       // [M, C], added to
-  NormGradient dnorm;
-  float* dweight;  // [K, C] dense, or null
-};
-
-struct Conv3x3Fwd {
-  Shape shape;
-  int64_t C, G;
-  ConstMatrix x;  // [M, C]
-  Norm norm;
-  Weight weight;  // [G, C, 3, 3]
-  Dropout dropout;
-  Matrix y;     // [M, G]
-  Stats stats;  // of y
-};
-
-struct Conv3x3Bwd {
-  Shape shape;
-  int64_t C, G;
-  ConstMatrix dy, y;  // [M, G]
-  Correction correction_y;
-  ConstMatrix x;  // [M, C]
-  Norm norm;
-  Weight weight;  // [G, C, 3, 3]
-  Dropout dropout;
-  Matrix u;        // [M, C]: written, or with `accumulate` added gamma * rstd * u
-  bool accumulate;
-  NormGradient dnorm;
-  float* dweight;  // [G, C, 3, 3] dense, or null
-};
-
-struct TransitionFwd {
-  Shape shape;  // of x
-  int64_t C, K;
-  ConstMatrix x;  // [N*H*W, C]
-  Norm norm;
-  Weight weight;  // [K, C]
-  Matrix y;       // [N*(H/2)*(W/2), K]
-  Stats stats;    // of y
-};
-
-struct TransitionBwd {
-  Shape shape;  // of x
-  int64_t C, K;
-  ConstMatrix dy;  // [N*(H/2)*(W/2), K]
-  ConstMatrix x;   // [N*H*W, C]
-  Norm norm;
-  Weight weight;   // [K, C]
-  Matrix dx;       // [N*H*W, C]
-  NormGradient dnorm;
-  float* dweight;  // [K, C] dense, or null
-};
-
-struct StemFwd {
-  Shape shape;  // of x
-  int64_t C;
-  ConstMatrix x;  // [N*H*W, C]
-  Norm norm;
-  Matrix y;     // [N*ceil(H/2)*ceil(W/2), C]
-  Stats stats;  // of y
-};
-
-struct StemBwd {
-  Shape shape;  // of x
-  int64_t C;
-  ConstMatrix dy, x;
-  Norm norm;
-  Matrix dx;  // [N*H*W, C]
-  NormGradient dnorm;
-};
-
-struct HeadFwd {
-  Shape shape;
-  int64_t C;
-  ConstMatrix x;  // [N*H*W, C]
-  Norm norm;
-  float* y;  // [N, C] dense
-};
-
-struct HeadBwd {
-  Shape shape;
-  int64_t C;
-  ConstMatrix dy, x;  // dy [N, C]
-  Norm norm;
-  Matrix dx;  // [N*H*W, C]
-  NormGradient dnorm;
-};
-
-struct Kernels {
-  const char* instruction_set;
-  void (*channel_stats)(int64_t M, int64_t C, ConstMatrix x, Stats stats, Workspace& workspace);
-  void (*bn_bwd_apply)(int64_t M, int64_t C, ConstMatrix v, ConstMatrix x, Correction correction, Matrix dx);
-  void (*bn_relu_conv1x1_fwd)(const Conv1x1Fwd& op, Workspace& workspace);
-  void (*bn_relu_conv1x1_bwd)(const Conv1x1Bwd& op, Workspace& workspace);
-  void (*bn_relu_conv3x3_fwd)(const Conv3x3Fwd& op, Workspace& workspace);
-  void (*bn_relu_conv3x3_bwd)(const Conv3x3Bwd& op, Workspace& workspace);
-  void (*transition_fwd)(const TransitionFwd& op, Workspace& workspace);
-  void (*transition_bwd)(const TransitionBwd& op, Workspace& workspace);
-  void (*stem_fwd)(const StemFwd& op, Workspace& workspace);
-  void (*stem_bwd)(const StemBwd& op, Workspace& workspace);
-  void (*head_fwd)(const HeadFwd& op, Workspace& workspace);
-  void (*head_bwd)(const HeadBwd& op, Workspace& workspace);
-};
+using Cpu = Operations<float, Workspace>;
+using ConstMatrix = Cpu::ConstMatrix;
+using Matrix = Cpu::Matrix;
+using Weight = Cpu::Weight;
+using ChannelStats = Cpu::ChannelStats;
+using BnBwdApply = Cpu::BnBwdApply;
+using Conv1x1Fwd = Cpu::Conv1x1Fwd;
+using Conv1x1Bwd = Cpu::Conv1x1Bwd;
+using Conv3x3Fwd = Cpu::Conv3x3Fwd;
+using Conv3x3Bwd = Cpu::Conv3x3Bwd;
+using TransitionFwd = Cpu::TransitionFwd;
+using TransitionBwd = Cpu::TransitionBwd;
+using StemFwd = Cpu::StemFwd;
+using StemBwd = Cpu::StemBwd;
+using HeadFwd = Cpu::HeadFwd;
+using HeadBwd = Cpu::HeadBwd;
+using Kernels = Cpu::Kernels;
 
 // Threads of PyTorch's pool that a parallel region may use.
 int64_t thread_count();

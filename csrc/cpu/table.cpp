@@ -5,8 +5,8 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-void channel_stats(int64_t M, int64_t C, ConstMatrix x, Stats stats, Workspace& workspace);
-void bn_bwd_apply(int64_t M, int64_t C, ConstMatrix v, ConstMatrix x, Correction correction, Matrix dx);
+void channel_stats(const ChannelStats& op, Workspace& workspace);
+void bn_bwd_apply(const BnBwdApply& op, Workspace& workspace);
 void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace);
 void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace);
 void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace);

@@ -15,6 +15,8 @@ import torch
 from .. import ops
 
 PREFERENCE = ("native", "triton", "eager")  # best first, for `auto`
+# On a GPU nobody has yet measured native against triton, whose kernels are the simpler ones.
+_PREFERENCE_ON_CUDA = ("triton", "native", "eager")
 NAMES = ("auto", *PREFERENCE, "plain")
 
 _loaded: set[str] = set()
@@ -28,11 +30,41 @@ def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"this version of densenet_fast has native kernels for the CPU only, not for {device.type}"
-    if dtype != torch.float32:
-        return f"its CPU kernels compute in float32, not in {str(dtype).removeprefix('torch.')}"
-    return _why_no_library()
+    dtypes = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+    if device.type not in dtypes:
+        return f"it has kernels for CPU and CUDA, not for {device.type}"
+    if dtype not in dtypes[device.type]:
+        computed = " and ".join(str(d).removeprefix("torch.") for d in dtypes[device.type])
+        return f"its {device.type.upper()} kernels compute in {computed}, not in {str(dtype).removeprefix('torch.')}"
+    return _why_no_library() or (_why_not_cuda(device) if device.type == "cuda" else None)
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    """Why the CUDA kernels of the library, which can be loaded, do not run on `device`."""
+    from .. import _C
+
+    compiled = _C.build_facts().get("architectures")
+    if compiled is None:
+        return "the compiled library was built without CUDA kernels (setup.py says why)"
+    if not torch.cuda.is_available():
+        return "no CUDA device can be used here"
+    return why_not_compiled_for(torch.cuda.get_device_capability(device), compiled.split())
+
+
+def why_not_compiled_for(capability: tuple[int, int], architectures: list[str]) -> str | None:
+    """Why no kernels compiled for `architectures`, for instance "8.0" or "10.0+PTX", run on a GPU of `capability`.
+
+    Machine code runs on its own major version from its minor version on; PTX on everything from its version on.
+    """
+    major, minor = capability
+    for architecture in architectures:
+        number, _, ptx = architecture.partition("+")
+        compiled_major, compiled_minor = (int(n.rstrip("af")) for n in number.split("."))
+        if (compiled_major == major and compiled_minor <= minor) or (
+            ptx and (compiled_major, compiled_minor) <= capability
+        ):
+            return None
+    return f"its CUDA kernels were compiled for {', '.join(architectures)}, not for a GPU of {major}.{minor}"
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -84,7 +116,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
         RuntimeError: the backend asked for cannot run, with the reason.
     """
     if name == "auto":
-        found = (b for b in PREFERENCE if why_unavailable(b, device, dtype) is None)
+        preference = _PREFERENCE_ON_CUDA if device.type == "cuda" else PREFERENCE
+        found = (b for b in preference if why_unavailable(b, device, dtype) is None)
         return next(b for b in found if b != "triton" or device.type != "cpu")  # the interpreter is for tests
     reason = why_unavailable(name, device, dtype)
     if reason is not None:

@@ -23,7 +23,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-from . import batch_norm, bn_relu_conv1x1, bn_relu_conv3x3, bottleneck, head, stem, transition
+from . import batch_norm, bn_relu_conv1x1, bn_relu_conv3x3, bottleneck, dense_block, head, stem, transition
 from ._operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -36,28 +36,36 @@ OPERATIONS: tuple[Operation, ...] = (
     *head.OPERATIONS,
 )
 
+# Those that a backend may leave out.
+OPTIONAL: tuple[Operation, ...] = dense_block.OPERATIONS
+
 _library = torch.library.Library("densenet_fast", "FRAGMENT")
 _loaded: dict[str, SimpleNamespace] = {}
 
 
 def register(backend: str, implementation: ModuleType, dispatch_key: str | None) -> None:
-    """Define `densenet_fast::<op>.<backend>` for every operation, implemented by the module's function `<op>`.
+    """Define `densenet_fast::<op>.<backend>` for every operation, implemented by the module's function `<op>`; those of
+    `OPTIONAL` by a compiled library.
 
     `dispatch_key` is the PyTorch dispatch key the functions serve, for instance "CompositeExplicitAutograd" for any
     device; None if a compiled library has registered its own implementations.
     """
-    for operation in OPERATIONS:
+    for operation in _those_of(dispatch_key):
         overload = f"{operation.name}.{backend}"
         _library.define(f"{overload}{operation.schema}")
         if dispatch_key is not None:
             _library.impl(overload, getattr(implementation, operation.name), dispatch_key)
         _library.impl(overload, operation.fake, "Meta")
-    collect(backend)
+    collect(backend, _those_of(dispatch_key))
 
 
-def collect(backend: str) -> None:
+def _those_of(dispatch_key: str | None) -> tuple[Operation, ...]:
+    return OPERATIONS if dispatch_key is not None else OPERATIONS + OPTIONAL
+
+
+def collect(backend: str, operations: tuple[Operation, ...] = OPERATIONS) -> None:
     """Remember the overloads of a backend whose operators have been registered."""
-    overloads = {o.name: getattr(getattr(torch.ops.densenet_fast, o.name), backend) for o in OPERATIONS}
+    overloads = {o.name: getattr(getattr(torch.ops.densenet_fast, o.name), backend) for o in operations}
     _loaded[backend] = SimpleNamespace(**overloads)
 
 

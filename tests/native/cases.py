@@ -59,7 +59,11 @@ def whole_of(inner: Tensor) -> Tensor:
 def copy_of(inner: Tensor) -> Tensor:
     """The slice in a copy of its buffer."""
     whole = whole_of(inner)
-    copy = torch.full(whole.shape, float("nan")).contiguous(memory_format=torch.channels_last).copy_(whole)
+    copy = (
+        torch.full(whole.shape, float("nan"), dtype=whole.dtype)
+        .contiguous(memory_format=torch.channels_last)
+        .copy_(whole)
+    )
     return copy[:, ROOM : ROOM + inner.shape[1]]
 
 

@@ -1,0 +1,91 @@
+// The CUDA kernels as the operator entries see them: functions that issue an operation's launches on a stream.
+#pragma once
+
+#include "../operations.h"
+
+struct CUstream_st;  // a cudaStream_t points to one; operator entries need no CUDA header
+
+namespace densenet_fast::cuda {
+
+// Device memory that lives until the operation's launches have run, on 256-byte boundaries.
+class Workspace {
+ public:
+  virtual void* bytes(int64_t count) = 0;
+  // Zeros; whoever counts up leaves them zero for the next launch.
+  virtual unsigned* counters(int64_t count) = 0;
+  float* floats(int64_t count) { return static_cast<float*>(bytes(count * static_cast<int64_t>(sizeof(float)))); }
+
+ protected:
+  ~Workspace() = default;
+};
+
+// input_t and how its products are made: fp32 rounded to TF32, or in three TF32 products.
+enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
+
+struct Device {
+  int multiprocessors;
+  int shared_bytes;  // dynamic shared memory that a block may ask for
+};
+
+Device device(int index);
+
+// Where and how an operation runs.
+struct Launch {
+  Math math;
+  Device device;
+  CUstream_st* stream;
+  Workspace* workspace;
+
+  int element_size() const { return math == Math::kBFloat16 || math == Math::kHalf ? 2 : 4; }
+};
+
+using Cuda = Operations<void, const Launch>;
+using ConstMatrix = Cuda::ConstMatrix;
+using Matrix = Cuda::Matrix;
+using Weight = Cuda::Weight;
+using ChannelStats = Cuda::ChannelStats;
+using BnBwdApply = Cuda::BnBwdApply;
+using Conv1x1Fwd = Cuda::Conv1x1Fwd;
+using Conv1x1Bwd = Cuda::Conv1x1Bwd;
+using Conv3x3Fwd = Cuda::Conv3x3Fwd;
+using Conv3x3Bwd = Cuda::Conv3x3Bwd;
+using TransitionFwd = Cuda::TransitionFwd;
+using TransitionBwd = Cuda::TransitionBwd;
+using StemFwd = Cuda::StemFwd;
+using StemBwd = Cuda::StemBwd;
+using HeadFwd = Cuda::HeadFwd;
+using HeadBwd = Cuda::HeadBwd;
+using Kernels = Cuda::Kernels;
+
+// Each throws std::runtime_error if a launch fails.
+void channel_stats(const ChannelStats& op, const Launch& launch);
+void bn_bwd_apply(const BnBwdApply& op, const Launch& launch);
+void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, const Launch& launch);
+void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, const Launch& launch);
+void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& launch);
+void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& launch);
+void transition_fwd(const TransitionFwd& op, const Launch& launch);
+void transition_bwd(const TransitionBwd& op, const Launch& launch);
+void stem_fwd(const StemFwd& op, const Launch& launch);
+void stem_bwd(const StemBwd& op, const Launch& launch);
+void head_fwd(const HeadFwd& op, const Launch& launch);
+void head_bwd(const HeadBwd& op, const Launch& launch);
+
+// bn_relu_conv1x1_bwd that writes dx where it does not `accumulate`. Without op.z dz is u; without op.norm.mean x is
+// what a ReLU gave, and v gets its mask from it; without op.dnorm.dgamma there is no norm to end with.
+void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
+
+enum class RunningType : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
+
+// running += momentum * (batch - running) for one norm.
+struct RunningStats {
+  void *running_mean, *running_var;  // [C]
+  const float *mean, *var;           // [C]
+  int32_t C;
+  RunningType type_mean, type_var;
+  double momentum, unbias;  // unbias = count / (count - 1)
+};
+
+void update_running_stats(const RunningStats* norms, int64_t count, const Launch& launch);
+
+}  // namespace densenet_fast::cuda

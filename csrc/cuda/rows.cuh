@@ -1,0 +1,94 @@
+// Kernels that walk down the rows of [M, C]: a thread keeps one 16-byte piece of a row, with the coefficients of its
+// channels, and a block ends with what its threads reduced for each channel.
+#pragma once
+
+#include "common.cuh"
+
+namespace densenet_fast::cuda {
+
+template <class input_t_>
+struct RowTraits {
+  using input_t = input_t_;
+  static constexpr int kThreads = 256, kColumns = 64;
+  static constexpr int kVector = cuda::kVector<input_t>, kPieces = kColumns / kVector;
+  static constexpr int kRows = kThreads / kPieces;  // rows that a block reads at once
+
+  __device__ __forceinline__ static int piece() { return threadIdx.x % kPieces; }
+  __device__ __forceinline__ static int row() { return threadIdx.x / kPieces; }
+  __device__ __forceinline__ static int first_channel() { return blockIdx.y * kColumns + piece() * kVector; }
+};
+
+// relu(bn(x)) of one piece as it would be stored, and the derivative of the norm's output by its input.
+template <class input_t>
+struct Activation {
+  static constexpr int V = kVector<input_t>;
+  float2 bn[V];  // (scale, shift)
+
+  __device__ __forceinline__ Activation(const Norm& norm, int c, int C) {
+#pragma unroll
+    for (int e = 0; e < V; e++) bn[e] = affine(norm, c + e, C);
+  }
+  __device__ __forceinline__ Piece<input_t> operator()(const Piece<input_t>& x) const {
+    Piece<input_t> y;
+#pragma unroll
+    for (int e = 0; e < V; e += 2) {
+      const float2 pair = Pair<input_t>::pack_relu(fmaf(x.value[e], bn[e].x, bn[e].y),
+                                                   fmaf(x.value[e + 1], bn[e + 1].x, bn[e + 1].y)).unpack();
+      y.value[e] = pair.x, y.value[e + 1] = pair.y;
+    }
+    return y;
+  }
+};
+
+// Where the gradient at a norm's output becomes dx and the sums of the norm's backward.
+template <class input_t>
+struct NormBackward {
+  static constexpr int V = kVector<input_t>;
+  const Activation<input_t>& activation;
+  float mean[V];
+  Sums sums[V];
+
+  __device__ __forceinline__ NormBackward(const Activation<input_t>& a, const Norm& norm, int c, int C) : activation(a) {
+#pragma unroll
+    for (int e = 0; e < V; e++) mean[e] = c + e < C ? norm.mean[c + e] : 0.f;
+  }
+  // v, the gradient behind the ReLU, becomes dx.
+  __device__ __forceinline__ void apply(const Piece<input_t>& x, Piece<input_t>& v) {
+    const Piece<input_t> y = activation(x);
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+      const float masked = y.value[e] <= 0.f ? 0.f : v.value[e];  // a NaN lets the gradient through, as in PyTorch
+      sums[e].merge({{masked, masked * (x.value[e] - mean[e])}});
+      v.value[e] = activation.bn[e].x * masked;
+    }
+  }
+};
+
+template <class Traits, class reduced_t>
+constexpr int kRowsBytes = Traits::kRows * Traits::kColumns * sizeof(reduced_t);
+
+// The merged reductions of the block's rows, by the threads of the first kColumns: put(c, total).
+template <class Traits, class reduced_t, class function_t>
+__device__ __forceinline__ void merge_rows(const reduced_t (&mine)[Traits::kVector], float* shared, function_t put) {
+  reduced_t* const rows = reinterpret_cast<reduced_t*>(shared);  // [kRows, kColumns]
+#pragma unroll
+  for (int e = 0; e < Traits::kVector; e++)
+    rows[Traits::row() * Traits::kColumns + Traits::piece() * Traits::kVector + e] = mine[e];
+  __syncthreads();
+  if (threadIdx.x >= Traits::kColumns) return;
+  reduced_t total;
+  for (int r = 0; r < Traits::kRows; r++) total.merge(rows[r * Traits::kColumns + threadIdx.x]);
+  put(blockIdx.y * Traits::kColumns + static_cast<int>(threadIdx.x), total);
+}
+
+// The same of all blocks: finish(c, total) for every channel.
+template <class Traits, class reduced_t, class function_t>
+__device__ __forceinline__ void finish_rows(const Partials<reduced_t>& partials, const reduced_t (&mine)[Traits::kVector],
+                                            float* shared, function_t finish) {
+  merge_rows<Traits>(mine, shared, [&](int c, const reduced_t& total) {
+    if (c < partials.C) partials.put(blockIdx.x, c, total);
+  });
+  finish_partials<Traits::kThreads, Traits::kColumns>(partials, blockIdx.x, blockIdx.y, shared, finish);
+}
+
+}  // namespace densenet_fast::cuda

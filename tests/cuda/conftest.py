@@ -1,0 +1,41 @@
+"""The CUDA kernels on a GPU of PTX (device.py), compiled once for the present sources; skipped without nvcc."""
+
+import pytest
+import torch
+
+from densenet_fast import backends
+
+from ..native import cases
+from .device import Machine, build, why_not
+
+
+def pytest_collection_modifyitems(items):
+    reason = why_not()
+    if reason is not None:
+        for item in items:
+            if "tests/cuda" in str(item.path) and "a_gpu" not in item.name:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def _machine(request):
+    return Machine(build(request.config.cache.mkdir("densenet_fast_cuda")))
+
+
+@pytest.fixture
+def machine(_machine):
+    _machine.reset()
+    yield _machine
+    _machine.reset()
+
+
+@pytest.fixture
+def eager():
+    return backends.operations("eager", torch.device("cpu"))
+
+
+@pytest.fixture
+def room(request, monkeypatch):
+    """Channels of NaN around every slice: with 8 of them rows may start on 16 bytes, with 2 on 4, with 3 on none."""
+    monkeypatch.setattr(cases, "ROOM", request.param)
+    return request.param

@@ -1,0 +1,17 @@
+// A device for the entries of csrc: CPU tensors of every dtype, the CUDA kernels' own launches, and PTX for machine code.
+// Included before each entry's file, it registers the entries as operators of `densenet_fast_ptx`.
+#pragma once
+
+#include "arguments.h"
+
+namespace densenet_fast {
+
+struct PtxDevice : CudaDevice {
+  static constexpr Place kPlace{false, true};
+};
+
+}  // namespace densenet_fast
+
+#undef DENSENET_FAST_REGISTER
+#define DENSENET_FAST_REGISTER(entries) \
+  STABLE_TORCH_LIBRARY_IMPL(densenet_fast_ptx, CPU, m) { entries<PtxDevice>(m); }

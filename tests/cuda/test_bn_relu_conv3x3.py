@@ -1,0 +1,177 @@
+"""bn_relu_conv3x3 on CUDA: every edge of its tiles in integers, whose sums are not rounded, and faults sown into it."""
+
+import re
+
+import pytest
+import torch
+
+from .. import ptx
+from ..native import cases
+from ..native.cases import Geometry, error, run
+from .cases import MATHS, Case, converted, make
+from .device import stem
+from .test_mutations import mutated
+
+GEOMETRIES = [  # n, h, w, c (unused), k: channels of x, g
+    Geometry(2, 5, 7, 1, 16, 4),
+    Geometry(3, 8, 8, 1, 48, 12),
+    Geometry(1, 13, 1, 1, 5, 3),
+    Geometry(2, 1, 1, 1, 96, 24),
+    Geometry(1, 2, 2, 1, 128, 32),
+    Geometry(2, 7, 6, 1, 160, 40),
+    Geometry(1, 9, 17, 1, 192, 48),
+    Geometry(5, 3, 3, 1, 3, 2),
+    Geometry(1, 6, 70, 1, 37, 33),  # more columns than a tile has
+]
+VARIANTS = [
+    ("bn_relu_conv3x3_fwd", {"drop_rate": 0.5}),
+    ("bn_relu_conv3x3_bwd", {"drop_rate": 0.5}),
+    ("bn_relu_conv3x3_bwd", {"accumulate": True}),
+]
+
+
+def label(value):
+    return value if isinstance(value, str) else "x".join(map(str, value))
+
+
+variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
+
+
+def integers(name, geometry, dtype, **options) -> Case:
+    case = cases.make(name, geometry, exact=True, **options)
+    return Case([converted(a, dtype) for a in case.args], case.written)
+
+
+def check_exact(machine, eager, name, case):
+    """Activations and weight gradients are rounded once, at the end."""
+    exact, _ = run(getattr(eager, name), case, torch.float64)
+    ours, _ = run(getattr(machine.operations, name), case)
+    for i, (got, wanted) in enumerate(zip(ours, exact, strict=True)):
+        if got.dim() == 4 and wanted.abs().max() < 2**11:
+            assert torch.equal(got, wanted.to(got.dtype)), f"value {i}"
+
+
+@variants
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=label)
+@pytest.mark.parametrize("math", ["bf16", "fp32"])
+@pytest.mark.parametrize("room", [8], indirect=True, ids=["aligned"])
+def test_small_integers_are_exact(machine, eager, room, name, options, geometry, math):
+    check_exact(machine, eager, name, integers(name, geometry, MATHS[math].dtype, **options))
+
+
+@variants
+@pytest.mark.parametrize("math", ["fp16", "tf32"])
+@pytest.mark.parametrize("room", [2, 3], indirect=True)
+def test_small_integers_are_exact_where_rows_start_anywhere(machine, eager, room, name, options, math):
+    machine.set(tf32=MATHS[math].tf32)
+    check_exact(machine, eager, name, integers(name, GEOMETRIES[1], MATHS[math].dtype, **options))
+
+
+@variants
+def test_a_weight_in_any_layout(machine, eager, name, options):
+    case = integers(name, GEOMETRIES[1], torch.bfloat16, **options)
+    at = next(i for i, a in enumerate(case.args) if isinstance(a, torch.Tensor) and a.shape[2:] == (3, 3))
+    case.args[at] = case.args[at].transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+    check_exact(machine, eager, name, case)
+
+
+@pytest.mark.parametrize("device", [(1, 48 * 1024), (16, 100 * 1024), (132, 227 * 1024)], ids=str)
+@variants
+def test_the_tiles_of_every_device(machine, eager, name, options, device):
+    machine.device = device
+    machine.set(tf32=False)
+    check_exact(machine, eager, name, integers(name, Geometry(9, 14, 14, 1, 64, 16), torch.float16, **options))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_gradient_spreads_as_in_pytorch(machine, eager, bad):
+    case = make("bn_relu_conv3x3_bwd", Geometry(2, 6, 5, 1, 20, 12), torch.float32)
+    case.args[0][1, 2, 5, 4] = bad
+    exact, _ = run(eager.bn_relu_conv3x3_bwd, case, torch.float64)
+    ours, _ = run(machine.operations.bn_relu_conv3x3_bwd, case)
+    for got, wanted in zip(ours, exact, strict=True):
+        assert torch.equal(got.isfinite(), wanted.isfinite())
+        assert error(got[wanted.isfinite()], wanted[wanted.isfinite()]) < 1e-5
+
+
+# Faults. A kernel, and what becomes of its PTX.
+
+WAIT = r"cp\.async\.wait_group (\d+);"
+IN_PTX = {
+    "a wait one group too short": (WAIT, lambda m: f"cp.async.wait_group {int(m[1]) + 1};"),
+    "no barrier before the products": (rf"({WAIT}.*?)bar\.sync\s+0;", lambda m: m[1]),
+    "two registers of an operand exchanged": (
+        r"(mma\.sync[^{]*\{[^}]*\},\s*\{)([^,]*),([^,]*),([^,]*),",
+        lambda m: f"{m[1]}{m[4]},{m[3]},{m[2]},",
+    ),
+}
+KERNELS = ["fwd", "dgrad", "wgrad"]
+# An operation, a file, the text changed and what becomes of it.
+IN_SOURCE = {
+    "the padding activated": (
+        "bn_relu_conv3x3_fwd",
+        "conv3x3.cuh",
+        "if (source[i] >= 0) bn_relu.apply",
+        "bn_relu.apply",
+    ),
+    "a stage filled too early": (
+        "bn_relu_conv3x3_fwd",
+        "conv3x3.cuh",
+        "copy(chunk + kStages - 1);\n    cp_async_commit();\n    if",
+        "copy(chunk + kStages);\n    cp_async_commit();\n    if",
+    ),
+    "statistics of places without a pixel": (
+        "bn_relu_conv3x3_fwd",
+        "bn_relu_conv3x3_fwd.cu",
+        "if (inside >> k & 1) squares",
+        "squares",
+    ),
+    "a gradient where there is no pixel": (
+        "bn_relu_conv3x3_bwd",
+        "bn_relu_conv3x3_bwd.cu",
+        "m < 0 ? 0 : 16)",
+        "16)",
+    ),
+    "a warp's share of dweight lost": (
+        "bn_relu_conv3x3_bwd",
+        "bn_relu_conv3x3_bwd.cu",
+        "half >= 1; half /= 2",
+        "half > 1; half /= 2",
+    ),
+}
+
+
+def caught(machine, eager, name) -> bool:
+    machine.device = (16, 100 * 1024)
+    machine.set(tf32=False)
+    case = make(name, Geometry(3, 9, 7, 1, 80, 12), torch.bfloat16)
+    exact, _ = run(getattr(eager, name), case, torch.float64)
+    theirs, _ = run(getattr(eager, name), case)
+    try:
+        ours, _ = run(getattr(machine.operations, name), case)
+    except (ptx.Fault, AssertionError):
+        return True
+    bounds = (2 * error(b, e) + torch.finfo(a.dtype).eps for a, b, e in zip(ours, theirs, exact, strict=True))
+    return not all(error(a, e) <= bound for a, e, bound in zip(ours, exact, bounds, strict=True))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("fault", IN_PTX)
+def test_fault_in_the_ptx_is_caught(machine, eager, kernel, fault):
+    name = f"bn_relu_conv3x3_{'fwd' if kernel == 'fwd' else 'bwd'}"
+    assert not caught(machine, eager, name)
+    entry = next(launch for launch in machine.launches if f"conv3x3_{kernel}_kernel" in launch)
+    text = machine.texts[entry]
+    start = text.index(f".entry {entry}")
+    end = text.find(".entry", start + 1) % (len(text) + 1)
+    changed, count = re.subn(*IN_PTX[fault], text[start:end], count=1, flags=re.DOTALL)
+    assert count == 1
+    machine.replacement = {stem(entry): ptx.Launch(text[:start] + changed + text[end:], entry)}
+    assert caught(machine, eager, name)
+
+
+@pytest.mark.parametrize("fault", IN_SOURCE)
+def test_fault_in_the_source_is_caught(machine, eager, fault, tmp_path):
+    name = IN_SOURCE[fault][0]
+    machine.replacement = mutated(*IN_SOURCE[fault], tmp_path)
+    assert caught(machine, eager, name)
