@@ -59,7 +59,7 @@ def run(
     output_stats: bool = False,
 ) -> Result:
     """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
-    steps = [*layers] if consumer is None else [*layers, consumer]
+    steps: list[Layer | Consumer] = [*layers] if consumer is None else [*layers, consumer]
     leaves = flatten(steps)
     stage = Stage(ops, tuple(map(type, steps)), consumer is not None, efficient, output_stats)
     inputs = (x, *(stats or (None, None)), *leaves)

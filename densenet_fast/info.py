@@ -1,8 +1,8 @@
 """What is installed and what runs here: `python -m densenet_fast.info`."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 import re
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
