@@ -83,11 +83,7 @@ sanitize() {
 }
 
 tune() {
-    if [[ -f benchmarks/tune.py ]]; then
-        "$PYTHON" -m benchmarks.tune ${DRY:+--dry-run}
-    else
-        echo "nothing to tune: this version has no table of tiles"
-    fi
+    "$PYTHON" -m benchmarks.tune ${DRY:+--dry-run}
 }
 
 compile() {

@@ -9,7 +9,6 @@ without a GPU.
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
 from typing import Any
 
 import torch
@@ -29,21 +28,14 @@ WIDEST = 192  # outputs where a row has no limit
 
 
 def candidates(operation: str, tile: Tile) -> list[Tile]:
-    """The tile and its neighbours: sizes halved and doubled, other numbers of warps and stages."""
+    """The tile and its neighbours, which differ in one field: a size halved or doubled, other warps or stages."""
     whole = operation == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
-    sizes = product(
-        (tile.m // 2, tile.m, 2 * tile.m),
-        (tile.n,) if whole else (tile.n // 2, tile.n, 2 * tile.n),
-        (tile.k // 2, tile.k, 2 * tile.k),
-    )
-    found = [
-        Tile(m, n, k, warps, stages)
-        for m, n, k in sizes
-        if min(m, n, k) >= 16 and max(m, n, k) <= 256
-        for warps in (4, 8)
-        for stages in (1, 2, 3, 4)
-    ]
-    return [tile, *(t for t in found if t != tile)]
+    sizes = {
+        name: (size // 2, size * 2) for name, size in zip("mnk", tile[:3], strict=True) if name != "n" or not whole
+    }
+    other = {"num_warps": (4, 8), "num_stages": (1, 2, 3, 4)}
+    found = [tile._replace(**{field: v}) for field, values in {**sizes, **other}.items() for v in values]
+    return [tile, *(t for t in found if t != tile and min(t[:3]) >= 16 and max(t[:3]) <= 256)]
 
 
 @contextmanager
