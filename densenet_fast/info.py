@@ -1,6 +1,7 @@
 """What is installed and what runs here: `python -m densenet_fast.info`."""
 
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -15,6 +16,7 @@ def lines() -> list[str]:
         f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not in this build'}",
         f"python {platform.python_version()}, {platform.platform()}",
         f"threads {torch.get_num_threads()}",
+        _triton(),
         *_library(),
     ]
     for device in _devices():
@@ -26,6 +28,13 @@ def lines() -> list[str]:
         chosen = (f"{backends.choose('auto', device, d)} for {_text(d)}" for d in (torch.float32, torch.bfloat16))
         found.append(f"{device}: auto takes {', '.join(chosen)}")
     return found
+
+
+def _triton() -> str:
+    try:
+        return f"triton {version('triton')}"
+    except PackageNotFoundError:
+        return "triton: not installed"
 
 
 def _library() -> list[str]:

@@ -82,7 +82,7 @@ def recorded(device: Device | None = None) -> Iterator[list[Launch]]:
     try:
         yield launches
     finally:
-        _recordings.remove(launches)
+        _recordings.pop()
         if device is not None:
             _assumed.pop()
 
