@@ -7,6 +7,7 @@ Without a GPU, Triton's kernels are interpreted. Triton decides that when it is 
 """
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from densenet_fast import backends
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it where algorithms must be deterministic
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if find_spec("triton") is not None:
+        import triton  # noqa: F401
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
 
 
