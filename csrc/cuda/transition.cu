@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_pool_bwd_kernel(cons
     const int64_t first = first_row(row, p.H, p.W);
     const Piece<input_t> dpooled = Piece<input_t>::load(
         static_cast<const input_t*>(p.pooled) + row * p.pooled_stride + c, count, p.pooled_granule);
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < 4; i++) {
       const int64_t at = first + i / 2 * p.W + i % 2;
       const Piece<input_t> x =

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
 INCLUDE = Path(torch.__file__).parent / "include"
+FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{INCLUDE}")
 ENTRIES = (
     *("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "dense_block", "head", "stem"),
     "transition",
