@@ -96,6 +96,8 @@ for _architecture in (90, 100):
             (128, Tile(32, 128, 64, 8, 2)),
         ),
     }
+# sm_80 spills with 32 channels at a time of rows that are not copied asynchronously.
+TABLE["transition_fwd", 80, TF32] = ((64, Tile(64, 64, 32, 8, 2)), (ANY, Tile(64, 128, 16, 8, 2)))
 # tcgen05 needs registers of its own for the tile it transforms.
 TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(64, 128, 32, 8, 2)))
 
