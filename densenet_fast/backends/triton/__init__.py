@@ -5,7 +5,8 @@ The contract is in `densenet_fast/ops`; a function here carries its operation's 
 
 from .batch_norm import bn_bwd_apply, channel_stats, update_running_stats
 from .bn_relu_conv1x1 import bn_relu_conv1x1_bwd, bn_relu_conv1x1_fwd
-from .bn_relu_conv3x3 import bn_relu_conv3x3_bwd, bn_relu_conv3x3_fwd
+from .bn_relu_conv3x3_bwd import bn_relu_conv3x3_bwd
+from .bn_relu_conv3x3_fwd import bn_relu_conv3x3_fwd
 from .bottleneck import bottleneck_infer
 from .head import head_bwd, head_fwd
 from .stem import stem_bwd, stem_fwd

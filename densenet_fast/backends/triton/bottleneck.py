@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .arguments import Arguments
 from .bn_relu_conv1x1 import conv1x1
-from .bn_relu_conv3x3 import conv3x3
+from .bn_relu_conv3x3_fwd import conv3x3
 
 
 def bottleneck_infer(

@@ -102,8 +102,8 @@ TABLE["transition_fwd", 80, TF32] = ((64, Tile(64, 64, 32, 8, 2)), (ANY, Tile(64
 TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(64, 128, 32, 8, 2)))
 
 
-# 3x3: m counts strips of pixels in the forward (bn_relu_conv3x3.py); the gradient of the input has C outputs and the
-# nine taps' gradient channels for k. Tensor memory (sm_100) holds one stage of the weight gradient's nine products.
+# 3x3: m counts strips of pixels in the forward (bn_relu_conv3x3_fwd.py); the gradient of the input has C outputs and
+# the nine taps' gradient channels for k. Tensor memory (sm_100) holds one stage of the weight gradient's nine products.
 for _architecture, _wide, _stages in ((80, 32, 2), (90, 64, 2), (100, 32, 1)):
     TABLE |= {
         ("bn_relu_conv3x3_fwd", _architecture, HALF): (

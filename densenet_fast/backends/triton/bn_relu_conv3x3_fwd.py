@@ -1,0 +1,215 @@
+"""Forward kernel of ops/bn_relu_conv3x3.py; the backward is in bn_relu_conv3x3_bwd.py.
+
+Activations are rows [M, C], M = N*H*W, at any row stride; weights are [G, 3, 3, C] in memory; tap = 3 * kh + kw.
+
+An implicit GEMM whose tiles are STRIP neighbouring pixels of a row, so that a loaded and activated column serves up to
+three outputs.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tiles
+from ._common import load_norm, relu, replaced, row_offset, workspace
+from ._reduce import merge_stats
+from .arguments import Arguments, Norm
+from .dropout import dropout_scale, threshold_and_keep
+from .launch import device_of, launch
+
+
+@triton.jit
+def bn_relu_conv3x3_fwd_kernel(
+    x,  # [M, C]
+    mean,  # [C], or None to take x as it is
+    var,  # [C], or None
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weight,  # [G, 3, 3, C]
+    seed,  # int64 scalar, or None without dropout
+    y,  # [M, G] written
+    partial,  # [tiles, 2, G] y's statistics, or None
+    count,  # [tiles], or None
+    strips,  # N * H * per_row
+    per_row,  # strips in a row, cdiv(W, STRIP)
+    H,
+    W,
+    C,
+    G,
+    x_stride,
+    y_stride,
+    threshold,
+    keep,
+    STRIP: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    s = tile * BLOCK_S + tl.arange(0, BLOCK_S)
+    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    row = s // per_row  # n * H + h
+    h = row % H
+    w = s % per_row * STRIP  # of the strip's first pixel
+    start = tile * BLOCK_S // per_row * W  # first pixel of the tile's first row
+    pixel = row * W + w - start
+    x_at = x + row_offset(start, x_stride)
+    acc = (tl.zeros((BLOCK_S, BLOCK_G), dtype=tl.float32),) * STRIP
+    chunks = tl.cdiv(C, BLOCK_C)
+    for i in range(3 * chunks):
+        kh = i // chunks
+        c = i % chunks * BLOCK_C + tl.arange(0, BLOCK_C)
+        if mean is not None:
+            shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+        w_at = weight + (g[None, :] * 9 + kh * 3) * C + c[:, None]
+        w_mask = (c < C)[:, None] & (g < G)[None, :]
+        taps = (
+            tl.load(w_at, mask=w_mask, other=0.0),  # [BLOCK_C, BLOCK_G]
+            tl.load(w_at + C, mask=w_mask, other=0.0),
+            tl.load(w_at + 2 * C, mask=w_mask, other=0.0),
+        )
+        inside = (s < strips) & (h + kh >= 1) & (h + kh <= H)
+        for column in tl.static_range(STRIP + 2):  # the pixel at w + column - 1
+            mask = (inside & (w + column >= 1) & (w + column <= W))[:, None] & (c < C)[None, :]
+            offset = (pixel + (kh - 1) * W + column - 1) * x_stride
+            activated = tl.load(x_at + offset[:, None] + c[None, :], mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
+            if mean is not None:
+                normed = relu((activated.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
+                activated = tl.where(mask, normed, 0.0).to(activated.dtype)  # padding follows the ReLU
+            for j in tl.static_range(max(column - 2, 0), min(column + 1, STRIP)):
+                acc = replaced(acc, j, tl.dot(activated, taps[column - j], acc[j], input_precision=PRECISION))
+    _store_strips(
+        acc, seed, y, partial, count, tile, s < strips, w, start, pixel, g, W, G, y_stride, threshold, keep, STRIP
+    )
+
+
+@triton.jit
+def _store_strips(
+    acc,  # STRIP of [BLOCK_S, BLOCK_G]
+    seed,
+    y,
+    partial,
+    count,
+    tile,
+    exists,  # [BLOCK_S]
+    w,  # [BLOCK_S]
+    start,
+    pixel,  # [BLOCK_S] of the strip's first pixel, from start
+    g,  # [BLOCK_G]
+    W,
+    G,
+    y_stride,
+    threshold,
+    keep,
+    STRIP: tl.constexpr,
+):
+    """Dropout, y and its statistics."""
+    total = tl.zeros_like(g).to(tl.float32)
+    for j in tl.static_range(STRIP):
+        mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]
+        z = tl.where(mask, acc[j], 0.0)
+        if seed is not None:
+            element = row_offset(start + pixel + j, G)[:, None] + g[None, :]
+            z *= dropout_scale(seed, element, threshold, keep)
+        rounded = z.to(y.dtype.element_ty)
+        y_at = y + row_offset(start, y_stride) + (pixel + j)[:, None] * y_stride + g[None, :]
+        tl.store(y_at, rounded, mask=mask)
+        acc = replaced(acc, j, rounded.to(tl.float32))
+        total += tl.sum(acc[j], 0)
+    if partial is not None:
+        n = tl.sum(tl.where(exists, tl.minimum(W - w, STRIP), 0), 0).to(tl.float32)
+        center = total / n
+        squares = tl.zeros_like(center)
+        for j in tl.static_range(STRIP):
+            mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]
+            deviation = tl.where(mask, acc[j] - center[None, :], 0.0)
+            squares += tl.sum(deviation * deviation, 0)
+        at = partial + row_offset(tile, 2 * G) + g
+        tl.store(at, center, mask=g < G)
+        tl.store(at + G, squares, mask=g < G)
+        if tl.program_id(1) == 0:
+            tl.store(count + tile, n)
+
+
+def bn_relu_conv3x3_fwd(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    drop_rate: float,
+    seed: Tensor | None,
+    y: Tensor,
+    y_mean: Tensor | None,
+    y_var: Tensor | None,
+) -> None:
+    check = Arguments("bn_relu_conv3x3_fwd", "x", x)
+    norm = check.norm(mean, var, gamma, beta, check.C)
+    weight = check.weight("weight", weight, None, check.C, 3)
+    seed = check.seed(seed)
+    conv3x3(check, x, norm, eps, weight, drop_rate, seed, y, check.stats(y_mean, y_var, weight.shape[0]))
+
+
+def conv3x3(
+    check: Arguments,
+    x: Tensor,
+    norm: Norm | None,
+    eps: float,
+    weight: Tensor,
+    drop_rate: float,
+    seed: Tensor | None,
+    y: Tensor,
+    y_stats: tuple[Tensor, Tensor] | None,
+) -> None:
+    """y, and its statistics into `y_stats` if they are wanted; without `norm` x is convolved as it is."""
+    growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0])
+    kind = tiles.kind_of(x)
+    device, in_words = device_of(x), check.in_words()
+    tile = tiles.choose("bn_relu_conv3x3_fwd", device, kind, growth)
+    if not in_words:
+        tile = tile._replace(k=32, num_stages=1)
+    # As many accumulators as fit in registers.
+    strip = 1 if kind == tiles.FP32 or not in_words else 2 if device.architecture < 90 and tile.n > 32 else 4
+    per_row = triton.cdiv(check.W, strip)
+    strips = check.N * check.H * per_row
+    blocks = triton.cdiv(strips, tile.m)
+    partial, count = workspace(x, blocks * 2 * growth, blocks) if y_stats else (None, None)
+    threshold, keep = threshold_and_keep(drop_rate)
+    mean, var, gamma, beta = norm or (None, None, None, None)
+    launch(
+        bn_relu_conv3x3_fwd_kernel,
+        (blocks, triton.cdiv(growth, tile.n)),
+        **tile.options,
+        x=x,
+        mean=mean,
+        var=var,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
+        weight=weight,
+        seed=seed,
+        y=y,
+        partial=partial,
+        count=count,
+        strips=strips,
+        per_row=per_row,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        G=growth,
+        x_stride=check.stride,
+        y_stride=y_stride,
+        threshold=threshold,
+        keep=keep,
+        STRIP=strip,
+        BLOCK_S=tile.m,
+        BLOCK_G=tile.n,
+        BLOCK_C=tile.k,
+        PRECISION=tiles.PRECISION[kind],
+    )
+    if y_stats and partial is not None and count is not None:
+        merge_stats(partial, count, blocks, *y_stats, check.M)
