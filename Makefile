@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CPP := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format demo bench report build test-wheel clean
@@ -29,11 +30,13 @@ test: $(READY) ## run the tests
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
 format: $(READY) ## format, and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 demo: $(READY) ## train on real scans and compare with stock layers (a few minutes)
 	$(BIN)/python -m benchmarks.digits

@@ -136,8 +136,7 @@ Stats Arguments::written_stats(const MaybeTensor& y_mean, const MaybeTensor& y_v
   return {written_vector("y_mean", *y_mean, C), written_vector("y_var", *y_var, C)};
 }
 
-Correction Arguments::correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b,
-                                 int64_t C) {
+Correction Arguments::correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b, int64_t C) {
   const std::string p(prefix);
   return {vector((p + "mean").c_str(), mean, C), vector((p + "a").c_str(), a, C), vector((p + "b").c_str(), b, C)};
 }
@@ -149,8 +148,8 @@ NormGradient Arguments::norm_gradient(const Tensor& a, const Tensor& b, int64_t 
 
 Norm Arguments::norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
                      double eps, int64_t C, const char* suffix) {
-  const std::string names[] = {std::string("mean") + suffix, std::string("var") + suffix,
-                               std::string("gamma") + suffix, std::string("beta") + suffix};
+  const std::string names[] = {std::string("mean") + suffix, std::string("var") + suffix, std::string("gamma") + suffix,
+                               std::string("beta") + suffix};
   return {vector(names[0].c_str(), mean, C), vector(names[1].c_str(), var, C), vector(names[2].c_str(), gamma, C),
           vector(names[3].c_str(), beta, C), eps};
 }

@@ -1,5 +1,5 @@
-// Checks of an operator's arguments. Every entry checks all of them before it allocates or writes anything; a refusal is
-// one sentence with what was got and what was expected.
+// Checks of an operator's arguments. Every entry checks all of them before it allocates or writes anything; a refusal
+// is one sentence with what was got and what was expected.
 #pragma once
 
 // PyTorch's stable ABI as of 2.10, the oldest version in which the library loads.
@@ -47,8 +47,8 @@ struct Place {
 
 class Arguments {
  public:
-  // The arguments of `operation` lie where x does, which is where the entry's must, and activations and weights have its
-  // dtype.
+  // The arguments of `operation` lie where x does, which is where the entry's must, and activations and weights have
+  // its dtype.
   Arguments(const char* operation, Place place, const Tensor& x);
 
   // An activation [N, C, H, W] in NHWC memory; -1 stands for any size.
@@ -182,7 +182,7 @@ struct CudaDevice : cuda::Cuda {
     ~Context();
     operator const cuda::Launch&() const;
     Matrix matrix(int64_t M, int64_t C);  // rows on 16 bytes
-    void release();  // all memory to the launches that follow
+    void release();                       // all memory to the launches that follow
 
    private:
     struct State;
@@ -195,7 +195,7 @@ using Library = torch::stable::detail::StableLibrary;
 
 // Registers what `template <class Device> void entries(Library&)` names for every device the library has kernels for.
 #ifdef DENSENET_FAST_CUDA
-#define DENSENET_FAST_REGISTER(entries)                                            \
+#define DENSENET_FAST_REGISTER(entries)                                       \
   STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) { entries<CpuDevice>(m); } \
   STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CUDA, m) { entries<CudaDevice>(m); }
 #else

@@ -46,10 +46,8 @@ void update(const Tensor& running, const float* batch, double momentum, double c
   for (int64_t c = 0; c < C; c++) {
     const double old = static_cast<double>(r[c]);
     const double updated = old + momentum * (correction * batch[c] - old);
-    if constexpr (std::is_same_v<running_t, double>)
-      r[c] = updated;
-    else
-      r[c] = static_cast<running_t>(static_cast<float>(updated));
+    if constexpr (std::is_same_v<running_t, double>) r[c] = updated;
+    else r[c] = static_cast<running_t>(static_cast<float>(updated));
   }
 }
 

@@ -73,8 +73,8 @@ std::vector<Layer<Device>> read_layers(Arguments& check, const Tensor& x, const 
 }
 
 // Refuses lists that do not have one element for each layer; z may be empty.
-void check_lengths(const Arguments& check, size_t count, const std::vector<Tensor>& z, const std::vector<Tensor>& z_mean,
-                   const std::vector<Tensor>& z_var) {
+void check_lengths(const Arguments& check, size_t count, const std::vector<Tensor>& z,
+                   const std::vector<Tensor>& z_mean, const std::vector<Tensor>& z_var) {
   if ((z.empty() || z.size() == count) && z_mean.size() == count && z_var.size() == count) return;
   check.refuse("lengths of z, z_mean and z_var",
                std::to_string(z.size()) + ", " + std::to_string(z_mean.size()) + " and " + std::to_string(z_var.size()),
@@ -110,9 +110,9 @@ void dense_block_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, boo
 
 template <class Device>
 void dense_block_bwd(const Tensor& g, const Tensor& a, const Tensor& b, const Tensor& x, const Tensor& mean,
-                     const Tensor& var, int64_t channels, std::vector<MaybeTensor> tensors,
-                     std::vector<double> numbers, std::vector<Tensor> z, std::vector<Tensor> z_mean,
-                     std::vector<Tensor> z_var, std::vector<Tensor> gradients) {
+                     const Tensor& var, int64_t channels, std::vector<MaybeTensor> tensors, std::vector<double> numbers,
+                     std::vector<Tensor> z, std::vector<Tensor> z_mean, std::vector<Tensor> z_var,
+                     std::vector<Tensor> gradients) {
   Arguments check("dense_block_bwd", Device::kPlace, x);
   auto layers = read_layers<Device>(check, x, mean, var, false, channels, tensors, numbers);
   const size_t count = layers.size();

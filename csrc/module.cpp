@@ -19,12 +19,11 @@ void use_instruction_set(const std::string& name);
 bool tf32_allowed() {
   const pybind11::gil_scoped_acquire gil;
   PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<pybind11::object> getter;
-  const pybind11::object& get = getter
-                                    .call_once_and_store_result([] {
-                                      return pybind11::object(
-                                          pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter"));
-                                    })
-                                    .get_stored();
+  const pybind11::object& get =
+      getter
+          .call_once_and_store_result(
+              [] { return pybind11::object(pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter")); })
+          .get_stored();
   return get("cuda", "conv").cast<std::string>() == "tf32";
 }
 

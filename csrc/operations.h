@@ -37,9 +37,9 @@ struct NormGradient {
 
 // Dropout of row-major elements [M, G] by ops/bn_relu_conv3x3.py; threshold 0 stands for none.
 struct Dropout {
-  const int64_t* seed;   // in the device's memory
-  uint64_t threshold;    // an element is kept if 24 random bits are at least this
-  float multiplier;      // of a kept element
+  const int64_t* seed;  // in the device's memory
+  uint64_t threshold;   // an element is kept if 24 random bits are at least this
+  float multiplier;     // of a kept element
 };
 
 // element_t: the activations' type, or void if the kernels choose it. context_t: what the kernels need beside the
@@ -93,8 +93,8 @@ struct Operations {
     Correction correction2;
     ConstMatrix x;  // [M, C]
     Norm norm;
-    Weight weight;   // [K, C]
-    Matrix dx;       // [M, C], added to
+    Weight weight;  // [K, C]
+    Matrix dx;      // [M, C], added to
     NormGradient dnorm;
     element_t* dweight;  // [K, C] dense, or null
   };
@@ -119,7 +119,7 @@ struct Operations {
     Norm norm;
     Weight weight;  // [G, C, 3, 3]
     Dropout dropout;
-    Matrix u;        // [M, C]: written, or with `accumulate` added gamma * rstd * u
+    Matrix u;  // [M, C]: written, or with `accumulate` added gamma * rstd * u
     bool accumulate;
     NormGradient dnorm;
     element_t* dweight;  // [G, C, 3, 3] dense, or null
@@ -141,8 +141,8 @@ struct Operations {
     ConstMatrix dy;  // [N*(H/2)*(W/2), K]
     ConstMatrix x;   // [N*H*W, C]
     Norm norm;
-    Weight weight;   // [K, C]
-    Matrix dx;       // [N*H*W, C]
+    Weight weight;  // [K, C]
+    Matrix dx;      // [N*H*W, C]
     NormGradient dnorm;
     element_t* dweight;  // [K, C] dense, or null
   };

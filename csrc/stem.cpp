@@ -5,9 +5,8 @@ namespace densenet_fast {
 namespace {
 
 template <class Device>
-void stem_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& gamma,
-              const MaybeTensor& beta, double eps, const Tensor& y, const MaybeTensor& y_mean,
-              const MaybeTensor& y_var) {
+void stem_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
+              double eps, const Tensor& y, const MaybeTensor& y_mean, const MaybeTensor& y_var) {
   Arguments check("stem_fwd", Device::kPlace, x);
   typename Device::StemFwd op{};
   op.shape = check.shape("x", x);

@@ -35,8 +35,8 @@ void transition_fwd(const Tensor& x, const Tensor& mean, const Tensor& var, cons
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> transition_bwd(const Tensor& dy, const Tensor& x, const Tensor& mean,
                                                   const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
-                                                  double eps, const Tensor& weight, bool batch_stats,
-                                                  const Tensor& dx, const Tensor& a, const Tensor& b, bool wgrad) {
+                                                  double eps, const Tensor& weight, bool batch_stats, const Tensor& dx,
+                                                  const Tensor& a, const Tensor& b, bool wgrad) {
   Arguments check("transition_bwd", Device::kPlace, x);
   typename Device::TransitionBwd op{};
   op.shape = check.shape("x", x);

@@ -22,7 +22,8 @@ void bn_bwd_apply(const BnBwdApply& op, Workspace&) {
       float* out = op.dx.data + r * op.dx.stride;
       for_channels(op.C, [&](int64_t c, auto part) {
         const vec centred = load(xr + c, part) - load(correction.mean + c, part);
-        store(out + c, load(vr + c, part) - load(correction.a + c, part) - load(correction.b + c, part) * centred, part);
+        store(out + c, load(vr + c, part) - load(correction.a + c, part) - load(correction.b + c, part) * centred,
+              part);
       });
     }
   });

@@ -9,9 +9,8 @@ namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 inline void bn_relu_rows(const float* x, int64_t x_stride, const float* scale, const float* shift, float* a,
                          int64_t a_stride, int64_t rows, int64_t C) {
   for (int64_t r = 0; r < rows; r++, x += x_stride, a += a_stride) {
-    for_channels(C, [&](int64_t c, auto part) {
-      store(a + c, relu(load(x + c, part) * load(scale + c) + load(shift + c)));
-    });
+    for_channels(
+        C, [&](int64_t c, auto part) { store(a + c, relu(load(x + c, part) * load(scale + c) + load(shift + c))); });
   }
 }
 

@@ -44,10 +44,8 @@ struct MaskAndScatter {
   DENSENET_FAST_INLINE void end(int64_t row, const Tile<MR>& tile) const {
     for (int j = 0; j < kVecs; j++) {
       const int64_t n = channels - j * kWidth;
-      if (n >= kWidth)
-        finish<MR>(row, j, tile, Full{});
-      else if (n > 0)
-        finish<MR>(row, j, tile, Tail{static_cast<int>(n)});
+      if (n >= kWidth) finish<MR>(row, j, tile, Full{});
+      else if (n > 0) finish<MR>(row, j, tile, Tail{static_cast<int>(n)});
     }
   }
 

@@ -115,13 +115,13 @@ struct Backward {
     for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
       const int64_t channels = least(kChannels, Cp - c0);
       if (packed_direct) {
-        direct_outputs(grid, first, last, op.G, inputs, ring, packed_direct + c0 * op.G, op.G * kPanel,
-                       op.G * Cp, channels, direct_scratch, stride, false, row_loader(zero));
+        direct_outputs(grid, first, last, op.G, inputs, ring, packed_direct + c0 * op.G, op.G * kPanel, op.G * Cp,
+                       channels, direct_scratch, stride, false, row_loader(zero));
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           for (int r = 0; r < 2; r++)
             for (int k = 0; k < 2; k++)
-              u[r][k] = 2 * j + k < W ? load(direct_scratch + (((t - first) * 2 + r) * W + 2 * j + k) * stride + c)
-                                      : vec{};
+              u[r][k] =
+                  2 * j + k < W ? load(direct_scratch + (((t - first) * 2 + r) * W + 2 * j + k) * stride + c) : vec{};
         });
       } else {
         Ahead ahead(16 * Ahead::steps(count, channels, op.G));

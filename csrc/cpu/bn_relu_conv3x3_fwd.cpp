@@ -2,8 +2,8 @@
 // Contract: densenet_fast/ops/bn_relu_conv3x3.py.
 //
 // A chunk of tile rows is normalised row by row into a ring of padded rows, transformed, multiplied plane by plane and
-// transformed back into the slice. Winograd makes NaN of Inf (Inf - Inf) and overflows sooner; a chunk with a non-finite
-// output is therefore done again with the direct kernel, which also serves images of a single tile.
+// transformed back into the slice. Winograd makes NaN of Inf (Inf - Inf) and overflows sooner; a chunk with a
+// non-finite output is therefore done again with the direct kernel, which also serves images of a single tile.
 #include "bn_relu.h"
 #include "dropout.h"
 #include "winograd.h"
@@ -100,8 +100,8 @@ struct Forward {
     float *ring = scratch, *y = ring + ring_size;
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
       const int64_t depth = least(kDepth, op.C - c0);
-      direct_outputs(grid, first, last, depth, stride, ring, packed + c0 * kPanel, op.C * kPanel, outputs * op.C,
-                     op.G, y, outputs, c0 > 0, row_loader(c0, depth));
+      direct_outputs(grid, first, last, depth, stride, ring, packed + c0 * kPanel, op.C * kPanel, outputs * op.C, op.G,
+                     y, outputs, c0 > 0, row_loader(c0, depth));
     }
     write(first, last, [&](int64_t t, int64_t j, int64_t c, vec tile[2][2]) {
       for (int i = 0; i < 2; i++)

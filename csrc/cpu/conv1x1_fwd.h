@@ -12,9 +12,8 @@ inline float* pack_rows_as_columns(const Weight& weight, int64_t K, int64_t C, W
   float* p = workspace.floats(padded(K) * C);
   parallel_ranges(padded(K) / kPanel, 1, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; n++)
-      pack_panel(p + n * kPanel * C, n * kPanel, K, C, [&](int64_t c, int64_t k) {
-        return weight.data[k * weight.stride[0] + c * weight.stride[1]];
-      });
+      pack_panel(p + n * kPanel * C, n * kPanel, K, C,
+                 [&](int64_t c, int64_t k) { return weight.data[k * weight.stride[0] + c * weight.stride[1]]; });
   });
   return p;
 }
@@ -41,10 +40,8 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
         prepare(row, rows, c0, depth, a, kStride);
         const bool last = c0 + kDepth >= C;
         Ahead ahead(Ahead::steps(rows, K, depth));
-        if (!last)
-          fetch(ahead, row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth));
-        else if (i + 1 < division.end(w))
-          fetch(ahead, row + rows, blocks.size(i + 1), 0, least(kDepth, C));
+        if (!last) fetch(ahead, row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth));
+        else if (i + 1 < division.end(w)) fetch(ahead, row + rows, blocks.size(i + 1), 0, least(kDepth, C));
         gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &ahead);
       }
       if (partial.wanted()) partial.set(i, out, y.stride, rows);

@@ -111,10 +111,8 @@ struct StoreTile {
   }
   template <int MR>
   DENSENET_FAST_INLINE void end(int64_t row, Tile<MR>& tile) const {
-    if (add)
-      each(row, tile, [&](float* p, vec& v, auto part) { store(p, load(p, part) + v, part); });
-    else
-      each(row, tile, [&](float* p, vec& v, auto part) { store(p, v, part); });
+    if (add) each(row, tile, [&](float* p, vec& v, auto part) { store(p, load(p, part) + v, part); });
+    else each(row, tile, [&](float* p, vec& v, auto part) { store(p, v, part); });
   }
 
  private:

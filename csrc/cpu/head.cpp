@@ -21,7 +21,8 @@ void head_fwd(const HeadFwd& op, Workspace& workspace) {
         vec sum = {};
         for (int64_t p0 = 0; p0 < pixels; p0 += kPixels) {
           vec some = {};
-          for (int64_t p = p0; p < least(pixels, p0 + kPixels); p++, x += op.x.stride) some += relu(load(x, part) * s + t);
+          for (int64_t p = p0; p < least(pixels, p0 + kPixels); p++, x += op.x.stride)
+            some += relu(load(x, part) * s + t);
           sum += some;
         }
         store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels)), part);

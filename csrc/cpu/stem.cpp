@@ -76,8 +76,7 @@ struct Backward {
   }
 
   // Input row y of image n from output rows `y / 2` (grad[0], position[0]) and, for odd y, the next one.
-  void gather(int64_t n, int64_t y, float* const grad[2], float* const position[2], float* sum_v,
-              float* sum_vx) const {
+  void gather(int64_t n, int64_t y, float* const grad[2], float* const position[2], float* sum_v, float* sum_vx) const {
     const int64_t W = op.shape.W, row = (n * op.shape.H + y) * W;
     for (int64_t x = 0; x < W; x++)
       for_channels(op.C, [&](int64_t c, auto part) {
@@ -103,8 +102,8 @@ struct Backward {
 void stem_bwd(const StemBwd& op, Workspace& workspace) {
   constexpr int64_t kRowsPerTask = 16;  // output rows; one row of maxima is found twice per task
   const int64_t h_out = ceil_div(op.shape.H, 2), w_out = ceil_div(op.shape.W, 2);
-  const Backward backward{op,    Affine(op.norm, op.C, workspace), pad(op.norm.mean, op.C, workspace),
-                          h_out, w_out,                            padded(op.C)};
+  const Backward backward{
+      op, Affine(op.norm, op.C, workspace), pad(op.norm.mean, op.C, workspace), h_out, w_out, padded(op.C)};
   const int64_t per_image = ceil_div(h_out, kRowsPerTask), size = backward.row_size();
   const Division division(op.shape.N * per_image);
   float* scratch = workspace.floats(division.workers * 4 * size);

@@ -57,7 +57,8 @@ struct Backward {
   const float* mean;  // [padded(C)]
 
   // Pooled rows [row, row + rows) and channels [c0, c0 + channels): from v [rows, v_stride], the gradient at the
-  // average (a quarter of it is in the weights), dx at the four pixels, the sums, and the average in panels for dweight.
+  // average (a quarter of it is in the weights), dx at the four pixels, the sums, and the average in panels for
+  // dweight.
   void scatter(int64_t row, int64_t rows, int64_t c0, int64_t channels, const float* v, int64_t v_stride, float* a,
                float* sum_v, float* sum_vx) const {
     for (int64_t r = 0; r < rows; r++, v += v_stride) {
@@ -132,8 +133,7 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
         }
         gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &ahead);
         backward.scatter(row, rows, c0, least(channels, C - c0), v, kStride, a, sum_v, sum_vx);
-        if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels,
-                        rows, &ahead);
+        if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &ahead);
       }
       sums.end_chunk(w);
     }

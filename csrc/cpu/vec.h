@@ -25,7 +25,7 @@ inline constexpr int kRows = 6;
 inline constexpr int kWidth = 4;
 inline constexpr int kRows = 3;
 #endif
-inline constexpr int kPanel = 16;               // columns of the micro-kernel's tile; channels are padded to it
+inline constexpr int kPanel = 16;              // columns of the micro-kernel's tile; channels are padded to it
 inline constexpr int kVecs = kPanel / kWidth;  // vectors per row of the tile
 
 typedef float vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));

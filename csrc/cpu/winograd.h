@@ -205,8 +205,8 @@ struct Filters {
   DENSENET_FAST_INLINE float at(int64_t out, int64_t in, int tap) const {
     const int64_t g = transposed ? in : out, c = transposed ? out : in;
     const int at = transposed ? 8 - tap : tap;
-    return weight.data[g * weight.stride[0] + c * weight.stride[1] + at / 3 * weight.stride[2] +
-                       at % 3 * weight.stride[3]];
+    return weight
+        .data[g * weight.stride[0] + c * weight.stride[1] + at / 3 * weight.stride[2] + at % 3 * weight.stride[3]];
   }
 
   // Transformed, in panels: [16][padded(outputs) / kPanel][inputs][kPanel].

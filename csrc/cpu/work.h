@@ -26,8 +26,7 @@ struct Division {
 template <class F>
 inline void parallel_ranges(int64_t n, int64_t grain, const F& f) {
   const Division division(ceil_div(n, grain));
-  parallel(division.workers,
-           [&](int64_t w) { f(division.begin(w) * grain, least(n, division.end(w) * grain)); });
+  parallel(division.workers, [&](int64_t w) { f(division.begin(w) * grain, least(n, division.end(w) * grain)); });
 }
 
 // Rows [0, M) in blocks of `block` rows (the last may be shorter), their number a multiple of the thread count.
@@ -138,8 +137,8 @@ class PartialStats {
   double* merged_ = nullptr;  // [mean, M2][C]
 };
 
-// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a worker's chunks, then the workers in order; at the
-// end, what they mean for the norm (densenet_fast/ops/__init__.py).
+// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a worker's chunks, then the workers in order; at
+// the end, what they mean for the norm (densenet_fast/ops/__init__.py).
 class PartialSums {
  public:
   PartialSums(int64_t workers, int64_t C, Workspace& workspace) : workers_(workers), C_(C), size_(padded(C)) {

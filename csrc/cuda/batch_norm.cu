@@ -168,8 +168,8 @@ void channel_stats(const ChannelStats& op, const Launch& where) {
 void bn_bwd_apply(const BnBwdApply& op, const Launch& where) {
   with_input(where.math, [&](auto input) {
     using Traits = RowTraits<decltype(input)>;
-    BnBwdApplyParams p{op.v.data, op.x.data, op.dx.data, op.v.stride, op.x.stride, op.dx.stride, op.M,
-                       static_cast<int>(op.C)};
+    BnBwdApplyParams p{op.v.data,   op.x.data,    op.dx.data, op.v.stride,
+                       op.x.stride, op.dx.stride, op.M,       static_cast<int>(op.C)};
     p.v_granule = granule(op.v, where.element_size());
     p.x_granule = granule(op.x, where.element_size());
     p.dx_granule = granule(op.dx, where.element_size());

@@ -2,9 +2,9 @@
 //   dz = scale_z*u - z_a - z_b*(z - z_mean),  v = (dz * weight) * (bn(x) > 0),  dx += scale*v,
 //   dweight = dz^T * relu(bn(x)).
 // Grid: slabs of kSlab channels x splits of the rows. A block keeps its slab of weight in shared memory and its slab of
-// dweight in registers over all its rows; tiles of u, z, x and dx stream through a ring of two cp.async stages. It leaves
-// one fp32 partial of dweight and of the sums; a second kernel adds the partials in order and finalizes.
-// v is linear in dz, so more than kK channels of z are taken in turns of kK, each a launch that adds to dx.
+// dweight in registers over all its rows; tiles of u, z, x and dx stream through a ring of two cp.async stages. It
+// leaves one fp32 partial of dweight and of the sums; a second kernel adds the partials in order and finalizes. v is
+// linear in dz, so more than kK channels of z are taken in turns of kK, each a launch that adds to dx.
 #include "common.cuh"
 
 namespace densenet_fast::cuda {
@@ -45,7 +45,8 @@ struct Conv1x1BwdTraits {
   static constexpr int kReduce = kNormZ + 4 * kK * 4, kSharedBytes = kReduce + kWarpsM1 * kSlab * 8;
   static_assert(kWarpsM1 * kWarpsN1 == kWarpsM2 * kWarpsN2 && kTilesN1 % 2 == 0 && kTilesN2 % 2 == 0, "warps");
   static_assert(kBlockM % 16 == 0 && kThreads % (kK / kVector<input_t>) == 0 &&
-                    kThreads % (kSlab / kVector<input_t>) == 0, "every thread keeps its piece of a row");
+                    kThreads % (kSlab / kVector<input_t>) == 0,
+                "every thread keeps its piece of a row");
 };
 
 template <class input_t>
@@ -170,8 +171,8 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_bwd_kernel(c
       uint32_t b[Traits::kTilesN1][2];
 #pragma unroll
       for (int j = 0; j < Traits::kTilesN1; j += 2)
-        load_b_transposed<input_t, kPitchC>(
-            b[j], b[j + 1], shared + Traits::kWeight + k * kPitchC + (col1 + j * 8) * kSize, lane);
+        load_b_transposed<input_t, kPitchC>(b[j], b[j + 1],
+                                            shared + Traits::kWeight + k * kPitchC + (col1 + j * 8) * kSize, lane);
 #pragma unroll
       for (int i = 0; i < Traits::kTilesM1; i++) {
         uint32_t raw[4];
@@ -341,8 +342,7 @@ void conv1x1_bwd_launch(const Conv1x1Bwd& op, bool accumulate, const Launch& whe
   r.splits = static_cast<int>(splits), r.sum_count = sums ? static_cast<int>(turns * splits) : 0;
   r.C = sums ? p.C : 0, r.count = static_cast<float>(op.M), r.norm = op.norm, r.dnorm = op.dnorm;
   const int64_t blocks = ceil_div<int64_t>(r.weights, 256) + ceil_div(r.C, 256);
-  if (blocks > 0)
-    launch(bn_relu_conv1x1_bwd_reduce_kernel<typename Traits::input_t>, blocks, 256, 0, where, r);
+  if (blocks > 0) launch(bn_relu_conv1x1_bwd_reduce_kernel<typename Traits::input_t>, blocks, 256, 0, where, r);
 }
 
 // The largest tile whose shared memory the device has.

@@ -1,7 +1,7 @@
 // bn_relu_conv1x1_fwd: z[M, K] = relu(bn(x[M, C])) * weight[K, C]^T and z's statistics, one pass over x.
 // Tiles of x and weight stream through a ring of cp.async stages; BN-ReLU is applied to the fragments on their way from
-// shared memory to the tensor cores. The epilogue rounds z, takes mean and M2 of the rounded tile in two passes, and the
-// last block to arrive merges the tiles.
+// shared memory to the tensor cores. The epilogue rounds z, takes mean and M2 of the rounded tile in two passes, and
+// the last block to arrive merges the tiles.
 #include "common.cuh"
 
 namespace densenet_fast::cuda {
@@ -29,7 +29,8 @@ struct Conv1x1FwdTraits {
   static constexpr int kPitch = 64 + 16;  // bytes of a row in shared memory; ldmatrix finds no bank conflict
   static constexpr int kStageBytes = (kBlockM + kBlockN) * kPitch;
   static constexpr int kOutPitch = kBlockN * sizeof(input_t) + 16;
-  static constexpr int kPipeBytes = std::max(kStages * kStageBytes, kBlockM * kOutPitch);
+  static constexpr int kRingBytes = kStages * kStageBytes, kOutBytes = kBlockM * kOutPitch;
+  static constexpr int kPipeBytes = std::max(kRingBytes, kOutBytes);
   static constexpr int kReduceBytes = kWarpsM * kBlockN * sizeof(float);
   static_assert(kPipeBytes >= kFinishBytes<Moments, kThreads>, "the reduction reuses the pipeline's memory");
   // scale and shift of every channel follow.
@@ -83,8 +84,7 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
     for (int i = tid; i < (Traits::kBlockM + Traits::kBlockN) * 4; i += Traits::kThreads) {
       const int row = i / 4, c = k_tile * Traits::kBlockK + i % 4 * V;
       unsigned char* const to = stage + row * kPitch + i % 4 * 16;
-      if (row < Traits::kBlockM)
-        copy_piece(to, x + row * p.x_stride + c, row < rows ? p.C - c : 0, p.x_granule);
+      if (row < Traits::kBlockM) copy_piece(to, x + row * p.x_stride + c, row < rows ? p.C - c : 0, p.x_granule);
       else
         copy_piece(to, weight + (row - Traits::kBlockM) * p.weight_stride + c,
                    n0 + row - Traits::kBlockM < p.K ? p.C - c : 0, p.weight_granule);
@@ -184,9 +184,8 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
       }
     __syncthreads();
   }
-  finish_partials<Traits::kThreads, Traits::kBlockN>(
-      p.partials, tile, column_block, reinterpret_cast<float*>(shared),
-      [&](int c, const Moments& m) { write_stats(p.stats, c, m); });
+  finish_partials<Traits::kThreads, Traits::kBlockN>(p.partials, tile, column_block, reinterpret_cast<float*>(shared),
+                                                     [&](int c, const Moments& m) { write_stats(p.stats, c, m); });
 }
 
 template <class Traits>

@@ -83,8 +83,8 @@ struct Conv3x3WgradParams {
   ConstMatrix x;  // [N * H * W, C]
   int C, granule;
   const float2* affine;
-  const void* d;  // [N * H * W, G] input_t, padded
-  int G;          // padded
+  const void* d;    // [N * H * W, G] input_t, padded
+  int G;            // padded
   int steps;        // k steps of a tile
   float* partials;  // [splits, kTaps, G, C], C padded to slabs
 };
@@ -145,7 +145,8 @@ struct Transposed {
     } else {
 #pragma unroll
       for (int j = 0; j < 2; j++)
-        raw[j][0] = element(x + j * 2 * plane + at.first, plane), raw[j][1] = element(x + j * 2 * plane + at.second, plane);
+        raw[j][0] = element(x + j * 2 * plane + at.first, plane),
+        raw[j][1] = element(x + j * 2 * plane + at.second, plane);
     }
   }
 
@@ -215,6 +216,7 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
   };
 
   const int warp_c = warp % traits::kWarpsC, warp_k = warp / traits::kWarpsC;
+  constexpr int kPlanes = 16 / kVector<input_t>;  // of 16 channels
   const Transposed<input_t> at{lane};
   float acc[kTaps][kTilesM][2][4] = {};
   if (blockIdx.x < t.tiles()) copy(blockIdx.x, 0);
@@ -227,14 +229,14 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
     if (index + static_cast<int>(gridDim.x) < t.tiles()) copy(index + gridDim.x, stage_index ^ 1);
     cp_async_commit();
     const unsigned char* const stage = shared + stage_index * stage_bytes;
-    const unsigned char* const x = stage + warp_c * (16 / kVector<input_t>) * x_plane;
+    const unsigned char* const x = stage + warp_c * kPlanes * x_plane;
     const int* const table = reinterpret_cast<const int*>(stage + table_offset);
     for (int step = warp_k; step < p.steps; step += traits::kWarpsK) {
       Fragment<math_t, 4> a[kTilesM];
 #pragma unroll
       for (int i = 0; i < kTilesM; i++) {
         uint32_t raw[4];
-        at.load_a(raw, stage + d_offset + i * (16 / kVector<input_t>) * d_plane + step * kStep * 16, d_plane);
+        at.load_a(raw, stage + d_offset + i * kPlanes * d_plane + step * kStep * 16, d_plane);
         a[i] = Fragment<math_t, 4>(raw);
       }
       const auto place = at.places(table + step * kStep);
@@ -331,15 +333,16 @@ void wgrad(const Conv3x3Bwd& op, const Prepare& prepared, const Launch& where) {
   // One block per multiprocessor; a split of less than kMinPixels would write more partials than it reads.
   constexpr int64_t kMinPixels = 256;
   const int slabs_c = ceil_div(p.C, traits::kChannels), slabs_g = p.G / traits::kOutputs;
-  const int64_t worth = std::min<int64_t>(op.shape.rows() / kMinPixels, where.device.multiprocessors / (slabs_c * slabs_g));
+  const int64_t worth =
+      std::min<int64_t>(op.shape.rows() / kMinPixels, where.device.multiprocessors / (slabs_c * slabs_g));
   const int splits = static_cast<int>(std::clamp<int64_t>(worth, 1, p.tiling.tiles()));
   const int64_t size = static_cast<int64_t>(kTaps) * p.G * slabs_c * traits::kChannels;
   p.partials = where.workspace->floats(splits * size);
   launch(bn_relu_conv3x3_wgrad_kernel<traits>, dim3(splits, slabs_c, slabs_g), kThreads,
          traits::shared_bytes(p.tiling, p.steps), where, p);
 
-  const Conv3x3WgradReduceParams reduce{p.partials, splits, static_cast<int>(op.G), p.C, p.G, slabs_c * traits::kChannels,
-                                        op.dweight};
+  const Conv3x3WgradReduceParams reduce{
+      p.partials, splits, static_cast<int>(op.G), p.C, p.G, slabs_c * traits::kChannels, op.dweight};
   launch(bn_relu_conv3x3_wgrad_reduce_kernel<input_t>, dim3(static_cast<unsigned>(ceil_div<int64_t>(size, kThreads))),
          kThreads, 0, where, reduce);
 }

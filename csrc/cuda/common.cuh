@@ -71,8 +71,7 @@ __device__ __forceinline__ void copy_piece(unsigned char* to, const input_t* fro
       cp_async_4(to + i, reinterpret_cast<const unsigned char*>(from) + i, min(max(bytes - i, 0), 4));
   } else {
 #pragma unroll 1
-    for (int e = 0; e < kVector<input_t>; e++)
-      reinterpret_cast<input_t*>(to)[e] = e < count ? from[e] : input_t(0.f);
+    for (int e = 0; e < kVector<input_t>; e++) reinterpret_cast<input_t*>(to)[e] = e < count ? from[e] : input_t(0.f);
   }
 }
 
@@ -252,8 +251,8 @@ constexpr int kFinishBytes = kThreads * reduced_t::kValues * sizeof(float);
 // Called by all threads of every block when the partials of `tile` and columns [c0, c0 + kColumns) are put;
 // finish(c, total) is called once for every column. `shared`: kFinishBytes that nobody uses any more.
 template <int kThreads, int kColumns, class reduced_t, class function_t>
-__device__ __forceinline__ void finish_partials(const Partials<reduced_t>& p, int tile, int column_block,
-                                                float* shared, function_t finish) {
+__device__ __forceinline__ void finish_partials(const Partials<reduced_t>& p, int tile, int column_block, float* shared,
+                                                function_t finish) {
   constexpr int kParts = kThreads / kColumns;  // threads behind the last whole part only wait
   const int column = threadIdx.x % kColumns, part = threadIdx.x / kColumns, c = column_block * kColumns + column;
   const auto merge_rows = [&](const float* rows, int first, int end) {

@@ -1,10 +1,10 @@
-// What the 3x3 kernels share: the tiles into which a batch of images is cut, the preparation of the weight, and the main
-// loop of forward and input gradient.
+// What the 3x3 kernels share: the tiles into which a batch of images is cut, the preparation of the weight, and the
+// main loop of forward and input gradient.
 //
-// The convolution streams its input through shared memory in chunks of 32 bytes of a pixel (one k step of the products):
-// a halo tile, staged once for all nine taps, beside the chunk's weights. Half an A operand is 8 neighbouring pixels of
-// an image row, so a tap is an offset. A warp owns two runs of kRunRows image rows by 8 columns; ldmatrix for rows
-// (p, p) of both serves the three vertical taps. docs/design.md, "CUDA kernels".
+// The convolution streams its input through shared memory in chunks of 32 bytes of a pixel (one k step of the
+// products): a halo tile, staged once for all nine taps, beside the chunk's weights. Half an A operand is 8
+// neighbouring pixels of an image row, so a tap is an offset. A warp owns two runs of kRunRows image rows by 8 columns;
+// ldmatrix for rows (p, p) of both serves the three vertical taps. docs/design.md, "CUDA kernels".
 #pragma once
 
 #include "common.cuh"
@@ -19,7 +19,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kTaps = 9;
 constexpr int kRunRows = 4;
 constexpr int kRows = 2 * kRunRows;  // of pixels that a warp owns
-constexpr int kChunkPieces = 2;  // 16-byte pieces of a pixel's chunk
+constexpr int kChunkPieces = 2;      // 16-byte pieces of a pixel's chunk
 
 // A tile is `runs` runs of image rows that follow each other through the batch, from one image into the next, by
 // `columns` columns. Its halo has two more rows for each image it touches and two more columns.
@@ -72,7 +72,8 @@ struct Tile {
       image = 1 + (halo_row - in_first) / in_other;
       row = (halo_row - in_first) % in_other - 1;
     }
-    const bool inside = first_image + image < tiling.N && row >= 0 && row < tiling.H && column >= 0 && column < tiling.W;
+    const bool inside =
+        first_image + image < tiling.N && row >= 0 && row < tiling.H && column >= 0 && column < tiling.W;
     return inside ? (image * tiling.H + row) * tiling.W + column : -1;
   }
   // Pixels before the first image.
@@ -110,8 +111,8 @@ struct BnReluPiece {
 // Preparation, one launch: the weight in the order of the main loop, BatchNorm's affine form, and in backward d.
 
 struct Prepare {
-  // packed [column blocks][chunks][warps_n][taps][2][8 * tiles_n] pieces of kVector inputs. Column 2t + e of tile j of a
-  // group of n tiles stands for output 2nt + 2j + e of the group: what a thread accumulates is neighbouring channels.
+  // packed [column blocks][chunks][warps_n][taps][2][8 * tiles_n] pieces of kVector inputs. Column 2t + e of tile j of
+  // a group of n tiles stands for output 2nt + 2j + e of the group: what a thread accumulates is neighbouring channels.
   Weight weight;  // [outputs, inputs, 3, 3]
   int outputs, inputs;
   int tiles_n, group_tiles, warps_n, chunks;
@@ -148,12 +149,12 @@ template <class math_t_, int kTilesN_, bool kBnRelu_>
 struct Traits {
   using math_t = math_t_;
   using input_t = typename math_t::input_t;
-  static constexpr int kTilesN = kTilesN_;                  // 8-column tiles of a warp
+  static constexpr int kTilesN = kTilesN_;  // 8-column tiles of a warp
   static constexpr bool kBnRelu = kBnRelu_;
-  static constexpr int kStages = kTilesN == 2 ? 3 : 2;      // few columns mean little work to hide a copy behind
-  static constexpr int kColumns = 8 * kTilesN;              // of a warp: a slab
+  static constexpr int kStages = kTilesN == 2 ? 3 : 2;  // few columns mean little work to hide a copy behind
+  static constexpr int kColumns = 8 * kTilesN;          // of a warp: a slab
   static constexpr int kGroupTiles = kTilesN == 4 ? 2 : kTilesN, kGroups = kTilesN / kGroupTiles;
-  static constexpr int kLaneColumns = 2 * kGroupTiles;      // neighbouring channels of one thread in a group
+  static constexpr int kLaneColumns = 2 * kGroupTiles;  // neighbouring channels of one thread in a group
   static constexpr int kSlabPieces = kTaps * kChunkPieces * kColumns;
   static constexpr int kBlocks = sizeof(input_t) == 2 ? 2 : 1;  // per multiprocessor, that registers must allow
 
@@ -252,8 +253,8 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
   const int h = lane >> 3 & 1, run = max(h ? part.run[1] : part.run[0], 0);
   const int a_lane = (lane >> 4) * plane +
                      (tile.halo_row(run) * t.halo_columns + (h ? part.column[1] : part.column[0]) + lane % 8) * 16;
-  const int b_lane = kChunkPieces * plane + (warp % p.warps_n * traits::kSlabPieces + h * traits::kColumns + lane % 8 +
-                                             (lane >> 4) * 8) * 16;
+  const int b_lane = kChunkPieces * plane +
+                     (warp % p.warps_n * traits::kSlabPieces + h * traits::kColumns + lane % 8 + (lane >> 4) * 8) * 16;
   for (int chunk = 0; chunk < p.chunks; chunk++) {
     if constexpr (traits::kBnRelu) {
       const BnReluPiece<input_t> bn_relu(p.affine + (chunk * kChunkPieces + piece) * kVector<input_t>);
@@ -278,7 +279,7 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
       }
 #pragma unroll
       for (int ky = 0; ky < 3; ky++) {
-        const auto multiply_rows = [&](const uint32_t(&raw_b)[2], int j) {
+        const auto multiply_rows = [&](const uint32_t (&raw_b)[2], int j) {
           const Fragment<math_t, 2> b(raw_b);
 #pragma unroll
           for (int i = 0; i < kRunRows; i++) mma(acc[i][j], a[i + ky], b);

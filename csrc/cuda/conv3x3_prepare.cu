@@ -33,15 +33,16 @@ template <class input_t>
 __device__ __forceinline__ void correct_gradient(const Prepare& p, int64_t index) {
   const int pieces = p.d_stride / kVector<input_t>, c = static_cast<int>(index % pieces) * kVector<input_t>;
   const int64_t m = index / pieces;
-  const Piece<input_t> dy = Piece<input_t>::load(static_cast<const input_t*>(p.dy.data) + m * p.dy.stride + c, p.G - c,
-                                                 p.dy_granule);
-  const Piece<input_t> y = Piece<input_t>::load(static_cast<const input_t*>(p.y.data) + m * p.y.stride + c, p.G - c,
-                                                p.y_granule);
+  const Piece<input_t> dy =
+      Piece<input_t>::load(static_cast<const input_t*>(p.dy.data) + m * p.dy.stride + c, p.G - c, p.dy_granule);
+  const Piece<input_t> y =
+      Piece<input_t>::load(static_cast<const input_t*>(p.y.data) + m * p.y.stride + c, p.G - c, p.y_granule);
   Piece<input_t> d{};
 #pragma unroll
   for (int e = 0; e < kVector<input_t>; e++) {
     if (c + e >= p.G) break;
-    d.value[e] = dy.value[e] - p.correction_y.a[c + e] - p.correction_y.b[c + e] * (y.value[e] - p.correction_y.mean[c + e]);
+    d.value[e] =
+        dy.value[e] - p.correction_y.a[c + e] - p.correction_y.b[c + e] * (y.value[e] - p.correction_y.mean[c + e]);
     if (p.dropout.threshold > 0) d.value[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
   }
   d.store(static_cast<input_t*>(p.d) + m * p.d_stride + c, kVector<input_t>, 16);

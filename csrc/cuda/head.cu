@@ -19,7 +19,8 @@ __global__ void __launch_bounds__(Traits::kThreads) head_fwd_kernel(const HeadFw
   constexpr int V = Traits::kVector;
   __shared__ float shared[kRowsBytes<Traits, Sums> / sizeof(float)];
   const int c = Traits::first_channel();
-  const input_t* const x = static_cast<const input_t*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.pixels * p.stride + c;
+  const input_t* const x =
+      static_cast<const input_t*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.pixels * p.stride + c;
   float2 bn[V];
   Sums sums[V];
 #pragma unroll
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(Traits::kThreads) head_bwd_kernel(const HeadBw
   for (int i = Traits::row(); i < rows; i += Traits::kRows) {
     const int64_t m = first + i;
     const auto x = Piece<input_t>::load(static_cast<const input_t*>(p.x) + m * p.x_stride + c, count, p.x_granule);
-    auto v = Piece<input_t>::load(static_cast<const input_t*>(p.dy) + m / p.pixels * p.dy_stride + c, count, p.dy_granule);
+    auto v =
+        Piece<input_t>::load(static_cast<const input_t*>(p.dy) + m / p.pixels * p.dy_stride + c, count, p.dy_granule);
 #pragma unroll
     for (int e = 0; e < Traits::kVector; e++) v.value[e] /= static_cast<float>(p.pixels);
     backward.apply(x, v);

@@ -15,10 +15,19 @@ using bf16 = c10::BFloat16;
 using f16 = c10::Half;
 using acc_t = float;
 
-struct BFloat16Math { using input_t = bf16; };
-struct HalfMath { using input_t = f16; };
-struct Tf32Math { using input_t = float; };
-struct Tf32x3Math { using input_t = float; };  // x = high + low in TF32: 22 bits of each factor; Inf becomes NaN
+struct BFloat16Math {
+  using input_t = bf16;
+};
+struct HalfMath {
+  using input_t = f16;
+};
+struct Tf32Math {
+  using input_t = float;
+};
+// x = high + low in TF32: 22 bits of each factor; Inf becomes NaN.
+struct Tf32x3Math {
+  using input_t = float;
+};
 
 template <class input_t>
 constexpr int kKStep = 32 / sizeof(input_t);
@@ -45,7 +54,7 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Lanes 8i..8i+7 give the row addresses of 8x8 matrix i of 16-bit elements (8x4 of 32-bit ones); register i receives it.
+// Lanes 8i..8i+7 give the row addresses of 8x8 matrix i of 16-bit elements (8x4 of 32-bit ones); register i gets it.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -119,7 +128,9 @@ struct alignas(8) Pair<float> {
   float2 value;
   __device__ __forceinline__ float2 unpack() const { return value; }
   __device__ __forceinline__ static Pair pack(float low, float high) { return {make_float2(low, high)}; }
-  __device__ __forceinline__ static Pair pack_relu(float low, float high) { return {make_float2(relu(low), relu(high))}; }
+  __device__ __forceinline__ static Pair pack_relu(float low, float high) {
+    return {make_float2(relu(low), relu(high))};
+  }
 };
 
 __device__ __forceinline__ uint32_t to_tf32(float x) {
@@ -180,10 +191,9 @@ __device__ __forceinline__ void mma(float (&d)[4], const Fragment<BFloat16Math, 
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 }
 __device__ __forceinline__ void mma(float (&d)[4], const Fragment<HalfMath, 4>& a, const Fragment<HalfMath, 2>& b) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 }
 __device__ __forceinline__ void mma(float (&d)[4], const Fragment<Tf32Math, 4>& a, const Fragment<Tf32Math, 2>& b) {
   mma_tf32(d, a.r, b.r);

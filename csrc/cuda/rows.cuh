@@ -32,8 +32,9 @@ struct Activation {
     Piece<input_t> y;
 #pragma unroll
     for (int e = 0; e < V; e += 2) {
-      const float2 pair = Pair<input_t>::pack_relu(fmaf(x.value[e], bn[e].x, bn[e].y),
-                                                   fmaf(x.value[e + 1], bn[e + 1].x, bn[e + 1].y)).unpack();
+      const float2 pair =
+          Pair<input_t>::pack_relu(fmaf(x.value[e], bn[e].x, bn[e].y), fmaf(x.value[e + 1], bn[e + 1].x, bn[e + 1].y))
+              .unpack();
       y.value[e] = pair.x, y.value[e + 1] = pair.y;
     }
     return y;
@@ -48,7 +49,8 @@ struct NormBackward {
   float mean[V];
   Sums sums[V];
 
-  __device__ __forceinline__ NormBackward(const Activation<input_t>& a, const Norm& norm, int c, int C) : activation(a) {
+  __device__ __forceinline__ NormBackward(const Activation<input_t>& a, const Norm& norm, int c, int C)
+      : activation(a) {
 #pragma unroll
     for (int e = 0; e < V; e++) mean[e] = c + e < C ? norm.mean[c + e] : 0.f;
   }
@@ -83,8 +85,9 @@ __device__ __forceinline__ void merge_rows(const reduced_t (&mine)[Traits::kVect
 
 // The same of all blocks: finish(c, total) for every channel.
 template <class Traits, class reduced_t, class function_t>
-__device__ __forceinline__ void finish_rows(const Partials<reduced_t>& partials, const reduced_t (&mine)[Traits::kVector],
-                                            float* shared, function_t finish) {
+__device__ __forceinline__ void finish_rows(const Partials<reduced_t>& partials,
+                                            const reduced_t (&mine)[Traits::kVector], float* shared,
+                                            function_t finish) {
   merge_rows<Traits>(mine, shared, [&](int c, const reduced_t& total) {
     if (c < partials.C) partials.put(blockIdx.x, c, total);
   });

@@ -1,6 +1,6 @@
 // BN-ReLU-maxpool 3x3, stride 2, padding 1, in one pass. Contract: densenet_fast/ops/stem.py.
-// The backward finds the maxima of a tile's windows again and keeps their positions in shared memory: the first of equal
-// values in row-major order takes the gradient, and a NaN wins, as in PyTorch.
+// The backward finds the maxima of a tile's windows again and keeps their positions in shared memory: the first of
+// equal values in row-major order takes the gradient, and a NaN wins, as in PyTorch.
 #include "rows.cuh"
 
 namespace densenet_fast::cuda {
@@ -31,7 +31,8 @@ struct Maximum {
     for (int tap = 0; tap < 9; tap++) {
       const int h = 2 * row - 1 + tap / 3, w = 2 * column - 1 + tap % 3;
       if (h < 0 || h >= image.H || w < 0 || w >= image.W) continue;
-      const auto at = Piece<input_t>::load(x + (static_cast<int64_t>(h) * image.W + w) * image.stride, count, image.granule);
+      const auto at =
+          Piece<input_t>::load(x + (static_cast<int64_t>(h) * image.W + w) * image.stride, count, image.granule);
       const Piece<input_t> y = activation(at);
 #pragma unroll
       for (int e = 0; e < V; e++)
@@ -66,8 +67,7 @@ __global__ void __launch_bounds__(Traits::kThreads) stem_fwd_kernel(const StemFw
   float seen = 0.f;
   for (int i = Traits::row(); i < rows; i += Traits::kRows) {
     const int64_t m = first + i, n = m / size, pixel = m % size;
-    const input_t* const x =
-        static_cast<const input_t*>(p.image.x) + n * p.image.H * p.image.W * p.image.stride + c;
+    const input_t* const x = static_cast<const input_t*>(p.image.x) + n * p.image.H * p.image.W * p.image.stride + c;
     const Maximum<input_t> maximum(p.image, x, count, static_cast<int>(pixel / width), static_cast<int>(pixel % width),
                                    activation);
     maximum.value.store(static_cast<input_t*>(p.y.data) + m * p.y.stride + c, count, p.y_granule);
@@ -118,8 +118,7 @@ __global__ void __launch_bounds__(Traits::kThreads) stem_bwd_kernel(const StemBw
     if (row >= out_height || column >= out_width) continue;
     const Maximum<input_t> maximum(image, x, count, row, column, activation);
 #pragma unroll
-    for (int e = 0; e < V; e++)
-      positions[i][Traits::piece() * V + e] = static_cast<uint8_t>(maximum.position[e]);
+    for (int e = 0; e < V; e++) positions[i][Traits::piece() * V + e] = static_cast<uint8_t>(maximum.position[e]);
   }
   __syncthreads();
 
@@ -147,7 +146,11 @@ __global__ void __launch_bounds__(Traits::kThreads) stem_bwd_kernel(const StemBw
 }
 
 Image make_image(const Shape& shape, int64_t C, const ConstMatrix& x, const Launch& where) {
-  return {x.data, x.stride, static_cast<int>(shape.H), static_cast<int>(shape.W), static_cast<int>(C),
+  return {x.data,
+          x.stride,
+          static_cast<int>(shape.H),
+          static_cast<int>(shape.W),
+          static_cast<int>(C),
           granule(x, where.element_size())};
 }
 

@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_pool_bwd_kernel(cons
   if (threadIdx.x < Traits::kColumns && column < p.C) {
     Sums total;
     for (int r = 0; r < Traits::kRows; r++)
-      total.merge({{shared[r * Traits::kColumns + threadIdx.x],
-                    shared[(Traits::kRows + r) * Traits::kColumns + threadIdx.x]}});
+      total.merge(
+          {{shared[r * Traits::kColumns + threadIdx.x], shared[(Traits::kRows + r) * Traits::kColumns + threadIdx.x]}});
     p.partials.put(tile, column, total);
   }
   finish_partials<Traits::kThreads, Traits::kColumns>(

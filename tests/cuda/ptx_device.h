@@ -1,5 +1,5 @@
-// A device for the entries of csrc: CPU tensors of every dtype, the CUDA kernels' own launches, and PTX for machine code.
-// Included before each entry's file, it registers the entries as operators of `densenet_fast_ptx`.
+// A device for the entries of csrc: CPU tensors of every dtype, the CUDA kernels' own launches, and PTX for machine
+// code. Included before each entry's file, it registers the entries as operators of `densenet_fast_ptx`.
 #pragma once
 
 #include "arguments.h"

@@ -1,5 +1,5 @@
-// In the place of cuda_context.cpp and the CUDA runtime: a launch becomes a call of a Python function, with the memory that
-// the operation may touch.
+// In the place of cuda_context.cpp and the CUDA runtime: a launch becomes a call of a Python function, with the memory
+// that the operation may touch.
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -30,9 +30,9 @@ struct State {
   cuda::Device device{4, 232448};
   bool tf32 = false;
   int element_size;
-  bool counter_left = false;  // not zero after its operation
-  std::map<const void*, const char*> kernels;       // by host function
-  std::map<const void*, int> shared_bytes;          // allowed
+  bool counter_left = false;                   // not zero after its operation
+  std::map<const void*, const char*> kernels;  // by host function
+  std::map<const void*, int> shared_bytes;     // allowed
   std::vector<Region> workspace, operands;
   Extent grid, block;
   size_t shared;
@@ -216,7 +216,7 @@ struct CudaDevice::Context::State {
 CudaDevice::Context::Context(const Arguments& check) : state_(new State) {
   const cuda::Math math = check.dtype() == ScalarType::BFloat16 ? cuda::Math::kBFloat16
                           : check.dtype() == ScalarType::Half   ? cuda::Math::kHalf
-                          : machine().tf32                        ? cuda::Math::kTf32
+                          : machine().tf32                      ? cuda::Math::kTf32
                                                                 : cuda::Math::kTf32x3;
   state_->launch = {math, machine().device, nullptr, &state_->workspace};
 }
@@ -231,8 +231,18 @@ void CudaDevice::Context::release() { state_->workspace.release(); }
 
 const CudaDevice::Kernels& CudaDevice::kernels() {
   static const Kernels table = {
-      "ptx",          channel_stats,  bn_bwd_apply,   bn_relu_conv1x1_fwd, bn_relu_conv1x1_bwd, bn_relu_conv3x3_fwd,
-      bn_relu_conv3x3_bwd, transition_fwd, transition_bwd, stem_fwd,            stem_bwd,            head_fwd,
+      "ptx",
+      channel_stats,
+      bn_bwd_apply,
+      bn_relu_conv1x1_fwd,
+      bn_relu_conv1x1_bwd,
+      bn_relu_conv3x3_fwd,
+      bn_relu_conv3x3_bwd,
+      transition_fwd,
+      transition_bwd,
+      stem_fwd,
+      stem_bwd,
+      head_fwd,
       head_bwd,
   };
   return table;
@@ -268,7 +278,8 @@ void** __cudaRegisterFatBinary(void*) {
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 0; }
-void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, void*, void*, void*, void*, int*) {
+void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, void*, void*, void*, void*,
+                            int*) {
   machine().kernels[function] = name;
 }
 unsigned __cudaPushCallConfiguration(Extent grid, Extent block, size_t shared, void* stream) {
@@ -292,10 +303,9 @@ int __cudaLaunchKernel(const void* kernel, Extent grid, Extent block, void** arg
   std::vector<Region> regions = machine().operands;
   regions.insert(regions.end(), machine().workspace.begin(), machine().workspace.end());
   machine().launch(machine().kernels.at(kernel), &grid.x, block.x, shared, args[0], regions.data(),
-                 static_cast<int64_t>(regions.size()));
+                   static_cast<int64_t>(regions.size()));
   return 0;
 }
 int cudaGetLastError() { return 0; }
 const char* cudaGetErrorString(int) { return "too much shared memory"; }
-
 }
