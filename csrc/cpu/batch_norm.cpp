@@ -7,9 +7,8 @@ void channel_stats(const ChannelStats& op, Workspace& workspace) {
   const Blocks blocks(op.M, 256, 1);
   const Division division(blocks.count);
   PartialStats partial(op.stats, blocks.count, op.C, workspace);
-  parallel(division.workers, [&](int64_t w) {
-    for (int64_t i = division.begin(w); i < division.end(w); i++)
-      partial.set(i, op.x.data + blocks.begin(i) * op.x.stride, op.x.stride, blocks.size(i));
+  share_tasks(division, workspace, [&](int64_t, int64_t i, bool) {
+    partial.set(i, op.x.data + blocks.begin(i) * op.x.stride, op.x.stride, blocks.size(i));
   });
   partial.merge([&](int64_t i) { return blocks.size(i); });
 }

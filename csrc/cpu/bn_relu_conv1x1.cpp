@@ -87,7 +87,7 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128;  // one tile of d and of a stays in L2
   const int64_t C = op.C, K = op.K, Cp = padded(C), d_stride = padded(K) + kPanel;
   const Blocks blocks(op.M, kRowsTarget, kRows);
-  const Division division(blocks.count);
+  const Parts parts(blocks.count);
   const Affine bn(op.norm, C, workspace);
   const float* mean = pad(op.norm.mean, C, workspace);
   const float* scale2 = Affine(op.norm2, K, workspace).scale;
@@ -100,23 +100,23 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
       });
   });
   const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  float* scratch = workspace.floats(division.workers * (d_size + a_size));
-  float* dw = op.dweight ? workspace.floats(division.workers * dw_size) : nullptr;
-  PartialSums sums(division.workers, C, workspace);
+  float* scratch = workspace.floats(parts.workers * (d_size + a_size));
+  float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
+  PartialSums sums(parts.count, C, workspace);
 
-  parallel(division.workers, [&](int64_t w) {
-    float *d = scratch + w * (d_size + a_size), *a = d + d_size, *my_dw = dw + w * dw_size;
+  each_part(parts, [&](int64_t w, int64_t part) {
+    float *d = scratch + w * (d_size + a_size), *a = d + d_size, *my_dw = dw + part * dw_size;
     if (dw) memset(my_dw, 0, dw_size * sizeof(float));
-    for (int64_t i = division.begin(w); i < division.end(w); i++) {
+    for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
-      float *sum_v = sums.begin_chunk(w), *sum_vx = sum_v + sums.offset_vx();
+      float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, scale2,
                   correction2, d, d_stride, rows, K);
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = least(kChannels, Cp - c0);
         Ahead ahead(Ahead::steps(rows, channels, K) + (dw ? Ahead::steps(K, channels, rows) : 0));
         const bool last = c0 + kChannels >= Cp;
-        if (!last || i + 1 < division.end(w)) {
+        if (!last || i + 1 < parts.end(part)) {
           const int64_t next_c = last ? 0 : c0 + kChannels, next = last ? row + rows : row;
           const int64_t next_rows = last ? blocks.size(i + 1) : rows, next_channels = least(kChannels, C - next_c);
           ahead.add(op.x.data + next * op.x.stride + next_c, op.x.stride, next_rows, next_channels);
@@ -148,12 +148,12 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
         }
         if (dw) gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &ahead);
       }
-      sums.end_chunk(w);
+      sums.end_chunk(part);
     }
   });
   sums.finish(op.norm, op.M, op.dnorm);
   if (!dw) return;
-  add_workers(dw, division.workers, dw_size);
+  add_parts(dw, parts.count, dw_size);
   for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));
 }
 

@@ -101,8 +101,8 @@ struct Backward {
 
   // All of a chunk. `direct` is null or the direct kernel's packed weights and its scratch. Answers false, with nothing
   // written, if d is not finite and `direct` is null.
-  bool chunk(int64_t i, const float* packed, const float* packed_direct, float* direct_scratch, float* scratch,
-             PartialSums& sums, int64_t worker, float* dU) const {
+  bool chunk(int64_t i, bool prefetch, const float* packed, const float* packed_direct, float* direct_scratch,
+             float* scratch, PartialSums& sums, int64_t part, float* dU) const {
     const int64_t first = grid.begin(i), last = grid.end(i), count = (last - first) * grid.tile_columns;
     const int64_t W = op.shape.W;
     float *ring = scratch, *D = ring + ring_size, *Q = D + 16 * d_plane;
@@ -111,7 +111,7 @@ struct Backward {
     for (int lane = 0; lane < kWidth; lane++)
       if (zero[lane] != 0 && !packed_direct) return false;
 
-    float *sum_v = sums.begin_chunk(worker), *sum_vx = sum_v + sums.offset_vx();
+    float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
     for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
       const int64_t channels = least(kChannels, Cp - c0);
       if (packed_direct) {
@@ -125,8 +125,9 @@ struct Backward {
         });
       } else {
         Ahead ahead(16 * Ahead::steps(count, channels, op.G));
-        ahead.add(op.x.data + grid.pixel(first) * op.x.stride + c0, op.x.stride, grid.chunk_pixels(i),
-                  least(kChannels, op.C - c0));
+        const int64_t pixel = grid.pixel(first), pixels = grid.chunk_pixels(i), wide = least(kChannels, op.C - c0);
+        ahead.add(op.x.data + pixel * op.x.stride + c0, op.x.stride, pixels, wide);
+        ahead.add(op.u.data + pixel * op.u.stride + c0, op.u.stride, pixels, wide);
         for (int e = 0; e < 16; e++)
           gemm_nn(D + e * d_plane, inputs, packed + e * op.G * Cp + c0 * op.G, op.G * kPanel, Q + e * q_plane, stride,
                   count, channels, op.G, false, &ahead);
@@ -135,11 +136,16 @@ struct Backward {
         });
       }
       if (!dU) continue;
+      Ahead ahead(16 * Ahead::steps(op.G, channels, count));
+      if (prefetch && c0 + kChannels >= Cp) {
+        ahead.add(op.dy.data + grid.pixel(last) * op.dy.stride, op.dy.stride, grid.chunk_pixels(i + 1), op.G);
+        ahead.add(op.y.data + grid.pixel(last) * op.y.stride, op.y.stride, grid.chunk_pixels(i + 1), op.G);
+      }
       for (int e = 0; e < 16; e++)
         gemm_tn(D + e * d_plane, inputs, Q + e * q_plane, stride, kPanel, dU + e * op.G * Cp + c0, Cp, op.G, channels,
-                count);
+                count, &ahead);
     }
-    sums.end_chunk(worker);
+    sums.end_chunk(part);
     return true;
   }
 
@@ -166,38 +172,38 @@ struct Backward {
 void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
   const Backward backward(op, workspace);
   const TileGrid& grid = backward.grid;
-  const Division division(grid.chunks);
+  const Parts parts(grid.chunks);
   const Filters filters{op.weight, op.G, op.C, true};
   const float* packed = filters.pack_winograd(workspace);
-  float* scratch = workspace.floats(division.workers * backward.scratch_size());
-  float* dU = op.dweight ? workspace.floats(division.workers * backward.dweight_size()) : nullptr;
+  float* scratch = workspace.floats(parts.workers * backward.scratch_size());
+  float* dU = op.dweight ? workspace.floats(parts.count * backward.dweight_size()) : nullptr;
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
-  PartialSums sums(division.workers, op.C, workspace);
+  PartialSums sums(parts.count, op.C, workspace);
 
-  parallel(division.workers, [&](int64_t w) {
-    float* mine = dU ? dU + w * backward.dweight_size() : nullptr;
+  each_part(parts, [&](int64_t w, int64_t part) {
+    float* mine = dU ? dU + part * backward.dweight_size() : nullptr;
     if (mine) memset(mine, 0, backward.dweight_size() * sizeof(float));
-    for (int64_t i = division.begin(w); i < division.end(w); i++)
-      finite[i] = !grid.one_tile() &&
-                  backward.chunk(i, packed, nullptr, nullptr, scratch + w * backward.scratch_size(), sums, w, mine);
+    for (int64_t i = parts.begin(part); i < parts.end(part); i++)
+      finite[i] = !grid.one_tile() && backward.chunk(i, i + 1 < parts.end(part), packed, nullptr, nullptr,
+                                                     scratch + w * backward.scratch_size(), sums, part, mine);
   });
 
   bool all_finite = true;
   for (int64_t i = 0; i < grid.chunks; i++) all_finite &= finite[i] != 0;
   if (!all_finite) {
     const float* packed_direct = filters.pack_direct(workspace);
-    float* direct = workspace.floats(division.workers * backward.direct_size);
-    parallel(division.workers, [&](int64_t w) {
-      float* mine = dU ? dU + w * backward.dweight_size() : nullptr;
-      for (int64_t i = division.begin(w); i < division.end(w); i++)
+    float* direct = workspace.floats(parts.workers * backward.direct_size);
+    each_part(parts, [&](int64_t w, int64_t part) {
+      float* mine = dU ? dU + part * backward.dweight_size() : nullptr;
+      for (int64_t i = parts.begin(part); i < parts.end(part); i++)
         if (finite[i] == 0)
-          backward.chunk(i, packed, packed_direct, direct + w * backward.direct_size,
-                         scratch + w * backward.scratch_size(), sums, w, mine);
+          backward.chunk(i, false, packed, packed_direct, direct + w * backward.direct_size,
+                         scratch + w * backward.scratch_size(), sums, part, mine);
     });
   }
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
   if (!dU) return;
-  add_workers(dU, division.workers, backward.dweight_size());
+  add_parts(dU, parts.count, backward.dweight_size());
   backward.write_dweight(dU);
 }
 

@@ -78,6 +78,7 @@ struct Forward {
       const int64_t depth = least(kDepth, op.C - c0);
       winograd_inputs(grid, first, last, depth, stride, ring, V, v_plane, row_loader(c0, depth));
       Ahead ahead(16 * Ahead::steps(count, outputs, depth));
+      if (c0 == 0) ahead.add(op.y.data + grid.pixel(first) * op.y.stride, op.y.stride, grid.chunk_pixels(chunk), op.G);
       if (c0 + kDepth < op.C || prefetch) {
         const bool same = c0 + kDepth < op.C;
         const int64_t pixel = grid.pixel(same ? first : last), c = same ? c0 + kDepth : 0;
@@ -127,12 +128,9 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
       partial.set(i, op.y.data + grid.pixel(grid.begin(i)) * op.y.stride, op.y.stride, grid.chunk_pixels(i));
   };
 
-  parallel(division.workers, [&](int64_t w) {
-    float* mine = scratch + w * forward.winograd_scratch();
-    for (int64_t i = division.begin(w); i < division.end(w); i++) {
-      finite[i] = !grid.one_tile() && forward.winograd_chunk(i, packed, mine, i + 1 < division.end(w));
-      if (finite[i] != 0) set_stats(i);
-    }
+  share_tasks(division, workspace, [&](int64_t w, int64_t i, bool more) {
+    finite[i] = !grid.one_tile() && forward.winograd_chunk(i, packed, scratch + w * forward.winograd_scratch(), more);
+    if (finite[i] != 0) set_stats(i);
   });
 
   bool all_finite = true;
@@ -140,12 +138,10 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
   if (!all_finite) {
     packed = filters.pack_direct(workspace);
     scratch = workspace.floats(division.workers * forward.direct_scratch());
-    parallel(division.workers, [&](int64_t w) {
-      for (int64_t i = division.begin(w); i < division.end(w); i++) {
-        if (finite[i] != 0) continue;
-        forward.direct_chunk(i, packed, scratch + w * forward.direct_scratch());
-        set_stats(i);
-      }
+    share_tasks(division, workspace, [&](int64_t w, int64_t i, bool) {
+      if (finite[i] != 0) return;
+      forward.direct_chunk(i, packed, scratch + w * forward.direct_scratch());
+      set_stats(i);
     });
   }
   if (partial.wanted()) partial.merge([&](int64_t i) { return grid.chunk_pixels(i); });

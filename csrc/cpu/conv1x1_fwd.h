@@ -30,22 +30,19 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
   float* scratch = workspace.floats(division.workers * blocks.block * kStride);
   PartialStats partial(stats, blocks.count, K, workspace);
 
-  parallel(division.workers, [&](int64_t w) {
-    float* a = scratch + w * blocks.block * kStride;
-    for (int64_t i = division.begin(w); i < division.end(w); i++) {
-      const int64_t row = blocks.begin(i), rows = blocks.size(i);
-      float* out = y.data + row * y.stride;
-      for (int64_t c0 = 0; c0 < C; c0 += kDepth) {
-        const int64_t depth = least(kDepth, C - c0);
-        prepare(row, rows, c0, depth, a, kStride);
-        const bool last = c0 + kDepth >= C;
-        Ahead ahead(Ahead::steps(rows, K, depth));
-        if (!last) fetch(ahead, row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth));
-        else if (i + 1 < division.end(w)) fetch(ahead, row + rows, blocks.size(i + 1), 0, least(kDepth, C));
-        gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &ahead);
-      }
-      if (partial.wanted()) partial.set(i, out, y.stride, rows);
+  share_tasks(division, workspace, [&](int64_t w, int64_t i, bool more) {
+    float* const a = scratch + w * blocks.block * kStride;
+    const int64_t row = blocks.begin(i), rows = blocks.size(i);
+    float* const out = y.data + row * y.stride;
+    for (int64_t c0 = 0; c0 < C; c0 += kDepth) {
+      const int64_t depth = least(kDepth, C - c0);
+      prepare(row, rows, c0, depth, a, kStride);
+      Ahead ahead(Ahead::steps(rows, K, depth));
+      if (c0 + kDepth < C) fetch(ahead, row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth));
+      else if (more) fetch(ahead, row + rows, blocks.size(i + 1), 0, least(kDepth, C));
+      gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &ahead);
     }
+    if (partial.wanted()) partial.set(i, out, y.stride, rows);
   });
   if (partial.wanted()) partial.merge([&](int64_t i) { return blocks.size(i); });
 }

@@ -32,25 +32,26 @@ class Ahead {
 
   // x [rows, columns].
   void add(const float* x, int64_t stride, int64_t rows, int64_t columns) {
-    Rectangle& r = rectangles_[count_++];
-    r = {reinterpret_cast<const char*>(x), stride * 4, columns * 4, rows, 0, 0};
-    r.per_step = ceil_div(rows * ceil_div(r.bytes, 64), most(steps_, 1));
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(x), bytes = columns * sizeof(float);
+    const int64_t per_step = ceil_div(rows * static_cast<int64_t>(bytes / kLine + 1), most(steps_, 1));
+    rectangles_[count_++] = {begin, begin, bytes, stride * sizeof(float), rows, per_step};
   }
   DENSENET_FAST_INLINE void step() {
     for (int i = 0; i < count_; i++) {
       Rectangle& r = rectangles_[i];
       for (int64_t n = r.per_step; n > 0 && r.rows > 0; n--) {
-        __builtin_prefetch(r.p + r.done, 0, 2);
-        r.done += 64;
-        if (r.done >= r.bytes) r.done = 0, r.rows--, r.p += r.stride;
+        __builtin_prefetch(reinterpret_cast<const void*>(r.at), 0, 2);
+        r.at = (r.at | (kLine - 1)) + 1;
+        if (r.at >= r.row + r.bytes) r.rows--, r.at = r.row += r.stride;
       }
     }
   }
 
  private:
+  static constexpr uintptr_t kLine = 64;
   struct Rectangle {
-    const char* p;
-    int64_t stride, bytes, rows, done, per_step;
+    uintptr_t at, row, bytes, stride;
+    int64_t rows, per_step;
   };
   Rectangle rectangles_[4];
   int count_ = 0;
@@ -132,8 +133,9 @@ struct StoreTile {
 };
 
 // C [rows, columns] = or += A [rows, depth] @ P, P in panels [columns / kPanel][depth][kPanel] at a stride of `panel`.
-inline void gemm_nn(const float* a, int64_t a_stride, const float* p, int64_t panel, float* c, int64_t c_stride,
-                    int64_t rows, int64_t columns, int64_t depth, bool add, Ahead* ahead = nullptr) {
+DENSENET_FAST_INLINE void gemm_nn(const float* a, int64_t a_stride, const float* p, int64_t panel, float* c,
+                                  int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
+                                  Ahead* ahead = nullptr) {
   for (int64_t n = 0; n < columns; n += kPanel, p += panel) {
     const StoreTile out{c + n, c_stride, columns - n, add};
     for_strips(rows, [&](auto mr, int64_t r) {
@@ -147,8 +149,9 @@ inline void gemm_nn(const float* a, int64_t a_stride, const float* p, int64_t pa
 }
 
 // C [rows, columns] += A [depth, rows]^T @ E [depth, columns]; panel j of E at e + j * panel with row stride e_stride.
-inline void gemm_tn(const float* a, int64_t a_stride, const float* e, int64_t e_stride, int64_t panel, float* c,
-                    int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, Ahead* ahead = nullptr) {
+DENSENET_FAST_INLINE void gemm_tn(const float* a, int64_t a_stride, const float* e, int64_t e_stride, int64_t panel,
+                                  float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth,
+                                  Ahead* ahead = nullptr) {
   for (int64_t n = 0; n < columns; n += kPanel, e += panel) {
     const StoreTile out{c + n, c_stride, kPanel, true};
     for_strips(rows, [&](auto mr, int64_t r) {

@@ -38,17 +38,15 @@ void stem_fwd(const StemFwd& op, Workspace& workspace) {
   const Affine bn(op.norm, C, workspace);
   const Division division(shape.N * h_out);
   PartialStats partial(op.stats, division.tasks, C, workspace);
-  parallel(division.workers, [&](int64_t worker) {
-    for (int64_t i = division.begin(worker); i < division.end(worker); i++) {  // one row of the output
-      const float* image = op.x.data + i / h_out * shape.H * shape.W * op.x.stride;
-      float* y = op.y.data + i * w_out * op.y.stride;
-      for (int64_t w = 0; w < w_out; w++)
-        for_channels(C, [&](int64_t c, auto part) {
-          const Maximum m(image + c, op.x.stride, shape, i % h_out, w, load(bn.scale + c), load(bn.shift + c), part);
-          store(y + w * op.y.stride + c, relu(m.value), part);
-        });
-      if (partial.wanted()) partial.set(i, y, op.y.stride, w_out);
-    }
+  share_tasks(division, workspace, [&](int64_t, int64_t i, bool) {  // one row of the output
+    const float* image = op.x.data + i / h_out * shape.H * shape.W * op.x.stride;
+    float* y = op.y.data + i * w_out * op.y.stride;
+    for (int64_t w = 0; w < w_out; w++)
+      for_channels(C, [&](int64_t c, auto part) {
+        const Maximum m(image + c, op.x.stride, shape, i % h_out, w, load(bn.scale + c), load(bn.shift + c), part);
+        store(y + w * op.y.stride + c, relu(m.value), part);
+      });
+    if (partial.wanted()) partial.set(i, y, op.y.stride, w_out);
   });
   if (partial.wanted()) partial.merge([&](int64_t) { return w_out; });
 }
@@ -105,18 +103,18 @@ void stem_bwd(const StemBwd& op, Workspace& workspace) {
   const Backward backward{
       op, Affine(op.norm, op.C, workspace), pad(op.norm.mean, op.C, workspace), h_out, w_out, padded(op.C)};
   const int64_t per_image = ceil_div(h_out, kRowsPerTask), size = backward.row_size();
-  const Division division(op.shape.N * per_image);
-  float* scratch = workspace.floats(division.workers * 4 * size);
-  PartialSums sums(division.workers, op.C, workspace);
-  parallel(division.workers, [&](int64_t worker) {
+  const Parts parts(op.shape.N * per_image);
+  float* scratch = workspace.floats(parts.workers * 4 * size);
+  PartialSums sums(parts.count, op.C, workspace);
+  each_part(parts, [&](int64_t worker, int64_t part) {
     float* mine = scratch + worker * 4 * size;
-    for (int64_t task = division.begin(worker); task < division.end(worker); task++) {
+    for (int64_t task = parts.begin(part); task < parts.end(part); task++) {
       const int64_t n = task / per_image, first = task % per_image * kRowsPerTask;
       const int64_t last = least(h_out, first + kRowsPerTask);
       float *grad[2] = {mine, mine + size}, *position[2] = {mine + 2 * size, mine + 3 * size};
       backward.find_maxima(n, first, grad[0], position[0]);
       for (int64_t h = first; h < last; h++) {
-        float *sum_v = sums.begin_chunk(worker), *sum_vx = sum_v + sums.offset_vx();
+        float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
         if (h + 1 < h_out) backward.find_maxima(n, h + 1, grad[1], position[1]);
         backward.gather(n, 2 * h, grad, position, sum_v, sum_vx);
         if (2 * h + 1 < op.shape.H) backward.gather(n, 2 * h + 1, grad, position, sum_v, sum_vx);
@@ -124,7 +122,7 @@ void stem_bwd(const StemBwd& op, Workspace& workspace) {
         grad[0] = grad[1], grad[1] = freed;
         freed = position[0];
         position[0] = position[1], position[1] = freed;
-        sums.end_chunk(worker);
+        sums.end_chunk(part);
       }
     }
   });

@@ -101,7 +101,7 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128, kStride = kChannels + kPanel;
   const int64_t C = op.C, K = op.K, Cp = padded(C), M = op.shape.N * (op.shape.H / 2) * (op.shape.W / 2);
   const Blocks blocks(M, kRowsTarget, kRows);
-  const Division division(blocks.count);
+  const Parts parts(blocks.count);
   const Backward backward{op, Affine(op.norm, C, workspace), pad(op.norm.mean, C, workspace)};
   float* packed = workspace.floats(K * Cp);  // a quarter of the weight, [Cp / kPanel][K][kPanel]
   parallel_ranges(Cp / kPanel, 4, [&](int64_t first, int64_t last) {
@@ -111,22 +111,22 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
       });
   });
   const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  float* scratch = workspace.floats(division.workers * (v_size + a_size));
-  float* dw = op.dweight ? workspace.floats(division.workers * dw_size) : nullptr;
-  PartialSums sums(division.workers, C, workspace);
+  float* scratch = workspace.floats(parts.workers * (v_size + a_size));
+  float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
+  PartialSums sums(parts.count, C, workspace);
 
-  parallel(division.workers, [&](int64_t w) {
-    float *v = scratch + w * (v_size + a_size), *a = v + v_size, *my_dw = dw + w * dw_size;
+  each_part(parts, [&](int64_t w, int64_t part) {
+    float *v = scratch + w * (v_size + a_size), *a = v + v_size, *my_dw = dw + part * dw_size;
     if (dw) memset(my_dw, 0, dw_size * sizeof(float));
-    for (int64_t i = division.begin(w); i < division.end(w); i++) {
+    for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
       const float* dy = op.dy.data + row * op.dy.stride;
-      float *sum_v = sums.begin_chunk(w), *sum_vx = sum_v + sums.offset_vx();
+      float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = least(kChannels, Cp - c0);
         Ahead ahead(Ahead::steps(rows, channels, K) + (dw ? Ahead::steps(K, channels, rows) : 0));
         const bool last = c0 + kChannels >= Cp;
-        if (!last || i + 1 < division.end(w)) {
+        if (!last || i + 1 < parts.end(part)) {
           const int64_t next = last ? i + 1 : i, c = last ? 0 : c0 + kChannels, count = least(kChannels, C - c);
           fetch_quads(ahead, op.shape, op.x, blocks.begin(next), blocks.size(next), c, count);
           fetch_quads(ahead, op.shape, op.dx, blocks.begin(next), blocks.size(next), c, count);
@@ -135,13 +135,13 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
         backward.scatter(row, rows, c0, least(channels, C - c0), v, kStride, a, sum_v, sum_vx);
         if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &ahead);
       }
-      sums.end_chunk(w);
+      sums.end_chunk(part);
     }
   });
   backward.clear_left_out();
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
   if (!dw) return;
-  add_workers(dw, division.workers, dw_size);
+  add_parts(dw, parts.count, dw_size);
   for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));
 }
 

@@ -7,6 +7,35 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
+// Consecutive tasks [first, last) that several threads take from; on a cache line of its own.
+class alignas(64) Share {
+ public:
+  void set(int64_t first, int64_t last) { __atomic_store_n(&range_, pack(first, last), __ATOMIC_RELEASE); }
+  // Takes `first` of what is left, [first, last).
+  bool take_first(int64_t& first, int64_t& last) {
+    return take(first, last, [&] { return pack(first + 1, last); });
+  }
+  // Takes the second half of what is left, which becomes [first, last).
+  bool take_half(int64_t& first, int64_t& last) {
+    const bool taken = take(first, last, [&] { return pack(first, first + (last - first) / 2); });
+    if (taken) first += (last - first) / 2;
+    return taken;
+  }
+
+ private:
+  static uint64_t pack(int64_t first, int64_t last) { return static_cast<uint64_t>(first) << 32 | last; }
+  template <class Left>
+  bool take(int64_t& first, int64_t& last, const Left& left) {
+    uint64_t range = __atomic_load_n(&range_, __ATOMIC_ACQUIRE);
+    do {
+      first = range >> 32, last = range & 0xffffffff;
+      if (first == last) return false;
+    } while (!__atomic_compare_exchange_n(&range_, &range, left(), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    return true;
+  }
+  uint64_t range_;
+};
+
 template <class F>
 inline void parallel(int64_t workers, const F& f) {
   run_workers(
@@ -21,6 +50,49 @@ struct Division {
   int64_t begin(int64_t worker) const { return tasks * worker / workers; }
   int64_t end(int64_t worker) const { return begin(worker + 1); }
 };
+
+// f(worker, task, more) for every task, whose result must not depend on the worker; `more`: task + 1 is likely next.
+// A worker begins with its part of the division, and one that is done takes half of what another has left: threads
+// seldom run equally fast on a machine with other guests.
+template <class F>
+inline void share_tasks(const Division& division, Workspace& workspace, const F& f) {
+  Share* const shares = reinterpret_cast<Share*>(workspace.floats(division.workers * sizeof(Share) / sizeof(float)));
+  for (int64_t w = 0; w < division.workers; w++) shares[w].set(division.begin(w), division.end(w));
+  parallel(division.workers, [&](int64_t w) {
+    int64_t first, last;
+    do {
+      while (shares[w].take_first(first, last)) f(w, first, first + 1 < last);
+      first = last;
+      for (int64_t other = 1; other < division.workers && first == last; other++)
+        if (shares[(w + other) % division.workers].take_half(first, last)) shares[w].set(first, last);
+    } while (first < last);
+  });
+}
+
+// `tasks` consecutive tasks in consecutive parts, each with sums of its own. Every worker has one part; of many tasks
+// the last make small parts besides, for those who are done first.
+struct Parts {
+  static constexpr int64_t kTail = 8;  // one task in so many
+  int64_t tasks, workers, tail, count;
+  explicit Parts(int64_t tasks)
+      : tasks(tasks),
+        workers(Division(tasks).workers),
+        tail(workers > 1 && tasks >= kTail * workers ? tasks / kTail : 0),
+        count(tail ? 2 * workers : workers) {}
+  int64_t begin(int64_t part) const {
+    return part <= workers ? (tasks - tail) * part / workers : tasks - tail + tail * (part - workers) / workers;
+  }
+  int64_t end(int64_t part) const { return begin(part + 1); }
+};
+
+// f(worker, part) for every part.
+template <class F>
+inline void each_part(const Parts& parts, const F& f) {
+  int64_t next = parts.workers;
+  parallel(parts.workers, [&](int64_t w) {
+    for (int64_t part = w; part < parts.count; part = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) f(w, part);
+  });
+}
 
 // f(first, last) on ranges of [0, n) of at least `grain`, for work without reductions.
 template <class F>
@@ -137,33 +209,33 @@ class PartialStats {
   double* merged_ = nullptr;  // [mean, M2][C]
 };
 
-// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a worker's chunks, then the workers in order; at
+// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a part's chunks, then the parts in order; at
 // the end, what they mean for the norm (densenet_fast/ops/__init__.py).
 class PartialSums {
  public:
-  PartialSums(int64_t workers, int64_t C, Workspace& workspace) : workers_(workers), C_(C), size_(padded(C)) {
-    chunk_ = workspace.floats(workers * 2 * size_);
-    total_ = workspace.doubles(workers * 2 * size_);
-    memset(total_, 0, workers * 2 * size_ * sizeof(double));
+  PartialSums(int64_t parts, int64_t C, Workspace& workspace) : parts_(parts), C_(C), size_(padded(C)) {
+    chunk_ = workspace.floats(parts * 2 * size_);
+    total_ = workspace.doubles(parts * 2 * size_);
+    memset(total_, 0, parts * 2 * size_ * sizeof(double));
   }
-  // The running sums of a worker's chunk, [padded(C)] each; zeroed here.
-  float* begin_chunk(int64_t worker) {
-    float* chunk = chunk_ + worker * 2 * size_;
+  // The running sums of a part's chunk, [padded(C)] each; zeroed here.
+  float* begin_chunk(int64_t part) {
+    float* chunk = chunk_ + part * 2 * size_;
     memset(chunk, 0, 2 * size_ * sizeof(float));
     return chunk;
   }
   int64_t offset_vx() const { return size_; }
-  void end_chunk(int64_t worker) {
-    const float* chunk = chunk_ + worker * 2 * size_;
-    double* total = total_ + worker * 2 * size_;
+  void end_chunk(int64_t part) {
+    const float* chunk = chunk_ + part * 2 * size_;
+    double* total = total_ + part * 2 * size_;
     for (int64_t c = 0; c < 2 * size_; c++) total[c] += chunk[c];
   }
   void finish(const Norm& norm, int64_t count, const NormGradient& out) const {
     for (int64_t c = 0; c < C_; c++) {
       double v = 0, vx = 0;
-      for (int64_t w = 0; w < workers_; w++) {
-        v += total_[w * 2 * size_ + c];
-        vx += total_[w * 2 * size_ + size_ + c];
+      for (int64_t i = 0; i < parts_; i++) {
+        v += total_[i * 2 * size_ + c];
+        vx += total_[i * 2 * size_ + size_ + c];
       }
       const double rstd = 1 / __builtin_sqrt(norm.var[c] + norm.eps), dgamma = vx * rstd;
       out.dgamma[c] = static_cast<float>(dgamma);
@@ -176,17 +248,17 @@ class PartialSums {
   }
 
  private:
-  int64_t workers_, C_, size_;
-  float* chunk_;   // [workers][v, vx][padded(C)]
-  double* total_;  // [workers][v, vx][padded(C)]
+  int64_t parts_, C_, size_;
+  float* chunk_;   // [parts][v, vx][padded(C)]
+  double* total_;  // [parts][v, vx][padded(C)]
 };
 
-// The sum over workers of partial results [workers][size], left in the first one's place.
-inline void add_workers(float* partial, int64_t workers, int64_t size) {
-  if (workers == 1) return;
+// The sum over parts of partial results [parts][size], left in the first one's place.
+inline void add_parts(float* partial, int64_t parts, int64_t size) {
+  if (parts == 1) return;
   parallel_ranges(size, 4096, [&](int64_t first, int64_t last) {
-    for (int64_t w = 1; w < workers; w++) {
-      const float* other = partial + w * size;
+    for (int64_t part = 1; part < parts; part++) {
+      const float* other = partial + part * size;
       for (int64_t i = first; i < last; i++) partial[i] += other[i];
     }
   });
