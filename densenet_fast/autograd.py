@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import block
 from .buffer import Buffer, Gradient, allocate
-from .steps import Consumer, Kept, Layer, Output, flatten, unflatten
+from .steps import Consumer, Kept, Layer, Output, Wanted, flatten, unflatten
 
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
 
@@ -28,7 +28,8 @@ class Stage:
     types: tuple[type, ...]  # of the steps: the layers and then, if `has_consumer`, the consumer
     has_consumer: bool
     efficient: bool  # recompute z in backward instead of keeping it
-    output_stats: bool  # the consumer also returns the statistics of its output
+    extend: bool  # x is the head of a buffer that has room for the layers
+    wanted: Wanted  # of the consumer
 
     @property
     def num_layers(self) -> int:
@@ -55,13 +56,14 @@ def run(
     layers: Sequence[Layer],
     consumer: Consumer | None,
     *,
+    wanted: Wanted,
+    extend: bool = False,
     efficient: bool = False,
-    output_stats: bool = False,
 ) -> Result:
     """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
     steps: list[Layer | Consumer] = [*layers] if consumer is None else [*layers, consumer]
     leaves = flatten(steps)
-    stage = Stage(ops, tuple(map(type, steps)), consumer is not None, efficient, output_stats)
+    stage = Stage(ops, tuple(map(type, steps)), consumer is not None, efficient, extend, wanted)
     inputs = (x, *(stats or (None, None)), *leaves)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
         y, y_mean, y_var, mean, var, *of_z = StageFunction.apply(stage, *inputs)
@@ -105,9 +107,9 @@ def _forward(
     tracked = any(norm.uses_batch for norm in norms)
     channels = x.shape[1] + sum(layer.growth for layer in layers)
     with _without_autocast(x):
-        buffer = Buffer.start(stage.ops, x, stats, channels, tracked)
+        buffer = Buffer.start(stage.ops, x, stats, channels, tracked, stage.extend)
         kept = block.forward(stage.ops, buffer, layers, x.shape[1], keep_z=keep_z, infer=infer)
-        output = Output(buffer.x) if consumer is None else consumer.forward(stage.ops, buffer, stage.output_stats)
+        output = Output(buffer.x) if consumer is None else consumer.forward(stage.ops, buffer, stage.wanted)
     return output, buffer, kept
 
 

@@ -27,6 +27,20 @@ def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
     return whole if stride == channels else whole[:, :channels]
 
 
+def extended(head: Tensor, channels: int) -> Tensor:
+    """The tensor of `channels` channels, made by `allocate`, that begins with `head` [N, C0, H, W]."""
+    n, _, h, w = head.shape
+    row = row_stride(channels, head.dtype)
+    strides = (h * w * row, 1, w * row, row)
+    end = (head.storage_offset() + n * h * w * row) * head.itemsize
+    if head.stride() != strides or head.untyped_storage().nbytes() < end:
+        raise ValueError(
+            f"no room behind x: got strides {head.stride()}, expected {strides}, the head of a buffer of {channels} "
+            "channels, as a stage with `output_room` returns it"
+        )
+    return head.as_strided((n, channels, h, w), strides)
+
+
 def is_nhwc(x: Tensor) -> bool:
     """Whether the pixels of [N, C, H, W] are rows of contiguous channels at one constant stride."""
     n, c, h, w = x.shape
@@ -54,13 +68,16 @@ class Buffer:
         stats: tuple[Tensor, Tensor] | None,
         channels: int,
         tracked: bool,
+        extend: bool,
     ) -> "Buffer":
         """A buffer of `channels` channels that begins with x0 [N, C0, H, W] and its `stats`, found here if None.
 
-        Where x0 already is the whole buffer it is used as it is, not copied.
+        Where x0 already is the whole buffer, or its head (`extend`), it is used as it is, not copied.
         """
         n, c0, h, w = x0.shape
-        if c0 == channels and is_nhwc(x0):
+        if extend:
+            x = extended(x0, channels)
+        elif c0 == channels and is_nhwc(x0):
             x = x0
         else:
             x = allocate((n, channels, h, w), like=x0)

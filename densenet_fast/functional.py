@@ -16,7 +16,7 @@ from torch import Tensor
 from . import autograd, backends
 from .autograd import Stats
 from .ops._operation import accumulator
-from .steps import Bottleneck, Consumer, Head, Layer, Norm, Plain, Stem, Transition
+from .steps import Bottleneck, Consumer, Head, Layer, Norm, Plain, Stem, Transition, Wanted
 
 __all__ = [
     "Bottleneck",
@@ -51,7 +51,9 @@ def dense_stage(
     consumer: Consumer | None = None,
     *,
     stats: Stats | None = None,
+    extend: bool = False,
     output_stats: bool = False,
+    output_room: int = 0,
     efficient: bool = False,
     backend: str = "auto",
 ) -> StageOutput:
@@ -63,14 +65,17 @@ def dense_stage(
         consumer: `Transition` -> [N, K, H//2, W//2], `Head` -> [N, C_total], `Stem` -> [N, C_total, (H+1)//2,
             (W+1)//2], or None -> [N, C_total, H, W].
         stats: mean and biased variance [C0] of x if the producer of x already has them.
+        extend: x is the y of a stage whose `output_room` is what these layers add, and nothing else writes behind it:
+            the layers do, and x is not copied.
         output_stats: also return them for y (transition and stem).
+        output_room: channels of memory behind y for the layers of the stage that extends it (transition and stem).
         efficient: recompute the bottleneck outputs z in backward. Kept for backward, per pixel: C_total values with
             it, C_total + sum(K) without.
         backend: "auto", "native", "triton" or "eager".
 
     Raises:
-        ValueError: wrong dimensions or channels, an image too small to pool, one value per channel where a norm uses
-            batch statistics.
+        ValueError: wrong dimensions or channels, no room behind an x to extend, an image too small to pool, one value
+            per channel where a norm uses batch statistics.
         RuntimeError: dtypes or devices differ, or the backend is not available.
     """
     dtype = _compute_dtype(x)
@@ -82,8 +87,9 @@ def dense_stage(
         stats,
         [_cast(layer, dtype) for layer in layers],
         None if consumer is None else _cast(consumer, dtype),
+        wanted=Wanted(output_stats, output_room),
+        extend=extend,
         efficient=efficient,
-        output_stats=output_stats,
     )
     y, mean, var = result.output
     return StageOutput(y, None if mean is None or var is None else (mean, var), result.batch_stats)

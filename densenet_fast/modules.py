@@ -183,15 +183,21 @@ def run_stage(
     *,
     backend: str,
     stats: functional.Stats | None = None,
-    output_stats: bool = False,
+    extend: bool = False,
+    following: "DenseBlock | None" = None,
 ) -> functional.StageOutput:
-    """`functional.dense_stage` on the tensors of modules, its batch statistics reported to `updates`."""
+    """`functional.dense_stage` on the tensors of modules, its batch statistics reported to `updates`.
+
+    The output has what the block `following` wants of it, which may then `extend` it.
+    """
     result = functional.dense_stage(
         x,
         block.steps(x.device) if block is not None else (),
         consumer,
         stats=stats,
-        output_stats=output_stats,
+        extend=extend,
+        output_stats=following is not None and any(norm_of(norm).uses_batch for norm in following.norms),
+        output_room=following.growth if following is not None else 0,
         efficient=block is not None and block.efficient,
         backend=backend,
     )
@@ -258,6 +264,11 @@ class DenseBlock(Fusable, nn.ModuleDict):
             if reason is not None:
                 return f"{name}.{reason}"
         return None
+
+    @property
+    def growth(self) -> int:
+        """Channels that all layers add."""
+        return sum(layer.growth_rate for layer in self.layers())
 
     @property
     def norms(self) -> list[nn.BatchNorm2d]:

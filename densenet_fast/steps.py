@@ -193,6 +193,13 @@ class Plain(NamedTuple):
         return Plain(self.norm1.gradient(*dnorm1), dweight1)
 
 
+class Wanted(NamedTuple):
+    """What the next stage wants beside y: its statistics, and `room` channels behind it in memory for its layers."""
+
+    stats: bool = False
+    room: int = 0
+
+
 class Output(NamedTuple):
     """What a consumer makes of the buffer: y and, if they were wanted, y's statistics."""
 
@@ -201,10 +208,11 @@ class Output(NamedTuple):
     var: Tensor | None = None
 
     @classmethod
-    def new(cls, buffer: Buffer, channels: int, height: int, width: int, stats: bool) -> "Output":
-        """Uninitialised, [N, channels, height, width]."""
-        y = allocate((buffer.x.shape[0], channels, height, width), like=buffer.x)
-        return cls(y, *buffer.mean.new_empty((2, channels)).unbind()) if stats else cls(y)
+    def new(cls, buffer: Buffer, channels: int, height: int, width: int, wanted: "Wanted") -> "Output":
+        """Uninitialised, y [N, channels, height, width] the head of the next block's buffer."""
+        whole = allocate((buffer.x.shape[0], channels + wanted.room, height, width), like=buffer.x)
+        y = whole[:, :channels] if wanted.room else whole
+        return cls(y, *buffer.mean.new_empty((2, channels)).unbind()) if wanted.stats else cls(y)
 
 
 class Transition(NamedTuple):
@@ -213,9 +221,9 @@ class Transition(NamedTuple):
     norm: Norm
     weight: Tensor
 
-    def forward(self, ops: SimpleNamespace, buffer: Buffer, stats: bool) -> Output:
+    def forward(self, ops: SimpleNamespace, buffer: Buffer, wanted: Wanted) -> Output:
         _, _, h, w = buffer.x.shape
-        output = Output.new(buffer, self.weight.shape[0], h // 2, w // 2, stats)
+        output = Output.new(buffer, self.weight.shape[0], h // 2, w // 2, wanted)
         ops.transition_fwd(buffer.x, *self.norm.on(buffer.mean, buffer.var), self.weight, *output)
         return output
 
@@ -233,7 +241,7 @@ class Head(NamedTuple):
 
     norm: Norm
 
-    def forward(self, ops: SimpleNamespace, buffer: Buffer, stats: bool) -> Output:
+    def forward(self, ops: SimpleNamespace, buffer: Buffer, wanted: Wanted) -> Output:
         return Output(ops.head_fwd(buffer.x, *self.norm.on(buffer.mean, buffer.var)))
 
     def backward(self, ops: SimpleNamespace, gradient: Gradient, dy: Tensor, needs: Any) -> "Head":
@@ -248,9 +256,9 @@ class Stem(NamedTuple):
 
     norm: Norm
 
-    def forward(self, ops: SimpleNamespace, buffer: Buffer, stats: bool) -> Output:
+    def forward(self, ops: SimpleNamespace, buffer: Buffer, wanted: Wanted) -> Output:
         _, channels, h, w = buffer.x.shape
-        output = Output.new(buffer, channels, (h + 1) // 2, (w + 1) // 2, stats)
+        output = Output.new(buffer, channels, (h + 1) // 2, (w + 1) // 2, wanted)
         ops.stem_fwd(buffer.x, *self.norm.on(buffer.mean, buffer.var), *output)
         return output
 

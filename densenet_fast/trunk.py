@@ -71,30 +71,35 @@ class Trunk(nn.Sequential):
         """The last output, and whether the head has already pooled it."""
         waiting = deque(self.children())
         stats: Stats | None = None  # of x, where its producer has them
+        following: DenseBlock | None = None  # the first of `waiting`, if it will extend x
         while waiting:
-            module = waiting.popleft()
+            module, block = waiting.popleft(), following
+            extend, following = block is not None, None
+            consumer: functional.Consumer | None
             if (norm := _stem_norm(module, waiting, x)) is not None:
                 del waiting[0], waiting[0]
-                stem = functional.Stem(norm_of(norm))
-                wants = _wants_stats(waiting)
-                x, stats, _ = run_stage(x, updates, None, stem, norm, backend=self.backend, output_stats=wants)
-            elif (block := _fused(module, DenseBlock, x)) is not None:
+                consumer = functional.Stem(norm_of(norm))
+            elif (block := block or _fused(module, DenseBlock, x)) is not None:
                 consumer, norm = self._consumer(waiting, x, pooled)
-                x, stats, _ = run_stage(
-                    x,
-                    updates,
-                    block,
-                    consumer,
-                    norm,
-                    backend=block.backend,
-                    stats=stats,
-                    output_stats=consumer is not None and _wants_stats(waiting),
-                )
-                if isinstance(consumer, functional.Head):
-                    return x, True
             else:
                 updates.guard(module)
                 x, stats = module(x), None
+                continue
+            if consumer is not None and waiting:
+                following = _fused(waiting[0], DenseBlock, x)
+            x, stats, _ = run_stage(
+                x,
+                updates,
+                block,
+                consumer,
+                norm,
+                backend=self.backend if block is None else block.backend,
+                stats=stats,
+                extend=extend,
+                following=following,
+            )
+            if isinstance(consumer, functional.Head):
+                return x, True
         return x, False
 
     @staticmethod
@@ -140,12 +145,3 @@ def _stem_norm(norm: nn.Module, behind: deque[nn.Module], x: Tensor) -> nn.Batch
     ):
         return norm
     return None
-
-
-def _wants_stats(waiting: deque[nn.Module]) -> bool:
-    """Whether the next module is a block in which a norm uses the statistics of its input."""
-    return (
-        bool(waiting)
-        and isinstance(waiting[0], DenseBlock)
-        and any(norm_of(norm).uses_batch for norm in waiting[0].norms)
-    )

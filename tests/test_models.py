@@ -12,6 +12,7 @@ import torchvision.models as stock
 
 import densenet_fast
 from densenet_fast import DenseNet
+from densenet_fast.buffer import Buffer
 from densenet_fast.torchvision import DenseNet as FastTorchvision
 
 from .oracle import away_from_start, error
@@ -293,3 +294,21 @@ def test_compression_outside_its_range():
         DenseNet(12, (2, 2), 0)
     with pytest.raises(ValueError, match=r"got 64.*densenet_fast\.torchvision\.DenseNet"):
         DenseNet(32, (6, 12, 24, 16), 64)
+
+
+@pytest.mark.parametrize(("hooked", "copies"), [(None, 0), ("denseblock2", 2), ("transition1", 1), ("pool0", 1)])
+def test_a_block_extends_the_output_before_it(monkeypatch, hooked, copies):
+    """Nothing is copied between stages, unless somebody holds the tensor between them."""
+    model = DenseNet(4, (2, 2, 2), small_inputs=False)
+    if hooked is not None:
+        getattr(model.features, hooked).register_forward_hook(lambda *_: None)
+    copied, start = [], Buffer.start
+
+    def spy(ops, x0, *arguments):
+        buffer = start(ops, x0, *arguments)
+        copied.append(buffer.x.data_ptr() != x0.data_ptr())
+        return buffer
+
+    monkeypatch.setattr(Buffer, "start", spy)
+    model(torch.randn(2, 3, 32, 32))
+    assert sum(copied) == copies

@@ -251,3 +251,34 @@ def test_nan_and_infinity_pass_through_as_in_pytorch():
     assert torch.equal(expected.isnan(), got.isnan())
     assert expected.isnan().any()
     torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("consumer", ["transition", "stem"])
+@pytest.mark.parametrize("growth", [4, 3])
+def test_extended_output_is_the_next_buffer(consumer, growth):
+    """A stage that extends its input computes the same, in the memory the stage before it made."""
+    first = make_stage(5, () if consumer == "stem" else (4, 4), consumer)
+    second = make_stage(oracle.stage(torch.randn(2, 5, 6, 5, dtype=torch.float64), *first).shape[1], (growth, growth))
+    x = torch.randn(2, 5, 6, 5, dtype=torch.float64, requires_grad=True)
+    require_grad(first)
+    require_grad(second)
+
+    def run(room, extend):
+        y = dense_stage(x, *first, output_room=room).y
+        whole = dense_stage(y, *second, extend=extend).y
+        return y, whole, *gradients(whole, whole.detach(), x, [[*first[0], *second[0]], first[1]])
+
+    y, whole, *got = run(2 * growth, True)
+    apart, expected, *exact = run(0, False)
+    assert whole.data_ptr() == y.data_ptr()
+    assert expected.data_ptr() != apart.data_ptr()
+    assert torch.equal(whole, expected)
+    torch.testing.assert_close(got, exact, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("room", [0, 4, 12])
+def test_extending_without_the_right_room_is_refused(room):
+    x = dense_stage(torch.randn(2, 6, 4, 4), *make_stage(6, (), "stem", dtype=torch.float32), output_room=room).y
+    layers, _ = make_stage(6, (4, 4), None, dtype=torch.float32)
+    with pytest.raises(ValueError, match="no room behind x: got strides"):
+        dense_stage(x, layers, extend=True)

@@ -16,6 +16,7 @@ from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import tiles
 from densenet_fast.backends.triton.launch import Device, Launch, recorded
 from densenet_fast.buffer import allocate
+from densenet_fast.steps import Wanted
 
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}
 
@@ -78,7 +79,7 @@ def plan(net: Net, device: Device, form: Form) -> list[Launch]:
             layers, consumer = _steps(net, form.dtype, train)
             x = allocate((net.n, net.channels, net.size, net.size), torch.empty(0, dtype=form.dtype))
             x.requires_grad_(train)
-            output, _ = autograd.run(operations, x, None, layers, consumer, output_stats=train)
+            output, _ = autograd.run(operations, x, None, layers, consumer, wanted=Wanted(stats=train))
             if train:
                 output.y.backward(torch.empty_like(output.y))
     return launches
