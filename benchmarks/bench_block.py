@@ -1,8 +1,8 @@
-"""Dense blocks with the transition behind them, and single layers over many shapes: where a backend loses it shows."""
+"""Dense blocks with the transition behind them, and short blocks over many shapes: where a backend loses it shows."""
 
 import pytest
 
-from .subjects import blocks, layer
+from .subjects import blocks, short_block
 from .variants import VARIANTS
 
 OURS = [v.name for v in VARIANTS if v.backend is not None and not v.graph]
@@ -48,7 +48,7 @@ def test_block_inference(turn, settings, block, variant: str) -> None:
 @pytest.mark.peers("torchvision", "torchvision-nchw", "native", "triton", "eager")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("shape", SHAPES, ids=[f"C{c} k{k} {h}x{w} N{n}" for c, k, h, w, n in SHAPES])
-def test_layer(turn, settings, shape, training: bool, variant: str) -> None:
+def test_shape(turn, settings, shape, training: bool, variant: str) -> None:
     *size, batch = shape
     phase = "forward+backward" if training else "inference"
-    turn("layer", settings.workload(layer(*size), training, batch), variant, phase, effort=settings.brief)
+    turn("shapes", settings.workload(short_block(*size), training, batch), variant, phase, effort=settings.brief)

@@ -27,7 +27,7 @@ TITLES = {
     "largest-batch": "Largest batch of a training step in 24 GB",
     "block-training": "Dense blocks, training",
     "block-inference": "Dense blocks, inference",
-    "layer": "Single layers over shapes",
+    "shapes": "Blocks of four layers over shapes",
     "operation": "Operations",
     "depth": "Against depth: DenseNet-BC, k=12, 32x32",
     "growth": "Against growth rate: DenseNet-BC, 40 layers, 32x32",
@@ -64,8 +64,8 @@ def tables(contents: Contents) -> list[Table]:
         return [_curve(contents, "images/s")]
     if group in ("depth", "growth"):
         return [_curve(contents, what) for what in ("kept MB/image", "peak MB/image", "images/s")]
-    if group == "layer":
-        return [_layers(contents)]
+    if group == "shapes":
+        return [_shapes(contents)]
     return [_turns(contents)]
 
 
@@ -107,7 +107,7 @@ def _turns(contents: Contents) -> Table:
     return Table(header, rows)
 
 
-def _layers(contents: Contents) -> Table:
+def _shapes(contents: Contents) -> Table:
     """One line for each shape: how many times as fast as torchvision's better layout, and as the eager backend."""
     rows = []
     for (case, phase), lines in by_comparison(contents["records"]).items():

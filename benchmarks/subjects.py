@@ -1,4 +1,4 @@
-"""What is measured: whole nets, their dense blocks, single layers; each stock and ours, with the same weights."""
+"""What is measured: whole nets, their dense blocks, blocks of any shape; each stock and ours, with the same weights."""
 
 import re
 from collections import OrderedDict
@@ -92,13 +92,13 @@ def _part(whole: Subject, name: str, part: slice, children: list[str], shape: tu
     return Subject(name, stock, ours, shape, is_net=False)
 
 
-def layer(channels: int, growth: int, height: int, width: int) -> Subject:
-    """One bottleneck layer behind `channels` channels, and the concatenation."""
+def short_block(channels: int, growth: int, height: int, width: int) -> Subject:
+    """A block of four layers behind `channels` channels: fewer than any published net has."""
     return Subject(
         f"C {channels}, k {growth}, {height}x{width}",
-        lambda checkpointed: nn.Sequential(_DenseBlock(1, channels, 4, growth, 0.0, checkpointed)),
+        lambda checkpointed: nn.Sequential(_DenseBlock(4, channels, 4, growth, 0.0, checkpointed)),
         lambda backend, efficient: nn.Sequential(
-            densenet_fast.DenseBlock(1, channels, 4, growth, 0.0, efficient, backend)
+            densenet_fast.DenseBlock(4, channels, 4, growth, 0.0, efficient, backend)
         ),
         (channels, height, width),
         is_net=False,

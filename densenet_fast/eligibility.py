@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 def is_traced(x: object) -> bool:
     """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx."""
@@ -31,7 +29,10 @@ def why_not_now() -> str | None:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody listens to calls of `module`."""
-    return any(getattr(module, hooks) for hooks in _HOOKS) or _has_any_global_hook()
+    return (
+        bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        or _has_any_global_hook()
+    )
 
 
 def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:

@@ -110,7 +110,7 @@ def _cast(step: Any, dtype: torch.dtype) -> Any:
     wide = accumulator(dtype)
 
     def to(value: Any, kind: torch.dtype) -> Any:
-        return None if value is None else value.to(kind)
+        return value if value is None or value.dtype == kind else value.to(kind)  # called for every tensor of a net
 
     cast: dict[str, Any] = {}
     for name, value in step._asdict().items():

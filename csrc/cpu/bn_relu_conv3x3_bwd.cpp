@@ -173,7 +173,7 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
   const Backward backward(op, workspace);
   const TileGrid& grid = backward.grid;
   const Parts parts(grid.chunks);
-  const Filters filters{op.weight, op.G, op.C, true};
+  const Filters filters(op.weight, op.G, op.C, true);
   const float* packed = filters.pack_winograd(workspace);
   float* scratch = workspace.floats(parts.workers * backward.scratch_size());
   float* dU = op.dweight ? workspace.floats(parts.count * backward.dweight_size()) : nullptr;

@@ -118,7 +118,7 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
   const Forward forward(op, workspace);
   const TileGrid& grid = forward.grid;
   const Division division(grid.chunks);
-  const Filters filters{op.weight, op.G, op.C, false};
+  const Filters filters(op.weight, op.G, op.C, false);
   const float* packed = filters.pack_winograd(workspace);
   float* scratch = workspace.floats(division.workers * forward.winograd_scratch());
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0

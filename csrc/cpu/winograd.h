@@ -182,47 +182,34 @@ inline void winograd_inputs(const TileGrid& grid, int64_t first, int64_t last, i
   });
 }
 
-// Filters [out][in] of 3x3 taps by lanes of the output channel: g[tap] holds outputs n0 .. n0 + kWidth - 1, zeros past
-// `outputs`. tap_of(n, tap) points at one weight.
-template <class At>
-DENSENET_FAST_INLINE void gather_filters(int64_t n0, int64_t outputs, vec g[9], const At& at) {
-  float lanes[9][kWidth] = {};
-  const int64_t width = least(kWidth, outputs - n0);
-  for (int64_t j = 0; j < width; j++)
-    for (int tap = 0; tap < 9; tap++) lanes[tap][j] = at(n0 + j, tap);
-  for (int tap = 0; tap < 9; tap++) g[tap] = load(lanes[tap]);
-}
-
-// at(tap_of_output) of the convolution `weight` [G, C, 3, 3] itself, outputs G and inputs C, or transposed: outputs C,
-// inputs G, taps turned round.
-struct Filters {
-  Weight weight;
-  int64_t G, C;
-  bool transposed;
-
-  int64_t outputs() const { return transposed ? C : G; }
-  int64_t inputs() const { return transposed ? G : C; }
-  DENSENET_FAST_INLINE float at(int64_t out, int64_t in, int tap) const {
-    const int64_t g = transposed ? in : out, c = transposed ? out : in;
-    const int at = transposed ? 8 - tap : tap;
-    return weight
-        .data[g * weight.stride[0] + c * weight.stride[1] + at / 3 * weight.stride[2] + at % 3 * weight.stride[3]];
+// The filters of the convolution `weight` [G, C, 3, 3] itself, outputs G and inputs C, or transposed: outputs C, inputs
+// G, taps turned round.
+class Filters {
+ public:
+  Filters(const Weight& weight, int64_t G, int64_t C, bool transposed)
+      : data_(weight.data),
+        outputs_(transposed ? C : G),
+        inputs_(transposed ? G : C),
+        out_stride_(weight.stride[transposed]),
+        in_stride_(weight.stride[!transposed]) {
+    for (int tap = 0; tap < 9; tap++)
+      offset_[transposed ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
   }
 
   // Transformed, in panels: [16][padded(outputs) / kPanel][inputs][kPanel].
   float* pack_winograd(Workspace& workspace) const {
-    const int64_t plane = padded(outputs()) * inputs();
+    const int64_t plane = padded(outputs_) * inputs_;
     float* packed = workspace.floats(16 * plane);
-    const int64_t panels = padded(outputs()) / kPanel, blocks = 4;  // the inputs in 4 blocks, for the division of work
+    const int64_t panels = padded(outputs_) / kPanel, blocks = 4;  // the inputs in 4 blocks, for the division of work
     parallel_ranges(panels * blocks, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++) {
         const int64_t n = i / blocks * kPanel, block = i % blocks;
-        for (int64_t k = inputs() * block / blocks; k < inputs() * (block + 1) / blocks; k++)
+        for (int64_t k = inputs_ * block / blocks; k < inputs_ * (block + 1) / blocks; k++)
           for (int64_t j = 0; j < kPanel; j += kWidth) {
             vec g[9], u[16];
-            gather_filters(n + j, outputs(), g, [&](int64_t out, int tap) { return at(out, k, tap); });
+            gather(n + j, k, g);
             winograd_weight(g, u);
-            for (int e = 0; e < 16; e++) store(packed + e * plane + n * inputs() + k * kPanel + j, u[e]);
+            for (int e = 0; e < 16; e++) store(packed + e * plane + n * inputs_ + k * kPanel + j, u[e]);
           }
       }
     });
@@ -231,14 +218,27 @@ struct Filters {
 
   // As they are, in panels: [9][padded(outputs) / kPanel][inputs][kPanel].
   float* pack_direct(Workspace& workspace) const {
-    const int64_t plane = padded(outputs()) * inputs();
+    const int64_t plane = padded(outputs_) * inputs_;
     float* packed = workspace.floats(9 * plane);
     for (int tap = 0; tap < 9; tap++)
-      for (int64_t n = 0; n < outputs(); n += kPanel)
-        pack_panel(packed + tap * plane + n * inputs(), n, outputs(), inputs(),
-                   [&](int64_t in, int64_t out) { return at(out, in, tap); });
+      for (int64_t n = 0; n < outputs_; n += kPanel)
+        pack_panel(packed + tap * plane + n * inputs_, n, outputs_, inputs_,
+                   [&](int64_t in, int64_t out) { return data_[out * out_stride_ + in * in_stride_ + offset_[tap]]; });
     return packed;
   }
+
+ private:
+  // g[tap] of outputs [out, out + kWidth) and one input, zeros past the last output.
+  DENSENET_FAST_INLINE void gather(int64_t out, int64_t in, vec g[9]) const {
+    float lanes[9][kWidth] = {};
+    const float* p = data_ + out * out_stride_ + in * in_stride_;
+    for (int64_t j = 0; j < least(kWidth, outputs_ - out); j++, p += out_stride_)
+      for (int tap = 0; tap < 9; tap++) lanes[tap][j] = p[offset_[tap]];
+    for (int tap = 0; tap < 9; tap++) g[tap] = load(lanes[tap]);
+  }
+
+  const float* data_;
+  int64_t outputs_, inputs_, out_stride_, in_stride_, offset_[9];
 };
 
 // Direct convolution of the tile rows [first, last) of one block of input channels: y [tile row][2][W][y_stride] = or

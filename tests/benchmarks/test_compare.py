@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks import compare as module
 from benchmarks.compare import Effort, Workload, compare
-from benchmarks.subjects import blocks, layer, net
+from benchmarks.subjects import blocks, net, short_block
 from benchmarks.variants import BASELINE, BY_NAME, named
 
 ONCE = Effort(rounds=1, seconds=0.0)
@@ -47,7 +47,7 @@ class Wrong(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("subject", [net("bc-10-4", 8), layer(9, 3, 5, 7), *blocks("bc-10-4", 8)[:1]], ids=str)
+@pytest.mark.parametrize("subject", [net("bc-10-4", 8), short_block(9, 3, 5, 7), *blocks("bc-10-4", 8)[:1]], ids=str)
 def test_what_is_right_is_timed(subject, training):
     outcomes = compare(work(subject, training), named("torchvision*,eager*"), ONCE).outcomes
     for name in (BASELINE, "torchvision-nchw", "eager"):
@@ -59,7 +59,7 @@ def test_what_is_right_is_timed(subject, training):
 @pytest.mark.parametrize(("backward", "wrong"), [(False, "output errs"), (True, "gradients errs")])
 def test_what_is_wrong_is_not_timed(variant, backward, wrong):
     changed = variant(lambda inner: Wrong(inner, backward))
-    outcome = compare(work(layer(9, 3, 5, 7)), [BY_NAME[BASELINE], changed], ONCE).outcomes["eager"]
+    outcome = compare(work(short_block(9, 3, 5, 7)), [BY_NAME[BASELINE], changed], ONCE).outcomes["eager"]
     assert wrong in outcome.error
     assert not outcome.seconds
 
@@ -72,7 +72,7 @@ def test_what_fails_is_reported_and_the_rest_timed(variant):
         def load_state_dict(self, *args):
             pass
 
-    outcomes = compare(work(layer(9, 3, 5, 7)), [BY_NAME[BASELINE], variant(lambda _: Fails())], ONCE).outcomes
+    outcomes = compare(work(short_block(9, 3, 5, 7)), [BY_NAME[BASELINE], variant(lambda _: Fails())], ONCE).outcomes
     assert outcomes["eager"].error == "RuntimeError: no such kernel"
     assert outcomes[BASELINE].seconds
 
@@ -86,7 +86,7 @@ def test_what_cannot_run_here_says_why():
 
 def test_gradients_that_a_rounded_relu_moves_get_another_batch():
     """On the first batch everyone but stock is off; on the second no one is: chance, not a fault."""
-    subject = layer(9, 3, 5, 7)
+    subject = short_block(9, 3, 5, 7)
     reference = module.Reference(work(subject))
     step = module.build(BY_NAME["eager"], work(subject))
     known = [reference._on("stock", number) for number in range(2)]
@@ -109,7 +109,7 @@ def test_every_variant_has_the_same_weights_and_images():
 def test_a_compilation_that_takes_too_long_ends():
     changed = BY_NAME["compile"]._replace(build=lambda subject: time.sleep(30))
     start = time.monotonic()
-    outcome = compare(work(layer(9, 3, 5, 7)), [changed], Effort(1, 0.0, compile_limit=0.2)).outcomes["compile"]
+    outcome = compare(work(short_block(9, 3, 5, 7)), [changed], Effort(1, 0.0, compile_limit=0.2)).outcomes["compile"]
     assert "not compiled within" in outcome.error
     assert time.monotonic() - start < 20
 

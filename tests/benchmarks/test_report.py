@@ -68,7 +68,7 @@ def test_losses_over_many_shapes_become_one_clause_with_the_worst():
         for c, s0, s1 in [("A", 1, 2), ("B", 1, 3), ("C", 2, 1)]
         for v, s in [("torchvision", s0), ("native", s1)]
     ]
-    (clause,) = report.losses(contents(lines, "layer"))
+    (clause,) = report.losses(contents(lines, "shapes"))
     assert "2 times in 3 cases, at worst torchvision is 3.00" in clause
     assert "(B, batch 4" in clause
 
