@@ -157,6 +157,7 @@ struct Traits {
   static constexpr int kLaneColumns = 2 * kGroupTiles;  // neighbouring channels of one thread in a group
   static constexpr int kSlabPieces = kTaps * kChunkPieces * kColumns;
   static constexpr int kBlocks = sizeof(input_t) == 2 ? 2 : 1;  // per multiprocessor, that registers must allow
+  static constexpr int kUnrolledTaps = std::is_same_v<math_t, Tf32x3Math> ? 1 : 3;  // more would spill its fragments
 
   // A thread's first column of a group.
   __device__ __forceinline__ static int column(int group) {
@@ -268,7 +269,7 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
     cp_async_commit();
     if (part.run[0] < 0) continue;
     const unsigned char* const stage = shared + chunk % kStages * stage_bytes;
-#pragma unroll
+#pragma unroll traits::kUnrolledTaps
     for (int kx = 0; kx < 3; kx++) {
       Fragment<math_t, 4> a[kRunRows + 2];
 #pragma unroll

@@ -199,9 +199,13 @@ __device__ __forceinline__ void mma(float (&d)[4], const Fragment<Tf32Math, 4>& 
   mma_tf32(d, a.r, b.r);
 }
 __device__ __forceinline__ void mma(float (&d)[4], const Fragment<Tf32x3Math, 4>& a, const Fragment<Tf32x3Math, 2>& b) {
-  mma_tf32(d, a.low, b.r);
-  mma_tf32(d, a.r, b.low);
-  mma_tf32(d, a.r, b.r);
+  // The tensor core truncates what it adds to, which over a long sum costs digits: only short ones are left to it.
+  float sum[4] = {};
+  mma_tf32(sum, a.low, b.r);
+  mma_tf32(sum, a.r, b.low);
+  mma_tf32(sum, a.r, b.r);
+#pragma unroll
+  for (int i = 0; i < 4; i++) d[i] += sum[i];
 }
 
 // Raw registers of A [16, k step] from shared memory with rows of kPitch bytes; `tile` is its first element.

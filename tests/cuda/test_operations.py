@@ -71,10 +71,7 @@ def test_errors_in_bf16(machine, eager, room, name, geometry, options):
 @ALIGNED
 @every([MIDDLE, LARGE], PLAIN)
 @pytest.mark.parametrize("math", ["fp16", "fp32", "tf32"])
-def test_errors_in_other_dtypes(machine, eager, room, name, geometry, options, math, request):
-    if (math, name, geometry) == ("fp32", "bn_relu_conv3x3_fwd", LARGE):
-        reason = "three products for each of 1152 are added one by one in float32: 2.6 times eager's error"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_errors_in_other_dtypes(machine, eager, room, name, geometry, options, math):
     check_errors(machine, eager, name, geometry, MATHS[math], **options)
 
 

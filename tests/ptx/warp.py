@@ -3,7 +3,7 @@
 import numpy as np
 
 from .faults import Divergence, Unsupported
-from .numerics import TYPES, widen
+from .numerics import TYPES, tensor_core_sum, widen
 from .parser import Instruction
 from .registers import RAW, Registers
 from .table import Execute, family
@@ -150,8 +150,8 @@ def fragment(registers: list[np.ndarray], kind: str) -> np.ndarray:
 
 @family("mma", "sync aligned m16n8k4 m16n8k8 m16n8k16 row col")
 def matrix_product(ins: Instruction, registers: Registers) -> Execute:
-    """d[16, 8] = a[16, K] b[K, 8] + c[16, 8], accumulated in float32. Lane 4g + q holds row (a, c) or column (b) g,
-    and of it the q-th pair (tf32 in a and b: value) of every eight (four)."""
+    """d[16, 8] = a[16, K] b[K, 8] + c[16, 8], in float32. Lane 4g + q holds row (a, c) or column (b) g, and of it the
+    q-th pair (tf32 in a and b: value) of every eight (four). How sums are rounded shows in tf32 only."""
     *_, shape, _, _, d_kind, kind, b_kind, c_kind = ins.parts
     if kind not in ("bf16", "f16", "tf32") or b_kind != kind or (d_kind, c_kind) != ("f32", "f32"):
         raise Unsupported(f"instruction {ins.op}")
@@ -169,7 +169,7 @@ def matrix_product(ins: Instruction, registers: Registers) -> Execute:
         sums = np.stack([np.broadcast_to(r(wave, mask), wave.lanes) for r in c])
         wave.require_written()
         sums = sums.reshape(2, 2, -1, 8, 4).transpose(2, 0, 3, 4, 1).reshape(-1, 16, 8)  # [half, parity, warp, g, q]
-        sums = sums + left @ right
+        sums = tensor_core_sum(sums, left, right) if kind == "tf32" else sums + left @ right
         parts = sums.reshape(-1, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
         for i, write in enumerate(writes):
             write(wave, mask, parts[i])
