@@ -9,6 +9,7 @@ import torch
 from densenet_fast import backends, ops
 
 from ..native.cases import Geometry, applies, clone, error, run, whole_of
+from ..oracle import rms_error
 from .cases import GEOMETRIES, MATHS, Case, converted, make
 
 NAMES = [operation.name for operation in ops.OPERATIONS]
@@ -20,8 +21,6 @@ VARIANTS = [
     ("bn_relu_conv3x3_bwd", {"accumulate": True}),
     *((name, {"batch_stats": False}) for name in ("bn_relu_conv1x1_bwd", "transition_bwd", "stem_bwd")),
 ]
-# Of the seeds the median counts: one value can be rounded well or badly by chance, the more so the fewer there are.
-FEW_SEEDS, MANY_SEEDS = 3, 21
 MIDDLE, LARGE = GEOMETRIES[1], GEOMETRIES[4]
 # Operations that can leave out a result.
 WITH_A_CHOICE = [o.name for o in ops.OPERATIONS if any(f"bool {last})" in o.schema for last in ("stats", "wgrad"))]
@@ -42,15 +41,18 @@ def every(geometries, named=VARIANTS):
 
 
 def check_errors(machine, eager, name, geometry, math, **options):
+    """The median over seeds of each value's largest error. Of a few pixels the largest is chance: on 13 of them eager's
+    and ours, alike in the long run, differ by 2.5 either way over seven seeds. There the root mean square counts."""
     machine.set(tf32=math.tf32)
+    seeds, measure = (9, rms_error) if geometry.n * geometry.h * geometry.w < 16 else (3, error)
     errors = []  # [seed][value] of (ours, eager's)
-    for _ in range(MANY_SEEDS if geometry.n * geometry.h * geometry.w < 32 else FEW_SEEDS):
+    for _ in range(seeds):
         case = make(name, geometry, math.measure, **options)
         exact, _ = run(getattr(eager, name), case, torch.float64)
         theirs, _ = run(getattr(eager, name), case)
         ours, _ = run(getattr(machine.operations, name), widened(case, math.dtype))
         assert [t.shape for t in ours] == [t.shape for t in exact]
-        errors.append([(error(a, e), error(b, e)) for a, b, e in zip(ours, theirs, exact, strict=True)])
+        errors.append([(measure(a, e), measure(b, e)) for a, b, e in zip(ours, theirs, exact, strict=True)])
     for i, value in enumerate(ours):
         our, their = (statistics.median(of_seed[i][side] for of_seed in errors) for side in (0, 1))
         eps = torch.finfo(torch.float16 if math.tf32 else value.dtype).eps
@@ -73,6 +75,14 @@ def test_errors_in_bf16(machine, eager, room, name, geometry, options):
 @pytest.mark.parametrize("math", ["fp16", "fp32", "tf32"])
 def test_errors_in_other_dtypes(machine, eager, room, name, geometry, options, math):
     check_errors(machine, eager, name, geometry, MATHS[math], **options)
+
+
+@ALIGNED
+@pytest.mark.parametrize("geometry", [Geometry(1, 7, 7, 1024, 128, 32), Geometry(2, 32, 32, 16, 16, 4)], ids=label)
+@pytest.mark.parametrize("name", ["bn_relu_conv1x1_fwd", "bn_relu_conv1x1_bwd", "bn_relu_conv3x3_bwd"])
+def test_errors_of_long_sums_in_fp32(machine, eager, room, name, geometry):
+    """Over many channels and over many pixels."""
+    check_errors(machine, eager, name, geometry, MATHS["fp32"])
 
 
 @pytest.mark.parametrize("room", [2, 3], indirect=True)

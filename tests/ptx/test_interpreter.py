@@ -2,12 +2,14 @@
 
 import math
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
 from . import Divergence, Launch, Struct, Unsupported
+from .numerics import tensor_core_sum, to_tf32
 from .snippets import LAST_ARRIVING, PIPELINE, PRODUCT, elementwise, kernel
 
 THREADS = 64
@@ -291,6 +293,30 @@ def test_mma_registers():
         for lane in range(32):
             g, q = lane // 4, lane % 4
             assert tensors[3][lane].tolist() == [exact[g + 8 * (i // 2), 2 * q + i % 2] for i in range(4)]
+
+
+def test_tf32_products_are_added_as_on_an_a100():
+    """Term by term in exact integers, four products at a time; and a sum of which a rounded addition keeps all."""
+
+    def cut(x: Fraction, bit: Fraction) -> Fraction:
+        return int(x / bit) * bit
+
+    def add(c: float, products: list[Fraction]) -> Fraction:
+        terms = [Fraction(c), *products]
+        last = Fraction(2) ** (math.frexp(max(map(abs, terms)))[1] - 1 - 24)  # one bit below float32's
+        total = sum(cut(term, last) for term in terms)
+        return cut(total, Fraction(2) ** (math.frexp(abs(total))[1] - 24)) if total else total
+
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 16, 8), (3, 8, 8), (3, 16, 8)))
+    a, b = (to_tf32(x.view(np.uint32), "rna").view(np.float32) for x in (a, b))
+    c *= np.exp(5 * c)
+    got = tensor_core_sum(c, a, b)
+    for n, i, j in np.ndindex(c.shape):
+        products = [Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a[n, i], b[n, :, j], strict=True)]
+        assert got[n, i, j] == add(add(float(c[n, i, j]), products[:4]), products[4:])
+    ones = np.ones((1, 8, 8), np.float32)
+    assert (tensor_core_sum(np.ones((1, 16, 8), np.float32), np.full((1, 16, 8), 2**-25, np.float32), ones) == 1).all()
 
 
 def test_product_through_shared_memory():
