@@ -3,6 +3,7 @@
 import bisect
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .faults import Unsupported
 
@@ -43,11 +44,11 @@ class Instruction:
     line: int
     text: str
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         return self.op.split(".")
 
-    @property
+    @cached_property
     def type_name(self) -> str:
         return self.op.rsplit(".", 1)[-1]
 

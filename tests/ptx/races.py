@@ -83,7 +83,7 @@ class Order:
     def _before(self, stamps: np.ndarray, crowd: np.ndarray | int, me: np.ndarray) -> np.ndarray:
         """Whether the accesses with these stamps come before whatever the threads `me` do now."""
         time, who = stamps >> THREAD_BITS, stamps & THREAD
-        same_warp = (who // 32 == me // 32) & (crowd <= WARP)
+        same_warp = (who >> 5 == me >> 5) & (crowd <= WARP)
         same_cta = (who // self.threads == me // self.threads) & (crowd <= CTA)
         bound = np.where(same_warp, self.warp_synced[me], np.where(same_cta, self.cta_synced[me], 0))
         for known, threads in self._knowledge(me) if self.acquired and not same_cta.all() else ():
@@ -139,5 +139,5 @@ class Order:
         return found
 
     def _spread(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        far = np.where(a // self.threads != b // self.threads, GRID, np.where(a // 32 != b // 32, CTA, WARP))
+        far = np.where(a // self.threads != b // self.threads, GRID, np.where(a >> 5 != b >> 5, CTA, WARP))
         return np.where(a == b, ONE, far).astype(np.int8)

@@ -142,7 +142,7 @@ def load_matrices(ins: Instruction, registers: Registers) -> Execute:
 
 def fragment(registers: list[np.ndarray], kind: str) -> np.ndarray:
     """[registers, warps, 8, values of a row's four lanes]: operand registers as float32."""
-    bits = np.stack([np.broadcast_to(r, registers[0].shape) for r in registers])
+    bits = np.stack(registers)
     if kind == "tf32":  # the tensor core ignores the low thirteen bits
         return (bits & np.uint32(0xFFFFE000)).view(np.float32).reshape(len(registers), -1, 8, 4)
     return widen(bits.view(np.uint16), kind).reshape(len(registers), -1, 8, 8)
@@ -166,7 +166,7 @@ def matrix_product(ins: Instruction, registers: Registers) -> Execute:
         whole_warps(wave, mask)
         left = wave.fragment("a", a, kind, mask)
         right = wave.fragment("b", b, kind, mask)
-        sums = np.stack([np.broadcast_to(r(wave, mask), wave.lanes) for r in c])
+        sums = np.stack([wave.whole(r(wave, mask)) for r in c])
         wave.require_written()
         sums = sums.reshape(2, 2, -1, 8, 4).transpose(2, 0, 3, 4, 1).reshape(-1, 16, 8)  # [half, parity, warp, g, q]
         sums = tensor_core_sum(sums, left, right) if kind == "tf32" else sums + left @ right

@@ -158,9 +158,12 @@ class Wave:
         full[lanes] = values
         return full
 
+    def whole(self, value: np.ndarray | np.generic) -> np.ndarray:
+        return value if value.ndim else np.full(self.lanes, value)
+
     def fragment(self, side: str, reads, kind: str, mask: np.ndarray | None) -> np.ndarray:
         """A matrix operand out of its registers; neighbouring products share them, so the last few are kept."""
-        parts = [np.broadcast_to(read(self, mask), self.lanes) for read in reads]
+        parts = [self.whole(read(self, mask)) for read in reads]
         key = (side, kind, *(p.__array_interface__["data"][0] for p in parts))
         if key not in self.fragments:
             if len(self.fragments) > 64:
