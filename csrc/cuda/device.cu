@@ -15,6 +15,7 @@ Device device(int index) {
   if (d.multiprocessors == 0) {
     check(cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
     check(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, index));
+    d.shared_bytes -= kStaticBytes;
   }
   return d;
 }

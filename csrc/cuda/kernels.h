@@ -24,8 +24,9 @@ enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
 
 struct Device {
   int multiprocessors;
-  int shared_bytes;  // dynamic shared memory that a block may ask for
+  int shared_bytes;  // dynamic shared memory that a block may ask for, beside kStaticBytes
 };
+constexpr int kStaticBytes = 16;  // of shared memory, that kernels with dynamic shared memory have besides
 
 Device device(int index);
 

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 
@@ -132,9 +133,17 @@ def _spans(regions: list[Region]) -> list[tuple[int, torch.Tensor]]:
     return [(a, torch.frombuffer((ctypes.c_uint8 * (b - a)).from_address(a), dtype=torch.uint8)) for a, b in spans]
 
 
+class Launched(NamedTuple):
+    kernel: str
+    grid: tuple[int, ...]
+    threads: int
+    shared: int  # bytes of dynamic shared memory
+
+
 class Machine:
     """A GPU of PTX. `device`: its multiprocessors and shared memory; `order`: from the number of CTAs, the order in
-    which they arrive; `replacement`: kernels to run instead, by `stem`; `launches`: the names of those run."""
+    which they arrive; `replacement`: kernels to run instead, by `stem`; `launches`: what was launched, and unless
+    `idle` was run."""
 
     _SIGNATURE = ctypes.CFUNCTYPE(
         None,
@@ -171,7 +180,8 @@ class Machine:
         )
 
     def reset(self) -> None:
-        self.launches: list[str] = []
+        self.launches: list[Launched] = []
+        self.idle = False
         self.order = self.replacement = None
         self.device = (4, 232448)  # multiprocessors, shared memory of a block
         self.set(tf32=False)
@@ -205,16 +215,18 @@ class Machine:
         if self.fault is not None:
             return
         try:
-            self._run(name.decode(), list(grid.contents), threads, shared, params, regions[:count])
+            self.launches.append(Launched(name.decode(), tuple(grid.contents), threads, shared))
+            if not self.idle:
+                self._run(*self.launches[-1], params, regions[:count])
         except BaseException as fault:
             self.fault = fault
 
     def _run(self, name, grid, threads, shared, params, regions):
-        self.launches.append(name)
         if self.replacement is not None and stem(name) in self.replacement:
             kernel = self.replacement[stem(name)]
         else:
             kernel = self.kernels.get(name) or self.kernels.setdefault(name, ptx.Launch(self.texts[name], name))
+        assert kernel.kernel.shared_bytes + shared <= max(48 * 1024, self.device[1]), "more shared memory than there is"
         content = ctypes.string_at(params, kernel.kernel.parameters[0].size)
         parameters = Parameters(content, regions)
         before = [view.clone() for view in parameters.fields]

@@ -266,7 +266,7 @@ extern "C" {
 
 __attribute__((visibility("default"))) void set_launch(launch_t launch) { machine().launch = launch; }
 __attribute__((visibility("default"))) void set_machine(int multiprocessors, int shared_bytes, bool tf32) {
-  machine().device = {multiprocessors, shared_bytes}, machine().tf32 = tf32;
+  machine().device = {multiprocessors, shared_bytes - cuda::kStaticBytes}, machine().tf32 = tf32;
 }
 
 __attribute__((visibility("default"))) bool counter_left() { return std::exchange(machine().counter_left, false); }

@@ -160,7 +160,7 @@ def caught(machine, eager, name) -> bool:
 def test_fault_in_the_ptx_is_caught(machine, eager, kernel, fault):
     name = f"bn_relu_conv3x3_{'fwd' if kernel == 'fwd' else 'bwd'}"
     assert not caught(machine, eager, name)
-    entry = next(launch for launch in machine.launches if f"conv3x3_{kernel}_kernel" in launch)
+    entry = next(run for run, *_ in machine.launches if f"conv3x3_{kernel}_kernel" in run)
     text = machine.texts[entry]
     start = text.index(f".entry {entry}")
     end = text.find(".entry", start + 1) % (len(text) + 1)
