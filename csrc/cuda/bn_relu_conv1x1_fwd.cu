@@ -207,8 +207,13 @@ void bn_relu_conv1x1_fwd_launch(const Conv1x1Fwd& op, const Launch& where) {
 
 void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, const Launch& where) {
   with_math(where.math, [&](auto math) {
-    if (op.K <= 64) bn_relu_conv1x1_fwd_launch<Conv1x1FwdTraits<decltype(math), 64>>(op, where);
-    else bn_relu_conv1x1_fwd_launch<Conv1x1FwdTraits<decltype(math), 128>>(op, where);
+    using Narrow = Conv1x1FwdTraits<decltype(math), 64>;
+    using Wide = Conv1x1FwdTraits<decltype(math), 128>;
+    // Two wide blocks fit on a multiprocessor; where there are fewer, twice as many narrow ones divide the work better.
+    const int64_t blocks = ceil_div<int64_t>(op.M, Wide::kBlockM) * ceil_div<int64_t>(op.K, Wide::kBlockN);
+    if (op.K <= Narrow::kBlockN || blocks < 2 * where.device.multiprocessors)
+      bn_relu_conv1x1_fwd_launch<Narrow>(op, where);
+    else bn_relu_conv1x1_fwd_launch<Wide>(op, where);
   });
 }
 

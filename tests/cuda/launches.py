@@ -1,5 +1,5 @@
-"""`python -m tests.cuda.launches [BATCH]`: the launches of DenseNet-121's layers as an H200 would get them, with nvcc and
-no GPU: kernel and tile, grid, threads, dynamic shared memory. The rest of a kernel's resources: densenet_fast.info."""
+"""`python -m tests.cuda.launches [BATCH]`: the launches of DenseNet-121's layers as an H200 would get them: kernel and
+tile, grid, threads, dynamic shared memory. Needs nvcc and no GPU. Registers: `python -m densenet_fast.info`."""
 
 import subprocess
 import sys

@@ -99,6 +99,15 @@ def test_errors_of_the_tiles_of_each_device(machine, eager, room, device, name, 
     check_errors(machine, eager, name, geometry, MATHS["fp16"])
 
 
+@ALIGNED
+@pytest.mark.parametrize("math", MATHS)
+def test_errors_of_wide_tiles(machine, eager, room, math):
+    """Which the 1x1 convolution takes where they are enough for the device."""
+    machine.device = (1, 232448)
+    check_errors(machine, eager, "bn_relu_conv1x1_fwd", LARGE, MATHS[math])
+    assert "Li128E" in machine.launches[-1].kernel
+
+
 @pytest.mark.parametrize("room", [8, 3], indirect=True)
 @every([MIDDLE], PLAIN)
 def test_only_the_slices_are_touched(machine, room, name, geometry, options):

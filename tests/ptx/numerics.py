@@ -65,9 +65,9 @@ def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarra
 
 
 def tensor_core_sum(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """c[n, 16, 8] + a[n, 16, K] b[n, K, 8] as an A100 adds TF32 products (Khattak and Mikaitis, arXiv 2512.07004): c and
-    four products at a time, cut off one bit below the last one of the largest, their sum cut off to 24 bits. Later
-    GPUs keep more."""
+    """c[n, 16, 8] + a[n, 16, K] b[n, K, 8] as an A100 adds TF32 products (Khattak and Mikaitis, arXiv 2512.07004): four
+    of them and c at a time, cut off one bit below the last one of the largest, their sum cut off to 24 bits. Later GPUs
+    keep more."""
     infinite = np.uint32(0x7F800000)
     c, a, b = (np.ascontiguousarray(np.moveaxis(x, 0, -1)) for x in (c, a, b))
     for first in range(0, len(b), 4):
