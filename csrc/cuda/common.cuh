@@ -12,7 +12,9 @@
 namespace densenet_fast::cuda {
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("densenet_fast: CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would be blamed for it
+  throw std::runtime_error(std::string("densenet_fast: CUDA: ") + cudaGetErrorString(error));
 }
 
 template <class params_t>

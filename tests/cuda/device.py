@@ -185,9 +185,14 @@ class Machine:
         self.order = self.replacement = None
         self.device = (4, 232448)  # multiprocessors, shared memory of a block
         self.set(tf32=False)
+        self.refuse_shared_memory(False)
 
     def set(self, tf32: bool) -> None:
         self._library.set_machine(*self.device, tf32)
+
+    def refuse_shared_memory(self, refuse: bool) -> None:
+        """More of it than every block gets."""
+        self._library.refuse_shared_memory(refuse)
 
     def opcheck(self, operation, args) -> None:
         """torch.library.opcheck; its calls of the operation run no kernel that could raise in a callback unseen."""

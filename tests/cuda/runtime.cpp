@@ -30,7 +30,9 @@ struct State {
   cuda::Device device{4, 232448};
   bool tf32 = false;
   int element_size;
-  bool counter_left = false;                   // not zero after its operation
+  bool counter_left = false;  // not zero after its operation
+  bool refuse = false;        // dynamic shared memory beyond 48 KB
+  int last_error = 0;
   std::map<const void*, const char*> kernels;  // by host function
   std::map<const void*, int> shared_bytes;     // allowed
   std::vector<Region> workspace, operands;
@@ -269,6 +271,8 @@ __attribute__((visibility("default"))) void set_machine(int multiprocessors, int
   machine().device = {multiprocessors, shared_bytes - cuda::kStaticBytes}, machine().tf32 = tf32;
 }
 
+__attribute__((visibility("default"))) void refuse_shared_memory(bool refuse) { machine().refuse = refuse; }
+
 __attribute__((visibility("default"))) bool counter_left() { return std::exchange(machine().counter_left, false); }
 
 void** __cudaRegisterFatBinary(void*) {
@@ -292,7 +296,8 @@ int __cudaPopCallConfiguration(Extent* grid, Extent* block, size_t* shared, void
 }
 int cudaFuncSetAttribute(const void* function, int, int value) {
   machine().shared_bytes[function] = value;
-  return value <= machine().device.shared_bytes ? 0 : 1;
+  if (value > machine().device.shared_bytes || machine().refuse) machine().last_error = 1;
+  return machine().last_error;
 }
 int __cudaGetKernel(const void** kernel, const void* function) {
   *kernel = function;
@@ -306,6 +311,6 @@ int __cudaLaunchKernel(const void* kernel, Extent grid, Extent block, void** arg
                    static_cast<int64_t>(regions.size()));
   return 0;
 }
-int cudaGetLastError() { return 0; }
+int cudaGetLastError() { return std::exchange(machine().last_error, 0); }
 const char* cudaGetErrorString(int) { return "too much shared memory"; }
 }

@@ -184,6 +184,16 @@ def test_nan_and_inf_stay_where_pytorch_leaves_them(machine, eager, name, dtype)
         assert torch.equal(y.isnan(), expected.isnan())
 
 
+def test_a_failed_launch_raises_and_leaves_no_error_behind(machine):
+    operation = machine.operations.bn_relu_conv1x1_bwd
+    args = [clone(a) for a in make("bn_relu_conv1x1_bwd", LARGE, torch.bfloat16).args]
+    machine.refuse_shared_memory(True)
+    with pytest.raises(RuntimeError, match="densenet_fast: CUDA: "):
+        operation(*args)
+    machine.refuse_shared_memory(False)
+    operation(*args)
+
+
 @variants
 def test_opcheck(machine, name, options):
     case = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options)
