@@ -55,7 +55,7 @@ struct alignas(4 * sizeof(input_t)) Quad {
 };
 
 template <class Traits, int kSharedBytes>
-__global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_bwd_kernel(const Conv1x1BwdParams p) {
+__global__ void __launch_bounds__(Traits::kThreads, 1) bn_relu_conv1x1_bwd_kernel(const Conv1x1BwdParams p) {
   using input_t = typename Traits::input_t;
   using math_t = typename Traits::math_t;
   constexpr int kPitchK = Traits::kPitchK, kPitchC = Traits::kPitchC, V = kVector<input_t>, kStep = kKStep<input_t>;
