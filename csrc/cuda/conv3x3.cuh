@@ -145,6 +145,10 @@ struct Source {
   int warps_n;
 };
 
+// 8-column tiles of a warp whose accumulators and fragments fit in registers.
+template <class math_t>
+constexpr int kMostTilesN = std::is_same_v<math_t, Tf32x3Math> ? 3 : 4;
+
 template <class math_t_, int kTilesN_, bool kBnRelu_>
 struct Traits {
   using math_t = math_t_;
@@ -420,7 +424,8 @@ inline Plan make_plan(const Shape& shape, int64_t outputs, const Launch& where) 
   const int all_runs = static_cast<int>(shape.N * ceil_div<int64_t>(shape.H, kRunRows));
   Plan best{};
   double least = 0;
-  for (int n = 2; n <= 4; n++)
+  const int most = where.math == Math::kTf32x3 ? kMostTilesN<Tf32x3Math> : kMostTilesN<BFloat16Math>;
+  for (int n = 2; n <= most; n++)
     for (int warps_n = 1; warps_n <= 4; warps_n *= 2)
       for (int runs = 1; runs == 1 || runs < 2 * all_runs; runs *= 2) {
         const Plan plan{make_tiling(shape, kRunRows, runs, columns), n, warps_n};
@@ -444,7 +449,7 @@ void with_traits(Math math, const Plan& plan, function_t function) {
     switch (plan.tiles_n) {
       case 2: return function(Traits<decltype(math), 2, kBnRelu>());
       case 3: return function(Traits<decltype(math), 3, kBnRelu>());
-      default: return function(Traits<decltype(math), 4, kBnRelu>());
+      default: return function(Traits<decltype(math), kMostTilesN<decltype(math)>, kBnRelu>());
     }
   });
 }
