@@ -16,7 +16,7 @@ MINIMUM = {  # elements per pixel, each read or written once
     "bn_relu_conv3x3_fwd": lambda c: K + G,
     "bn_relu_conv3x3_bwd": lambda c: 2 * G + 2 * K,  # dy, y, z, u
 }
-BACKWARD = ("bwd", "correct", "dgrad", "wgrad")
+BACKWARD = ("bwd", "grads", "correct", "dgrad", "wgrad")
 
 
 def launches(operation: str, size: int, channels: int, architecture: int) -> list[Launch]:
@@ -48,8 +48,8 @@ def test_conv1x1_moves_little_more_than_it_must(operation, architecture, size):
 
 
 @pytest.mark.parametrize("size", STAGES)
-def test_conv1x1_backward_in_two_kernels(size):
-    """sm_80 has too few registers for one: u, z and x are read by both."""
+def test_conv1x1_backward_apart(size):
+    """sm_80 has too few registers for both gradients in one program: u, z and x are read for each."""
     both = sum(4 * K + 4 * c for c in STAGES[size]) / sum(2 * K + 3 * c for c in STAGES[size])
     assert both <= ratio("bn_relu_conv1x1_bwd", size, 80) <= both * 1.15
 

@@ -16,6 +16,7 @@ from densenet_fast.backends.triton.launch import Device, recorded
 
 from ..native.cases import norm
 from ..oracle import rms_error
+from . import plans
 from .conftest import DEVICE
 
 H200, A100 = Device(90, 132), Device(80, 108)
@@ -59,7 +60,21 @@ def test_the_plan_follows_the_architecture():
             )
         found[device] = [launch.kernel.__name__ for launch in launches]
     assert found[H200] == ["bn_relu_conv1x1_bwd_kernel", "finish_bwd_kernel"]
-    assert found[A100] == ["bn_relu_conv1x1_dgrad_kernel", "bn_relu_conv1x1_wgrad_kernel", "finish_bwd_kernel"]
+    assert found[A100] == ["bn_relu_conv1x1_grads_kernel", "finish_bwd_kernel"]
+
+
+@pytest.mark.parametrize("form", plans.FORMS)
+@pytest.mark.parametrize("architecture", plans.DEVICES)
+@pytest.mark.parametrize("growth", [12, 32, 48, 72])
+def test_launches_of_a_layer(growth, architecture, form):
+    """Four forward and six backward, whatever the width."""
+    counts = []
+    for layers in (1, 2):
+        net = plans.Net(64, 28, 64, growth, "transition", layers=layers)
+        step = plans.step(net, plans.DEVICES[architecture], plans.FORMS[form], train=True)
+        counts.append([len(launches) for launches in step])
+    one, two = counts
+    assert [b - a for a, b in zip(one, two, strict=True)] == [4, 6]
 
 
 def test_arguments_follow_the_kernels_order():

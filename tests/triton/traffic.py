@@ -8,18 +8,26 @@ programs running at the same time read in common is moved once.
 from collections import defaultdict
 from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import triton
 
 from densenet_fast.backends.triton.launch import Device, Launch
+
+Grid = tuple[int, ...]
 
 
 class Access(NamedTuple):
     tensor: str  # name of the argument
     elements: int  # read or written by all programs, each reading once what it has in common with itself
     written: bool = False
-    axis: int | None = None  # of the grid, along which the programs read the same
+    programs: int = 1  # that read the same
+    reach: int = 1  # programs started from the first to the last of them
     repeats: float = 1.0  # how often one program asks for the same, taps of a convolution: cached
-    size: int | None = None  # bytes of an element, if not the tensor's
+
+    def along(self, grid: Grid, axis: int) -> "Access":
+        """Read by all programs along an axis of the grid."""
+        return self._replace(programs=grid[axis], reach=prod(grid[: axis + 1]))
 
 
 def _columns(width: int, strip: int) -> int:
@@ -32,88 +40,80 @@ def _taps(a: dict) -> float:
     return (3 * a["H"] - 2) * (3 * a["W"] - 2) / (a["H"] * a["W"])
 
 
-def _conv1x1_fwd(a: dict) -> list[Access]:
-    return [Access("x", a["M"] * a["C"], axis=1), Access("z", a["M"] * a["K"], written=True)]
+def _conv1x1_fwd(a: dict, grid: Grid) -> list[Access]:
+    return [Access("x", a["M"] * a["C"]).along(grid, 1), Access("z", a["M"] * a["K"], written=True)]
 
 
-def _conv1x1_bwd(a: dict) -> list[Access]:
-    return _conv1x1_dgrad(a) + _partial(a["dweight"], a["K"] * a["C"], 1)
-
-
-def _conv1x1_dgrad(a: dict) -> list[Access]:
-    outputs = [Access(name, a["M"] * a["K"], axis=0) for name in ("u", "z")]
+def _conv1x1_bwd(a: dict, grid: Grid) -> list[Access]:
+    slabs = triton.cdiv(a["C"], a["BLOCK_C"])
+    outputs = [Access(name, a["M"] * a["K"], programs=slabs, reach=slabs) for name in ("u", "z")]
     inputs = [Access(name, a["M"] * a["C"], written) for name, written in (("x", False), ("dx", False), ("dx", True))]
-    return outputs + inputs
+    return [*outputs, *inputs, Access("dweight", a["splits"] * a["K"] * a["C"], written=True)]
 
 
-def _conv1x1_wgrad(a: dict) -> list[Access]:
-    both = [Access(name, a["M"] * a["K"], axis=0) for name in ("u", "z")]
-    return [*both, Access("x", a["M"] * a["C"], axis=1), *_partial(a["dweight"], a["K"] * a["C"], 2)]
+def _conv1x1_grads(a: dict, grid: Grid) -> list[Access]:
+    both = _conv1x1_bwd(a, grid)
+    if not a["splits"]:
+        return both
+    slabs, outputs = triton.cdiv(a["C"], a["BLOCK_C"]), triton.cdiv(a["K"], a["BLOCK_K"])
+    return [*both, *both[:2], Access("x", a["M"] * a["C"], programs=outputs, reach=slabs * outputs)]
 
 
-def _conv3x3_fwd(a: dict) -> list[Access]:
+def _conv3x3_fwd(a: dict, grid: Grid) -> list[Access]:
     pixels = a["strips"] // a["per_row"] * a["W"]
     repeats = (3 * a["H"] - 2) / a["H"] * _columns(a["W"], a["STRIP"]) / a["W"]
-    read = Access("x", pixels * a["C"], axis=1, repeats=repeats)
+    read = Access("x", pixels * a["C"], repeats=repeats).along(grid, 1)
     return [read, Access("y", pixels * a["G"], written=True)]
 
 
-def _conv3x3_correct(a: dict) -> list[Access]:
+def _conv3x3_correct(a: dict, grid: Grid) -> list[Access]:
     return [*(Access(name, a["M"] * a["G"]) for name in ("dy", "y")), Access("d", a["M"] * a["D"], written=True)]
 
 
-def _conv3x3_dgrad(a: dict) -> list[Access]:
+def _conv3x3_dgrad(a: dict, grid: Grid) -> list[Access]:
     added = [Access("u", a["M"] * a["C"])] * a["ACCUMULATE"]
-    d = Access("d", a["M"] * a["D"], axis=1, repeats=_taps(a))
+    d = Access("d", a["M"] * a["D"], repeats=_taps(a)).along(grid, 1)
     return [d, Access("x", a["M"] * a["C"]), *added, Access("u", a["M"] * a["C"], written=True)]
 
 
-def _conv3x3_wgrad(a: dict) -> list[Access]:
-    d = Access("d", a["M"] * a["D"], axis=1, repeats=_taps(a))
-    return [d, Access("x", a["M"] * a["C"], axis=2), *_partial(a["weights"], 9 * a["G"] * a["C"], 0)]
+def _conv3x3_wgrad(a: dict, grid: Grid) -> list[Access]:
+    d = Access("d", a["M"] * a["D"], repeats=_taps(a)).along(grid, 1)
+    partial = Access("weights", grid[0] * 9 * a["G"] * a["C"], written=True)
+    return [d, Access("x", a["M"] * a["C"]).along(grid, 2), partial]
 
 
-def _partial(tensor: Any, elements: int, axis: int) -> list[Access]:
-    """One partial gradient of the weight for each split, along an axis of the grid."""
-    return [Access("dweight", elements, written=True, axis=axis, size=4)] if tensor is not None else []
-
-
-KERNELS: dict[str, Callable[[dict], list[Access]]] = {
-    "bn_bwd_apply_kernel": lambda a: [Access(n, a["M"] * a["C"], n == "dx") for n in ("v", "x", "dx")],
+KERNELS: dict[str, Callable[[dict, Grid], list[Access]]] = {
+    "bn_bwd_apply_kernel": lambda a, grid: [Access(n, a["M"] * a["C"], n == "dx") for n in ("v", "x", "dx")],
     "bn_relu_conv1x1_fwd_kernel": _conv1x1_fwd,
     "bn_relu_conv1x1_bwd_kernel": _conv1x1_bwd,
-    "bn_relu_conv1x1_dgrad_kernel": _conv1x1_dgrad,
-    "bn_relu_conv1x1_wgrad_kernel": _conv1x1_wgrad,
+    "bn_relu_conv1x1_grads_kernel": _conv1x1_grads,
     "bn_relu_conv3x3_fwd_kernel": _conv3x3_fwd,
     "bn_relu_conv3x3_correct_kernel": _conv3x3_correct,
     "bn_relu_conv3x3_dgrad_kernel": _conv3x3_dgrad,
     "bn_relu_conv3x3_wgrad_kernel": _conv3x3_wgrad,
-    "channel_stats_kernel": lambda a: [Access("x", a["M"] * a["C"])],
+    "channel_stats_kernel": lambda a, grid: [Access("x", a["M"] * a["C"])],
 }
 
 
 def accesses(launch: Launch) -> list[Access]:
-    return KERNELS[launch.kernel.fn.__name__](launch.arguments)
+    return KERNELS[launch.kernel.fn.__name__](launch.arguments, launch.grid)
 
 
 def _bytes(launch: Launch, access: Access) -> int:
-    return access.elements * (access.size or launch.arguments[access.tensor].element_size())
+    return access.elements * launch.arguments[access.tensor].element_size()
 
 
 def requested(launch: Launch) -> dict[tuple[str, bool], int]:
     """Bytes by tensor and whether they are written, as the programs ask for them."""
     found: defaultdict[tuple[str, bool], int] = defaultdict(int)
     for access in accesses(launch):
-        programs = 1 if access.axis is None else launch.grid[access.axis]
-        found[access.tensor, access.written] += round(_bytes(launch, access) * programs * access.repeats)
+        found[access.tensor, access.written] += round(_bytes(launch, access) * access.programs * access.repeats)
     return dict(found)
 
 
 def moved(launch: Launch, device: Device) -> int:
     """Bytes from and to DRAM. Programs that read the same and run at the same time share it through L2."""
-    total = 0
-    for access in accesses(launch):
-        programs = 1 if access.axis is None else launch.grid[access.axis]
-        together = access.axis is not None and prod(launch.grid[: access.axis]) * programs <= device.processors
-        total += _bytes(launch, access) * (1 if together and not access.written else programs)
-    return total
+    return sum(
+        _bytes(launch, access) * (1 if access.reach <= device.processors else access.programs)
+        for access in accesses(launch)
+    )

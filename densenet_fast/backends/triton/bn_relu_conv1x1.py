@@ -5,8 +5,6 @@ pixels: what was computed is then the second operand, which Triton keeps in shar
 backend").
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,8 +15,6 @@ from ._common import load_norm, relu, row_offset, store_stats, workspace
 from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments, Norm
 from .launch import device_of, launch
-
-AXIS = 1 << 15  # tiles along one axis of a grid
 
 
 @triton.jit
@@ -218,8 +214,9 @@ def bn_relu_conv1x1_bwd_kernel(
     eps,
     weight,  # [K, C]
     dx,  # [M, C] added to
-    sums,  # [SPLITS, 2, C] written
-    dweight,  # [SPLITS, K, C] written
+    sums,  # [splits, 2, C] written
+    dweight,  # [splits, K, C] written
+    splits,
     M,
     C,
     K,
@@ -232,7 +229,7 @@ def bn_relu_conv1x1_bwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Both gradients in one pass: a program has BLOCK_C channels and every SPLITS-th tile of BLOCK_M pixels, and keeps
+    """Both gradients in one pass: a program has BLOCK_C channels and every splits-th tile of BLOCK_M pixels, and keeps
     its slabs of the weight and of the weight's gradient in registers. All outputs fit in BLOCK_K."""
     split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -245,7 +242,7 @@ def bn_relu_conv1x1_bwd_kernel(
     dw = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
     sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
     sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
+    for start in range(split * BLOCK_M, M, splits * BLOCK_M):
         exists = m < M - start
         dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
         mask = (c < C)[:, None] & exists[None, :]
@@ -263,7 +260,7 @@ def bn_relu_conv1x1_bwd_kernel(
 
 
 @triton.jit
-def bn_relu_conv1x1_dgrad_kernel(
+def bn_relu_conv1x1_grads_kernel(
     u,  # [M, K] gradient behind the norm of z
     z,  # [M, K]
     z_mean,  # [K]
@@ -281,6 +278,8 @@ def bn_relu_conv1x1_dgrad_kernel(
     weight,  # [K, C]
     dx,  # [M, C] added to
     sums,  # [cdiv(M, BLOCK_M), 2, C] written
+    dweight,  # [splits, K, C] written
+    splits,  # 0 if the weight's gradient is not wanted
     M,
     C,
     K,
@@ -293,75 +292,46 @@ def bn_relu_conv1x1_dgrad_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The input's gradient: one program for BLOCK_C channels and BLOCK_M pixels, the same pixels one after another. The
-    grid holds 65535 on its second axis, so tiles run along the third as well, and end there beyond M."""
-    tile = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    start = tile * BLOCK_M
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Each gradient by programs of its own, BLOCK_C channels each: first, taking longest, the weight's, for BLOCK_K
+    outputs and every splits-th tile of BLOCK_M pixels; then the input's, for one tile and all outputs."""
+    slabs = tl.cdiv(C, BLOCK_C)
+    outputs = tl.cdiv(K, BLOCK_K)
+    c = tl.program_id(0) % slabs * BLOCK_C + tl.arange(0, BLOCK_C)
+    part = tl.program_id(0) // slabs
     m = tl.arange(0, BLOCK_M)
-    exists = m < M - start
-    v = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
-    for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        w = tl.load(weight + k[None, :] * C + c[:, None], mask=(c < C)[:, None] & (k < K)[None, :], other=0.0)
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    if part < outputs * splits:
+        split = part // outputs
+        k = part % outputs * BLOCK_K + tl.arange(0, BLOCK_K)
         z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
-        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
-        v = tl.dot(w, tl.trans(dz), v, input_precision=PRECISION)
-    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    mask = (c < C)[:, None] & exists[None, :]
-    x_tile = tl.load(x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
-    dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
-    _, sum_v, sum_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
-    sums_at = sums + row_offset(tile, 2 * C) + c
-    tl.store(sums_at, sum_v, mask=(c < C) & (start < M))
-    tl.store(sums_at + C, sum_vx, mask=(c < C) & (start < M))
-
-
-@triton.jit
-def bn_relu_conv1x1_wgrad_kernel(
-    u,  # [M, K] gradient behind the norm of z
-    z,  # [M, K]
-    z_mean,  # [K]
-    z_var,  # [K]
-    z_gamma,  # [K] or None
-    z_eps,
-    z_a,  # [K]
-    z_b,  # [K]
-    x,  # [M, C]
-    mean,  # [C]
-    var,  # [C]
-    gamma,  # [C] or None
-    beta,  # [C] or None
-    eps,
-    dweight,  # [SPLITS, K, C] written
-    M,
-    C,
-    K,
-    u_stride,
-    z_stride,
-    x_stride,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """The weight's gradient: one program for BLOCK_C channels, BLOCK_K outputs and every SPLITS-th tile of pixels."""
-    split = tl.program_id(2)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    m = tl.arange(0, BLOCK_M)
-    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
-    dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
-    for start in range(split * BLOCK_M, M, tl.num_programs(2) * BLOCK_M):
-        exists = m < M - start
-        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
-        x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
-        x_tile = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)
-        activated = relu((x_tile.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
-        dw = tl.dot(tl.trans(dz), activated.to(dz.dtype), dw, input_precision=PRECISION)
-    dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
-    tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
+        dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
+        for start in range(split * BLOCK_M, M, splits * BLOCK_M):
+            exists = m < M - start
+            dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+            x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
+            values = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
+            activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
+            dw = tl.dot(tl.trans(dz), activated.to(dz.dtype), dw, input_precision=PRECISION)
+        dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
+        tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
+    else:
+        tile = part - outputs * splits
+        first = tile * BLOCK_M
+        exists = m < M - first
+        v = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+        for i in range(outputs):
+            k = i * BLOCK_K + tl.arange(0, BLOCK_K)
+            w = tl.load(weight + k[None, :] * C + c[:, None], mask=(c < C)[:, None] & (k < K)[None, :], other=0.0)
+            z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+            dz = load_dz(u, z, first, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+            v = tl.dot(w, tl.trans(dz), v, input_precision=PRECISION)
+        mask = (c < C)[:, None] & exists[None, :]
+        x_tile = tl.load(x + row_offset(first, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
+        dx_at = dx + row_offset(first, dx_stride) + m[None, :] * dx_stride + c[:, None]
+        _, sum_v, sum_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
+        sums_at = sums + row_offset(tile, 2 * C) + c
+        tl.store(sums_at, sum_v, mask=c < C)
+        tl.store(sums_at + C, sum_vx, mask=c < C)
 
 
 def bn_relu_conv1x1_bwd(
@@ -401,73 +371,45 @@ def bn_relu_conv1x1_bwd(
     both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad and in_words else None
     if both and outputs > 64 and check.C % 8:  # rows of the weight off 16 bytes: their addresses take the registers
         both = both._replace(num_stages=1)
-    dgrad = both or tiles.choose("bn_relu_conv1x1_dgrad", device, kind, outputs)
-    of_w = both or tiles.choose("bn_relu_conv1x1_wgrad", device, kind, outputs)
-    if not in_words:
-        dgrad, of_w = dgrad.unpipelined(), of_w.unpipelined()
-    slabs, of_k = triton.cdiv(check.C, of_w.k), triton.cdiv(outputs, of_w.n)
+    tile = both or tiles.choose("bn_relu_conv1x1_grads", device, kind, outputs)
+    tile = tile if in_words else tile.unpipelined()
+    slabs, of_k = triton.cdiv(check.C, tile.k), triton.cdiv(outputs, tile.n)
     most = check.M * x.element_size() // (4 * outputs)
-    splits = tiles.splits(device, slabs * of_k, check.M, of_w.m, most)
-    rows = splits if both else triton.cdiv(check.M, dgrad.m)
-    sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel() if wgrad else 0)
-    shared: dict[str, Any] = {
-        "u": u,
-        "z": z,
-        "z_mean": z_mean,
-        "z_var": z_var,
-        "z_gamma": z_gamma,
-        "z_eps": z_eps,
-        "z_a": z_a,
-        "z_b": z_b,
-        "x": x,
-        "mean": mean,
-        "var": var,
-        "gamma": gamma,
-        "beta": beta,
-        "eps": eps,
-    }
-    sizes = {"M": check.M, "C": check.C, "K": outputs}
-    strides = {"u_stride": u_stride, "z_stride": z_stride, "x_stride": check.stride}
-    if both:
-        launch(
-            bn_relu_conv1x1_bwd_kernel,
-            (slabs, splits),
-            **both.options,
-            **shared,
-            weight=weight,
-            dx=dx,
-            sums=sums,
-            dweight=partial,
-            **sizes,
-            **strides,
-            dx_stride=dx_stride,
-            **both.blocks(tiles.PRECISION[kind]),
-        )
-    else:
-        launch(
-            bn_relu_conv1x1_dgrad_kernel,
-            (triton.cdiv(check.C, dgrad.k), min(rows, AXIS), triton.cdiv(rows, AXIS)),
-            **dgrad.options,
-            **shared,
-            weight=weight,
-            dx=dx,
-            sums=sums,
-            **sizes,
-            **strides,
-            dx_stride=dx_stride,
-            **dgrad.blocks(tiles.PRECISION[kind]),
-        )
-    if wgrad and not both:
-        launch(
-            bn_relu_conv1x1_wgrad_kernel,
-            (slabs, of_k, splits),
-            **of_w.options,
-            **shared,
-            dweight=partial,
-            **sizes,
-            **strides,
-            **of_w.blocks(tiles.PRECISION[kind]),
-        )
+    splits = tiles.splits(device, slabs * of_k, check.M, tile.m, most) if wgrad else 0
+    rows = splits if both else triton.cdiv(check.M, tile.m)
+    sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel())
+    launch(
+        bn_relu_conv1x1_bwd_kernel if both else bn_relu_conv1x1_grads_kernel,
+        (slabs, splits) if both else (slabs * (of_k * splits + rows),),
+        **tile.options,
+        u=u,
+        z=z,
+        z_mean=z_mean,
+        z_var=z_var,
+        z_gamma=z_gamma,
+        z_eps=z_eps,
+        z_a=z_a,
+        z_b=z_b,
+        x=x,
+        mean=mean,
+        var=var,
+        gamma=gamma,
+        beta=beta,
+        eps=eps,
+        weight=weight,
+        dx=dx,
+        sums=sums,
+        dweight=partial,
+        splits=splits,
+        M=check.M,
+        C=check.C,
+        K=outputs,
+        u_stride=u_stride,
+        z_stride=z_stride,
+        x_stride=check.stride,
+        dx_stride=dx_stride,
+        **tile.blocks(tiles.PRECISION[kind]),
+    )
     dweight = weight.new_empty(weight.shape if wgrad else 0)
     dgamma, dbeta = finish_bwd(sums, rows, partial, splits, var, gamma, eps, batch_stats, check.M, a, b, dweight)
     return dgamma, dbeta, dweight

@@ -231,7 +231,7 @@ def _correct(
     launch(
         bn_relu_conv3x3_correct_kernel,
         (triton.cdiv(check.M, 4096 // block), triton.cdiv(d.shape[1], block)),
-        num_warps=4,
+        num_warps=8,
         dy=dy,
         y=y,
         y_mean=y_mean,

@@ -172,8 +172,9 @@ def conv3x3(
     tile = tiles.choose("bn_relu_conv3x3_fwd", device, kind, growth)
     if not in_words:
         tile = tile._replace(k=32, num_stages=1)
-    # As many accumulators as fit in registers.
-    strip = 1 if kind == tiles.FP32 or not in_words else 2 if device.architecture < 90 and tile.n > 32 else 4
+    # As many accumulators as fit in registers, or in tensor memory.
+    narrow = tile.n <= 32 or tiles.family(device) == 90
+    strip = 1 if kind == tiles.FP32 or not in_words else 4 if narrow else 2
     per_row = triton.cdiv(check.W, strip)
     strips = check.N * check.H * per_row
     blocks = triton.cdiv(strips, tile.m)

@@ -50,7 +50,7 @@ for _architecture in (80, 90, 100):
             (ANY, Tile(64, 256, 64, 8, 3)),
         ),
         ("bn_relu_conv1x1_fwd", _architecture, TF32): (
-            (64, Tile(128, 64, 32, 4, 3)),
+            (64, Tile(128, 64, 32, 8 if _architecture == 80 else 4, 3)),
             (128, Tile(128, 128, 32, 8, 3)),
             (ANY, Tile(64, 256, 32, 8, 3)),
         ),
@@ -58,15 +58,9 @@ for _architecture in (80, 90, 100):
             (64, Tile(64, 64, 32, 4, 2)),
             (ANY, Tile(64, 128, 32, 8, 2)),
         ),
-        ("bn_relu_conv1x1_dgrad", _architecture, HALF): ((ANY, Tile(64, 64, 128, 8, 2)),),
-        ("bn_relu_conv1x1_dgrad", _architecture, TF32): ((ANY, Tile(64, 32, 128, 8, 2)),),
-        ("bn_relu_conv1x1_dgrad", _architecture, FP32): ((ANY, Tile(32, 32, 128, 8, 2)),),
-        ("bn_relu_conv1x1_wgrad", _architecture, HALF): (
-            (64, Tile(64, 64, 128, 8, 2)),
-            (ANY, Tile(64, 128, 128, 8, 2)),
-        ),
-        ("bn_relu_conv1x1_wgrad", _architecture, TF32): ((ANY, Tile(32, 64, 128, 8, 2)),),
-        ("bn_relu_conv1x1_wgrad", _architecture, FP32): ((ANY, Tile(32, 64, 64, 8, 2)),),
+        ("bn_relu_conv1x1_grads", _architecture, HALF): ((ANY, Tile(64, 64, 128, 8, 2)),),
+        ("bn_relu_conv1x1_grads", _architecture, TF32): ((ANY, Tile(32, 64, 128, 8, 2)),),
+        ("bn_relu_conv1x1_grads", _architecture, FP32): ((ANY, Tile(32, 32, 128, 8, 2)),),
         ("transition_fwd", _architecture, HALF): (
             (64, Tile(64, 64, 64, 4, 2)),
             (ANY, Tile(64, 128, 64, 8, 2)),
@@ -100,6 +94,7 @@ for _architecture in (90, 100):
 TABLE["transition_fwd", 80, TF32] = ((64, Tile(64, 64, 32, 8, 2)), (ANY, Tile(64, 128, 16, 8, 2)))
 # tcgen05 needs registers of its own for the tile it transforms.
 TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(64, 128, 32, 8, 2)))
+TABLE["transition_fwd", 100, FP32] = ((64, Tile(64, 64, 32, 8, 2)), (ANY, Tile(32, 128, 32, 8, 2)))
 
 
 # 3x3: m counts strips of pixels in the forward (bn_relu_conv3x3_fwd.py); the gradient of the input has C outputs and
@@ -108,7 +103,7 @@ for _architecture, _wide, _stages in ((80, 32, 2), (90, 64, 2), (100, 32, 1)):
     TABLE |= {
         ("bn_relu_conv3x3_fwd", _architecture, HALF): (
             (32, Tile(64, 32, _wide, 8 if _architecture == 80 else 4, 2)),
-            (ANY, Tile(64, 64, 32, 8, _stages)),
+            (ANY, Tile(64, 64, 32, 8, 2)),
         ),
         ("bn_relu_conv3x3_fwd", _architecture, TF32): (
             (32, Tile(64, 32, 16, 8 if _architecture == 100 else 4, 2)),
