@@ -78,14 +78,16 @@ def plan(net: Net, device: Device, form: Form) -> list[Launch]:
     return forward + backward + step(net, device, form, train=False)[0]
 
 
-def step(net: Net, device: Device, form: Form, train: bool) -> tuple[list[Launch], list[Launch]]:
+def step(
+    net: Net, device: Device, form: Form, train: bool, efficient: bool = False
+) -> tuple[list[Launch], list[Launch]]:
     """The launches of the forward and, in training, of the backward."""
     with convolutions(form.precision), torch.device("meta"):
         layers, consumer = _steps(net, form.dtype, train)
         x = allocate((net.n, net.channels, net.size, net.size), torch.empty(0, dtype=form.dtype))
         x.requires_grad_(train)
         with recorded(device) as forward:
-            output, _ = autograd.run(operations, x, None, layers, consumer, wanted=Wanted(stats=train))
+            output, _ = autograd.run(operations, x, None, layers, consumer, efficient=efficient, wanted=Wanted(stats=train))
         with recorded(device) as backward:
             if train:
                 output.y.backward(torch.empty_like(output.y))

@@ -66,15 +66,17 @@ def test_the_plan_follows_the_architecture():
 @pytest.mark.parametrize("form", plans.FORMS)
 @pytest.mark.parametrize("architecture", plans.DEVICES)
 @pytest.mark.parametrize("growth", [12, 32, 48, 72])
-def test_launches_of_a_layer(growth, architecture, form):
-    """Four forward and six backward, whatever the width."""
+@pytest.mark.parametrize(
+    ("bottleneck", "efficient", "expected"), [(4, False, (4, 6)), (4, True, (4, 7)), (None, False, (2, 4))]
+)
+def test_launches_of_a_layer(bottleneck, efficient, expected, growth, architecture, form):
+    """Four forward and six backward, whatever the width, and one where z is computed again; half without bottleneck."""
     counts = []
     for layers in (1, 2):
-        net = plans.Net(64, 28, 64, growth, "transition", layers=layers)
-        step = plans.step(net, plans.DEVICES[architecture], plans.FORMS[form], train=True)
+        net = plans.Net(64, 28, 64, growth, "transition", bottleneck, layers=layers)
+        step = plans.step(net, plans.DEVICES[architecture], plans.FORMS[form], True, efficient)
         counts.append([len(launches) for launches in step])
-    one, two = counts
-    assert [b - a for a, b in zip(one, two, strict=True)] == [4, 6]
+    assert tuple(two - one for one, two in zip(*counts, strict=True)) == expected
 
 
 def test_arguments_follow_the_kernels_order():

@@ -1,21 +1,23 @@
-"""What holds for every operation: schema, refusals, repeatability, the number of launches, layouts of weights."""
+"""What holds for every operation: schema, refusals, repeatability, stored statistics, layouts of weights."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from densenet_fast import backends, ops
-from densenet_fast.backends.triton.launch import Device, recorded
 from densenet_fast.functional import dense_stage
 
-from ..native.cases import Geometry
+from ..native.cases import Geometry, error
 from ..native.test_bad_input import bad_versions
-from ..oracle import as_under_autocast, make_stage, parameters, require_grad
 from .compare import FORMATS, arguments, call, check_error, copied
 from .conftest import DEVICE
 
 NAMES = [operation.name for operation in ops.OPERATIONS]
 SMALL = Geometry(2, 5, 3, 12, 16, 4)
 IMAGES = [n for n in NAMES if n != "update_running_stats"]
+WRITERS = [n for n in IMAGES if n.startswith(("bn_relu", "bottleneck", "transition", "stem")) or n == "head_bwd"]
+WRITERS.remove("bn_relu_conv1x1_fwd")
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -39,6 +41,17 @@ def test_two_runs_are_bitwise_equal(triton, name):
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["bn_relu_conv1x1_fwd", "bn_relu_conv3x3_fwd", "transition_fwd", "stem_fwd"])
+def test_statistics_are_of_the_stored_values(triton, name, form):
+    """Of rounded ones, each counted once: in several tiles and with strips and windows that end outside the image."""
+    args = arguments(name, Geometry(2, 23, 13, 24, 16, 12), FORMATS[form].dtype, DEVICE)
+    (y, y_mean, y_var), _ = call(getattr(triton, name), args)
+    var, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    assert error(y_mean, mean) < 1e-6
+    assert error(y_var, var) < 1e-6
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_arguments_are_refused_before_anything_is_written(triton, name):
     args = arguments(name, Geometry(2, 5, 7, 24, 16, 4), torch.float32, DEVICE, drop_rate=0.3, accumulate=True)
@@ -57,6 +70,36 @@ def test_bad_arguments_are_refused_before_anything_is_written(triton, name):
                     assert torch.equal(old.nan_to_num(5.0), new.nan_to_num(5.0))
             tried += 1
     assert tried
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_written_memory_that_is_also_read_is_refused(triton, name):
+    operation = getattr(triton, name)
+    args = arguments(name, Geometry(2, 5, 7, 24, 16, 4), torch.float32, DEVICE, accumulate=True)
+    images = {
+        argument.name: i
+        for i, (argument, a) in enumerate(zip(operation._schema.arguments, args, strict=True))
+        if isinstance(a, torch.Tensor) and a.dim() == 4 and a._base is not None
+    }
+    written = images.pop("dx" if name.endswith("bwd") else "y")
+    assert images
+    for read in images.values():
+        large, small = sorted((written, read), key=lambda i: -args[i].untyped_storage().nbytes())
+        for shift in (0, 1):
+            changed = list(args)
+            offset = args[large].storage_offset() + shift
+            changed[small] = args[large].as_strided(args[small].shape, args[small].stride(), offset)
+            with pytest.raises(RuntimeError, match=rf"densenet_fast::{name}: wrong memory of .*: got .*, expected"):
+                operation(*changed)
+
+
+@pytest.mark.parametrize(("start", "fits"), [(0, True), (1, False), (8, False), (19, False), (20, True)])
+def test_slices_of_one_buffer_lie_beside_each_other(triton, start, fits):
+    buffer = torch.randn(2, 24, 5, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    norm = torch.zeros(16, device=DEVICE), torch.ones(16, device=DEVICE), None, None, 1e-5
+    rest = torch.randn(4, 16, 3, 3, device=DEVICE), 0.0, None, buffer[:, start : start + 4], None, None
+    with nullcontext() if fits else pytest.raises(RuntimeError, match="wrong memory of y"):
+        triton.bn_relu_conv3x3_fwd(buffer[:, 4:20], *norm, *rest)
 
 
 def test_other_dtypes_and_devices_are_refused_with_the_reason(monkeypatch):
@@ -86,21 +129,3 @@ def test_weights_in_any_layout(triton, name, layout):
     got = getattr(triton, name)(*args)
     got = list(got) if isinstance(got, tuple) else [] if got is None else [got]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=False))
-
-
-@pytest.mark.parametrize(("bottleneck", "efficient"), [(4, False), (4, True), (None, False)])
-def test_launches_for_each_layer(bottleneck, efficient):
-    """At most four forward and six backward, and one more where z is computed again."""
-    counts = {}
-    for layers in (1, 3):
-        steps = as_under_autocast(make_stage(16, (8,) * layers, bottleneck=bottleneck), torch.bfloat16)
-        steps = require_grad(steps)
-        x = torch.randn(2, 16, 5, 6, dtype=torch.bfloat16, device=DEVICE)
-        with recorded(Device(90, 4)) as forward:
-            y = dense_stage(x, *steps, efficient=efficient, backend="triton").y
-        with recorded(Device(90, 4)) as backward:
-            torch.autograd.grad(y, parameters(steps), torch.randn_like(y))
-        counts[layers] = len(forward), len(backward)
-    forward, backward = ((b - a) / 2 for a, b in zip(counts[1], counts[3], strict=True))
-    assert forward <= 4
-    assert backward <= 6 + efficient

@@ -72,15 +72,24 @@ def replaced(values, i: tl.constexpr, value):
 def workspace(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Uninitialised float32 vectors of at least these sizes on x's device, in one allocation, each on 16 bytes."""
     rounded = [-(-size // 4) * 4 for size in sizes]
-    return x.new_empty(sum(rounded), dtype=torch.float32).split(rounded)
+    return x.new_empty(sum(rounded), dtype=torch.float32).split_with_sizes(rounded)
+
+
+def cdiv(a: int, b: int) -> int:
+    """triton.cdiv, which kernels may call as well, takes microseconds."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def padded(channels: int, x: Tensor) -> int:
     """`channels` rounded up so that rows of x's dtype start on 16 bytes."""
     multiple = 16 // x.element_size()
-    return triton.cdiv(channels, multiple) * multiple
+    return cdiv(channels, multiple) * multiple
 
 
 def block_of(size: int, least: int = 16) -> int:
     """The power of two that holds `size`, at least what a matrix instruction takes."""
-    return max(least, triton.next_power_of_2(size))
+    return max(least, next_power_of_2(size))

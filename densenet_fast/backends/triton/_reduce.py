@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._common import cdiv, next_power_of_2
 from .launch import launch
 
 
@@ -50,8 +51,8 @@ def merge_stats(partial: Tensor, count: Tensor, tiles: int, mean: Tensor, var: T
     channels = mean.shape[0]
     launch(
         merge_stats_kernel,
-        (triton.cdiv(channels, 8),),
-        num_warps=4,
+        (cdiv(channels, 8),),
+        num_warps=8,
         partial=partial,
         count=count,
         mean=mean,
@@ -59,7 +60,7 @@ def merge_stats(partial: Tensor, count: Tensor, tiles: int, mean: Tensor, var: T
         T=tiles,
         C=channels,
         total=float(total),
-        BLOCK_T=min(256, triton.next_power_of_2(tiles)),
+        BLOCK_T=min(1024, next_power_of_2(tiles)),
         BLOCK_C=8,
     )
 
@@ -158,8 +159,8 @@ def finish_bwd(
     wgrad = dweight.numel() > 0
     launch(
         finish_bwd_kernel,
-        (triton.cdiv(channels, 16) + triton.cdiv(dweight.numel(), 512),),
-        num_warps=4,
+        (cdiv(channels, 8) + cdiv(dweight.numel(), 512),),
+        num_warps=8,
         sums=sums,
         weights=weights if wgrad else None,
         var=var,
@@ -177,9 +178,9 @@ def finish_bwd(
         count=float(count),
         BATCH_STATS=batch_stats,
         TAPS=dweight.shape[2] * dweight.shape[3] if wgrad else 1,
-        BLOCK_R=min(128, triton.next_power_of_2(rows)),
-        BLOCK_C=16,
-        BLOCK_S=min(4, triton.next_power_of_2(splits)),
+        BLOCK_R=min(1024, next_power_of_2(rows)),
+        BLOCK_C=8,
+        BLOCK_S=min(4, next_power_of_2(splits)),
         BLOCK_W=512,
     )
     return dgamma, dbeta

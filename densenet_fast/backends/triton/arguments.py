@@ -4,7 +4,7 @@ Each refusal is one sentence with what was got and what was expected. Nothing he
 """
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +12,23 @@ from torch import Tensor
 Norm = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # mean, var, gamma, beta [C]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Image(NamedTuple):
+    name: str
+    address: int
+    rows: int
+    channels: int
+    stride: int
+    written: bool
+
+    def shares_memory_with(self, other: "_Image", itemsize: int) -> bool:
+        """Slices of one buffer may lie beside each other: each in the gaps between the other's rows."""
+        distance = (other.address - self.address) // itemsize
+        before = (self.rows - 1) * self.stride + self.channels <= distance
+        behind = (other.rows - 1) * other.stride + other.channels <= -distance
+        beside = self.stride == other.stride and self.channels <= distance % self.stride <= self.stride - other.channels
+        return not (before or behind or beside)
 
 
 class Arguments:
@@ -22,7 +39,8 @@ class Arguments:
         self._operation = operation
         if x.dtype not in _DTYPES:
             self.refuse(f"dtype of {name}", x.dtype, "float32, bfloat16 or float16")
-        self._dtype, self._device = x.dtype, x.device
+        self._dtype, self._device, self._itemsize = x.dtype, x.device, x.element_size()
+        self._images: list[_Image] = []
         if x.dim() != 4:
             self.refuse(f"sizes of {name}", list(x.shape), "[N, C, H, W]")
         self.N, self.C, self.H, self.W = x.shape
@@ -30,7 +48,6 @@ class Arguments:
         if self.M >= 1 << 30:
             self.refuse(f"sizes of {name}", list(x.shape), "fewer than 2**30 pixels")
         self.stride = self.image(name, x, self.C)
-        self._address, self._itemsize = x.data_ptr(), x.element_size()
 
     def in_words(self, *sizes: int) -> bool:
         """Whether rows, x's and others of these `sizes`, come in 4-byte words, the least that is copied asynchronously.
@@ -39,10 +56,21 @@ class Arguments:
         values: such layers take `Tile.unpipelined`.
         """
         words = all(size * self._itemsize % 4 == 0 for size in (self.C, self.stride, *sizes))
-        return words and self._address % 4 == 0
+        return words and self._images[0].address % 4 == 0
 
-    def image(self, name: str, x: Tensor, channels: int, height: int | None = None, width: int | None = None) -> int:
-        """The row stride of an activation [N, channels, height, width], H and W if not given."""
+    def image(
+        self,
+        name: str,
+        x: Tensor,
+        channels: int,
+        height: int | None = None,
+        width: int | None = None,
+        written: bool = False,
+    ) -> int:
+        """The row stride of an activation [N, channels, height, width], H and W if not given.
+
+        What is written shares no memory with any other.
+        """
         self._dtype_and_device(name, x, self._dtype)
         h, w = self.H if height is None else height, self.W if width is None else width
         self._sizes(name, x, (self.N, channels, h, w))
@@ -61,6 +89,12 @@ class Arguments:
                 f"{list(x.stride())} for {list(x.shape)}",
                 "NHWC memory: rows of contiguous channels at one constant stride",
             )
+        image = _Image(name, x.data_ptr(), x.numel() // channels, channels, row, written)
+        for other in self._images if image.address else ():  # on the meta device there is no memory
+            if (written or other.written) and image.shares_memory_with(other, self._itemsize):
+                first, second = (image, other) if written else (other, image)
+                self.refuse(f"memory of {first.name}", f"memory that {second.name} shares", "memory of its own")
+        self._images.append(image)
         return row
 
     def vector(self, name: str, x: Tensor, size: int, written: bool = False) -> Tensor:

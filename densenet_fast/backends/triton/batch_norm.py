@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...ops._operation import image, vectors
-from ._common import row_offset, store_stats, workspace
+from ._common import cdiv, row_offset, store_stats, workspace
 from ._reduce import merge_stats
 from .arguments import Arguments
 from .launch import launch
@@ -45,11 +45,11 @@ def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     check = Arguments("channel_stats", "x", x)
     mean, var = vectors(x)
     rows = 128
-    tiles = triton.cdiv(check.M, rows)
+    tiles = cdiv(check.M, rows)
     partial, count = workspace(x, tiles * 2 * check.C, tiles)
     launch(
         channel_stats_kernel,
-        (tiles, triton.cdiv(check.C, 64)),
+        (tiles, cdiv(check.C, 64)),
         num_warps=4,
         x=x,
         partial=partial,
@@ -102,7 +102,7 @@ def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Te
     dx = image(x, *x.shape[1:])
     launch(
         bn_bwd_apply_kernel,
-        (triton.cdiv(check.M, 64), triton.cdiv(check.C, 64)),
+        (cdiv(check.M, 64), cdiv(check.C, 64)),
         num_warps=4,
         v=v,
         x=x,
@@ -167,7 +167,7 @@ def update_running_stats(
 
         launch(
             update_running_stats_kernel,
-            (min(NORMS, len(channels) - i), triton.cdiv(max(channels[i : i + NORMS]), 256)),
+            (min(NORMS, len(channels) - i), cdiv(max(channels[i : i + NORMS]), 256)),
             num_warps=1,
             running_mean=group(running_mean, running_mean[i]),
             running_var=group(running_var, running_var[i]),

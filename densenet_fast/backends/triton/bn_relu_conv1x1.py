@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ops._operation import image, vector
 from . import tiles
-from ._common import load_norm, relu, row_offset, store_stats, workspace
+from ._common import cdiv, load_norm, relu, row_offset, store_stats, workspace
 from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments, Norm
 from .launch import device_of, launch
@@ -102,12 +102,12 @@ def conv1x1(
     kind = tiles.kind_of(x)
     tile = tiles.choose("bn_relu_conv1x1_fwd", device_of(x), kind, outputs)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = triton.cdiv(check.M, tile.m)
+    blocks = cdiv(check.M, tile.m)
     partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
     of_z = z_norm or (None, None, None, None)
     launch(
         bn_relu_conv1x1_fwd_kernel,
-        (blocks, triton.cdiv(outputs, tile.n)),
+        (blocks, cdiv(outputs, tile.n)),
         **tile.options,
         x=x,
         mean=norm[0],
@@ -362,7 +362,7 @@ def bn_relu_conv1x1_bwd(
     outputs = weight.shape[0]
     z_mean, z_var, z_gamma, _ = check.norm(z_mean, z_var, z_gamma, None, outputs, "z_")
     u_stride, z_stride = check.image("u", u, outputs), check.image("z", z, outputs)
-    dx_stride = check.image("dx", dx, check.C)
+    dx_stride = check.image("dx", dx, check.C, written=True)
     z_a, z_b = check.vector("z_a", z_a, outputs), check.vector("z_b", z_b, outputs)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
 
@@ -373,10 +373,10 @@ def bn_relu_conv1x1_bwd(
         both = both._replace(num_stages=1)
     tile = both or tiles.choose("bn_relu_conv1x1_grads", device, kind, outputs)
     tile = tile if in_words else tile.unpipelined()
-    slabs, of_k = triton.cdiv(check.C, tile.k), triton.cdiv(outputs, tile.n)
+    slabs, of_k = cdiv(check.C, tile.k), cdiv(outputs, tile.n)
     most = check.M * x.element_size() // (4 * outputs)
     splits = tiles.splits(device, slabs * of_k, check.M, tile.m, most) if wgrad else 0
-    rows = splits if both else triton.cdiv(check.M, tile.m)
+    rows = splits if both else cdiv(check.M, tile.m)
     sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel())
     launch(
         bn_relu_conv1x1_bwd_kernel if both else bn_relu_conv1x1_grads_kernel,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ops._operation import image
 from . import tiles
-from ._common import block_of, load_norm, padded, relu, replaced, row_offset, workspace
+from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset, workspace
 from ._reduce import finish_bwd
 from .arguments import Arguments, Norm
 from .dropout import dropout_scale, threshold_and_keep
@@ -200,7 +200,7 @@ def bn_relu_conv3x3_bwd(
     weight = check.weight("weight", weight, None, check.C, 3)
     seed = check.seed(seed)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-    u_stride = check.C if dx is None else check.image("dx", dx, check.C)
+    u_stride = check.C if dx is None else check.image("dx", dx, check.C, written=True)
     d = _correct(check, dy, y, y_mean, y_a, y_b, weight.shape[0], drop_rate, seed)
     u = image(x, check.C, check.H, check.W) if dx is None else dx
     sums, rows = _dgrad(check, d, weight, x, norm, eps, u, u_stride, accumulate=dx is not None)
@@ -230,7 +230,7 @@ def _correct(
     block = min(64, block_of(d.shape[1]))
     launch(
         bn_relu_conv3x3_correct_kernel,
-        (triton.cdiv(check.M, 4096 // block), triton.cdiv(d.shape[1], block)),
+        (cdiv(check.M, 4096 // block), cdiv(d.shape[1], block)),
         num_warps=8,
         dy=dy,
         y=y,
@@ -267,11 +267,11 @@ def _dgrad(
     kind = tiles.kind_of(x)
     tile = tiles.choose("bn_relu_conv3x3_dgrad", device_of(x), kind, check.C)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = triton.cdiv(check.M, tile.m)
+    blocks = cdiv(check.M, tile.m)
     (sums,) = workspace(x, blocks * 2 * check.C)
     launch(
         bn_relu_conv3x3_dgrad_kernel,
-        (blocks, triton.cdiv(check.C, tile.n)),
+        (blocks, cdiv(check.C, tile.n)),
         **tile.options,
         d=d,
         weight=weight,
@@ -306,8 +306,8 @@ def _wgrad(check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps:
     tile = tiles.choose("bn_relu_conv3x3_wgrad", device, kind, growth)
     tile = tile if check.in_words() else tile.unpipelined()
     taps = 3 if kind == tiles.FP32 or device.architecture < 90 else 9  # as many accumulators as fit in registers
-    slabs, groups = triton.cdiv(check.C, tile.k), triton.cdiv(growth, tile.n) * (9 // taps)
-    splits = tiles.splits(device, slabs * groups, check.M, tile.m, triton.cdiv(check.M, 512))
+    slabs, groups = cdiv(check.C, tile.k), cdiv(growth, tile.n) * (9 // taps)
+    splits = tiles.splits(device, slabs * groups, check.M, tile.m, cdiv(check.M, 512))
     (weights,) = workspace(x, splits * 9 * growth * check.C)
     launch(
         bn_relu_conv3x3_wgrad_kernel,
@@ -321,7 +321,7 @@ def _wgrad(check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps:
         beta=norm[3],
         eps=eps,
         weights=weights,
-        tiles=triton.cdiv(check.M, tile.m),
+        tiles=cdiv(check.M, tile.m),
         M=check.M,
         H=check.H,
         W=check.W,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from ._common import load_norm, relu, replaced, row_offset, workspace
+from ._common import cdiv, load_norm, relu, replaced, row_offset, workspace
 from ._reduce import merge_stats
 from .arguments import Arguments, Norm
 from .dropout import dropout_scale, threshold_and_keep
@@ -166,7 +166,7 @@ def conv3x3(
     y_stats: tuple[Tensor, Tensor] | None,
 ) -> None:
     """y, and its statistics into `y_stats` if they are wanted; without `norm` x is convolved as it is."""
-    growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0])
+    growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0], written=True)
     kind = tiles.kind_of(x)
     device, in_words = device_of(x), check.in_words()
     tile = tiles.choose("bn_relu_conv3x3_fwd", device, kind, growth)
@@ -175,15 +175,15 @@ def conv3x3(
     # As many accumulators as fit in registers, or in tensor memory.
     narrow = tile.n <= 32 or tiles.family(device) == 90
     strip = 1 if kind == tiles.FP32 or not in_words else 4 if narrow else 2
-    per_row = triton.cdiv(check.W, strip)
+    per_row = cdiv(check.W, strip)
     strips = check.N * check.H * per_row
-    blocks = triton.cdiv(strips, tile.m)
+    blocks = cdiv(strips, tile.m)
     partial, count = workspace(x, blocks * 2 * growth, blocks) if y_stats else (None, None)
     threshold, keep = threshold_and_keep(drop_rate)
     mean, var, gamma, beta = norm or (None, None, None, None)
     launch(
         bn_relu_conv3x3_fwd_kernel,
-        (blocks, triton.cdiv(growth, tile.n)),
+        (blocks, cdiv(growth, tile.n)),
         **tile.options,
         x=x,
         mean=mean,

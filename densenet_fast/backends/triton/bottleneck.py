@@ -30,6 +30,6 @@ def bottleneck_infer(
     width = weight1.shape[0]
     norm2 = check.norm(mean2, var2, gamma2, beta2, width, suffix="2")
     weight2 = check.weight("weight2", weight2, None, width, 3)
-    check.image("y", y, weight2.shape[0])
+    check.image("y", y, weight2.shape[0], written=True)
     z, _, _ = conv1x1(check, x, norm, eps, weight1, norm2, eps2, False)
     conv3x3(Arguments("bottleneck_infer", "z", z), z, None, 0.0, weight2, 0.0, None, y, None)

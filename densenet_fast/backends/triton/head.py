@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from ._common import load_norm, relu, row_offset, workspace
+from ._common import cdiv, load_norm, relu, row_offset, workspace
 from ._reduce import finish_bwd
 from .arguments import Arguments
 from .launch import device_of, launch
@@ -54,7 +54,7 @@ def head_fwd(
     y = x.new_empty((check.N, check.C))
     launch(
         head_fwd_kernel,
-        (check.N, triton.cdiv(check.C, 64)),
+        (check.N, cdiv(check.C, 64)),
         num_warps=4,
         x=x,
         mean=mean,
@@ -130,9 +130,9 @@ def head_bwd(
     check = Arguments("head_bwd", "x", x)
     norm = check.norm(mean, var, gamma, beta, check.C)
     dy = check.averages("dy", dy)
-    dx_stride = check.image("dx", dx, check.C)
+    dx_stride = check.image("dx", dx, check.C, written=True)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-    slabs = triton.cdiv(check.C, 64)
+    slabs = cdiv(check.C, 64)
     splits = tiles.splits(device_of(x), slabs, check.M, 64, check.M, resident=8)
     (sums,) = workspace(x, splits * 2 * check.C)
     launch(

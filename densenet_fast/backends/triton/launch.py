@@ -9,6 +9,7 @@ device they are planned but not run, for an architecture that need not be presen
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class Launch(NamedTuple):
 
     @property
     def specialization(self) -> tuple[Specialization, ...]:
-        constants = _parameters(self.kernel)
+        constants = _parameters(self.kernel.fn)
         return tuple(_specialize(name, value, constants[name]) for name, value in self.arguments.items())
 
     @property
@@ -117,14 +118,16 @@ def _launch_compiled(
     kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any], index: int, num_warps: int, num_stages: int
 ) -> None:
     """One pass over the arguments gives what decides the variant and what its launcher takes: tensors as addresses."""
-    key: list[Any] = [kernel, index, num_warps, num_stages]
+    function = kernel.fn  # hashed by identity; its kernel, by the source
+    key: list[Any] = [function, index, num_warps, num_stages]
     values = []
-    for value, bits in zip(arguments.values(), _deciding_bits(kernel), strict=True):
+    for value, bits in zip(arguments.values(), _deciding_bits(function), strict=True):
         kind = type(value)
         if bits is None or value is None:
             key.append(value)
         elif kind is int:
-            key.append(value & bits)
+            if bits:
+                key.append(value & bits)
         elif kind is tuple:
             key.append(_specialize("", value, False))
             value = tuple([v.data_ptr() if isinstance(v, Tensor) else v for v in value])
@@ -162,16 +165,15 @@ def _divisor(value: int, limit: int) -> int:
 
 
 @cache
-def _parameters(kernel: Kernel) -> dict[str, bool]:
-    """Names of the kernel's parameters, in order, and whether each is a constexpr."""
-    function: Callable[..., Any] = kernel.fn
-    return {name: function.__annotations__.get(name) is tl.constexpr for name in kernel.arg_names}
+def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
+    """Names of a kernel's parameters, in order, and whether each is a constexpr."""
+    return {name: p.annotation is tl.constexpr for name, p in signature(function).parameters.items()}
 
 
 @cache
-def _deciding_bits(kernel: Kernel) -> tuple[int | None, ...]:
+def _deciding_bits(function: Callable[..., Any]) -> tuple[int | None, ...]:
     """Of each parameter, the bits of an integer that decide the variant; None for a constexpr, whose value does."""
-    return tuple(None if constant else 7 * _is_aligned(name) for name, constant in _parameters(kernel).items())
+    return tuple(None if constant else 7 * _is_aligned(name) for name, constant in _parameters(function).items())
 
 
 def _is_aligned(name: str) -> bool:
@@ -180,12 +182,12 @@ def _is_aligned(name: str) -> bool:
 
 
 def _source(kernel: Kernel, specialization: tuple[Specialization, ...]) -> ASTSource:
-    signature: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     constants: dict[Any, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for i, (name, item) in enumerate(zip(_parameters(kernel), specialization, strict=True)):
-        signature[name] = _describe((i,), item, constants, attributes)
-    return ASTSource(kernel, signature, constants, attributes)
+    for i, (name, item) in enumerate(zip(_parameters(kernel.fn), specialization, strict=True)):
+        types[name] = _describe((i,), item, constants, attributes)
+    return ASTSource(kernel, types, constants, attributes)
 
 
 def _describe(path: tuple[int, ...], item: Any, constants: dict[Any, Any], attributes: dict[Any, Any]) -> Any:

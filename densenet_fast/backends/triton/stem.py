@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from ._common import load_norm, relu, replaced, row_offset, store_stats, workspace
+from ._common import cdiv, load_norm, relu, replaced, row_offset, store_stats, workspace
 from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments
 from .launch import device_of, launch
@@ -97,14 +97,14 @@ def stem_fwd(
     check = Arguments("stem_fwd", "x", x)
     mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
     height, width = (check.H + 1) // 2, (check.W + 1) // 2
-    y_stride = check.image("y", y, check.C, height, width)
+    y_stride = check.image("y", y, check.C, height, width, written=True)
     y_stats = check.stats(y_mean, y_var, check.C)
     windows = check.N * height * width
-    blocks = triton.cdiv(windows, 128)
+    blocks = cdiv(windows, 128)
     partial, count = workspace(x, blocks * 2 * check.C, blocks) if y_stats else (None, None)
     launch(
         stem_fwd_kernel,
-        (blocks, triton.cdiv(check.C, 64)),
+        (blocks, cdiv(check.C, 64)),
         num_warps=8,
         x=x,
         mean=mean,
@@ -226,9 +226,10 @@ def stem_bwd(
     check = Arguments("stem_bwd", "x", x)
     norm = check.norm(mean, var, gamma, beta, check.C)
     height, width = (check.H + 1) // 2, (check.W + 1) // 2
-    dy_stride, dx_stride = check.image("dy", dy, check.C, height, width), check.image("dx", dx, check.C)
+    dy_stride = check.image("dy", dy, check.C, height, width)
+    dx_stride = check.image("dx", dx, check.C, written=True)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-    quads, slabs = check.N * height * width, triton.cdiv(check.C, 64)
+    quads, slabs = check.N * height * width, cdiv(check.C, 64)
     splits = tiles.splits(device_of(x), slabs, quads, 16, quads, resident=8)
     (sums,) = workspace(x, splits * 2 * check.C)
     launch(

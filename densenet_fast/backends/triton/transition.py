@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from ._common import load_norm, relu, row_offset, store_stats, workspace
+from ._common import cdiv, load_norm, relu, row_offset, store_stats, workspace
 from ._reduce import finish_bwd, merge_stats
 from .arguments import Arguments
 from .launch import device_of, launch
@@ -105,17 +105,17 @@ def transition_fwd(
     mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 1)
     outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
-    y_stride = check.image("y", y, outputs, height, width)
+    y_stride = check.image("y", y, outputs, height, width, written=True)
     stats = check.stats(y_mean, y_var, outputs)
     quads = check.N * height * width
     kind = tiles.kind_of(x)
     tile = tiles.choose("transition_fwd", device_of(x), kind, outputs)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = triton.cdiv(quads, tile.m)
+    blocks = cdiv(quads, tile.m)
     partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
     launch(
         transition_fwd_kernel,
-        (blocks, triton.cdiv(outputs, tile.n)),
+        (blocks, cdiv(outputs, tile.n)),
         **tile.options,
         x=x,
         mean=mean,
@@ -271,7 +271,7 @@ def transition_bwd(
     weight = check.weight("weight", weight, None, check.C, 1)
     outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
     dy_stride = check.image("dy", dy, outputs, height, width)
-    dx_stride = check.image("dx", dx, check.C)
+    dx_stride = check.image("dx", dx, check.C, written=True)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
 
     device, kind = device_of(x), tiles.kind_of(x)
@@ -279,15 +279,15 @@ def transition_bwd(
     wide = tiles.choose("transition_wgrad", device, kind, outputs)
     if not check.in_words(dy_stride, dx_stride):
         tile, wide = tile.unpipelined(), wide.unpipelined()
-    blocks = triton.cdiv(check.N * triton.cdiv(check.H, 2) * triton.cdiv(check.W, 2), tile.m)
-    slabs = triton.cdiv(check.C, wide.k), triton.cdiv(outputs, wide.n)
+    blocks = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.m)
+    slabs = cdiv(check.C, wide.k), cdiv(outputs, wide.n)
     quads = check.N * height * width
     splits = tiles.splits(device, slabs[0] * slabs[1], quads, wide.m, quads * x.element_size() // (2 * outputs))
     sums, partial = workspace(x, blocks * 2 * check.C, splits * weight.numel() if wgrad else 0)
     norm: dict[str, Any] = {"mean": mean, "var": var, "gamma": gamma, "beta": beta, "eps": eps}
     launch(
         transition_dgrad_kernel,
-        (blocks, triton.cdiv(check.C, tile.k)),
+        (blocks, cdiv(check.C, tile.k)),
         **tile.options,
         dy=dy,
         x=x,
