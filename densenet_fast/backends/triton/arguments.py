@@ -90,7 +90,7 @@ class Arguments:
                 "NHWC memory: rows of contiguous channels at one constant stride",
             )
         image = _Image(name, x.data_ptr(), x.numel() // channels, channels, row, written)
-        for other in self._images if image.address else ():  # on the meta device there is no memory
+        for other in () if x.is_meta else self._images:  # meta tensors have no memory
             if (written or other.written) and image.shares_memory_with(other, self._itemsize):
                 first, second = (image, other) if written else (other, image)
                 self.refuse(f"memory of {first.name}", f"memory that {second.name} shares", "memory of its own")
