@@ -87,7 +87,9 @@ def step(
         x = allocate((net.n, net.channels, net.size, net.size), torch.empty(0, dtype=form.dtype))
         x.requires_grad_(train)
         with recorded(device) as forward:
-            output, _ = autograd.run(operations, x, None, layers, consumer, efficient=efficient, wanted=Wanted(stats=train))
+            output, _ = autograd.run(
+                operations, x, None, layers, consumer, efficient=efficient, wanted=Wanted(stats=train)
+            )
         with recorded(device) as backward:
             if train:
                 output.y.backward(torch.empty_like(output.y))
