@@ -58,6 +58,17 @@ def test_ties_fall_to_the_same_position(triton, eager, geometry, dtype):
         assert torch.equal(ours[first], theirs[first])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_values_that_rounding_makes_equal_tie(triton, eager, dtype):
+    """bn(x) differs from 1 by less than half a place: every window's first position gets the gradient."""
+    args = arguments("stem_bwd", GEOMETRIES[1], dtype, DEVICE)
+    for vector, value in zip(args[2:6], (0.0, 1.0, 2.0**-15, 1.0), strict=True):  # mean, var, gamma, beta
+        vector.fill_(value)
+    ours, _ = call(triton.stem_bwd, args)
+    theirs, _ = call(eager.stem_bwd, args)
+    assert torch.equal(ours[2] != 0, theirs[2] != 0)
+
+
 @pytest.mark.parametrize("count", [1, 40])
 def test_nan_wins_and_gets_the_gradient(triton, eager, count):
     """Of several NaN in a window the last one, as in PyTorch."""
