@@ -6,8 +6,8 @@ from .subjects import net
 from .variants import VARIANTS
 
 # DenseNet-BC of three blocks for 32x32 images; 154 layers is the depth in the technical report's figure (Pleiss 2017).
-DEPTHS = (10, 16, 40, 70, 100, 154, 202, 250, 310, 400)
-GROWTHS = (8, 12, 24, 32, 40, 48)
+DEPTHS = (10, 40, 100, 154, 250, 400)
+GROWTHS = (8, 12, 24, 48)
 PEERS = ("torchvision", "torchvision-efficient", *(v.name for v in VARIANTS if v.backend is not None and not v.graph))
 GRAPHS = ("torchvision-graph", *(v.name for v in VARIANTS if v.backend is not None and "efficient" not in v.name))
 

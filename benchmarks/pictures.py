@@ -94,9 +94,9 @@ def memory_against_depth(curves: Mapping[str, Curve]) -> Figure:
         axes.annotate(
             f"{y[-1]:.3g} MB",
             (x[-1], y[-1]),
-            xytext=(8, 0),
+            xytext=(8, -3),
             textcoords="offset points",
-            va="center",
+            va="bottom",
             color=color,
             fontweight="bold",
         )
@@ -184,7 +184,7 @@ def _operations(contents: Contents) -> Figure:
         )
     copy, matmul = ceilings["copy_bytes_per_s"] / 1e9, ceilings["matmul_flops_per_s"] / 1e9
     axes.set_title(
-        f"{_workload(contents)}; measured in the same run: copy {copy:.0f} GB/s, matmul {matmul:.0f} GFLOP/s",
+        f"{_workload(contents)}; in the same run copy {copy:.0f} GB/s, matmul {matmul:.0f} GFLOP/s",
         loc="left",
         fontsize=9,
         color="dimgray",
