@@ -127,7 +127,6 @@ def test_a_graph_replays_a_step_on_a_gpu():
     with torch.cuda.graph(graph):
         model(x).square().sum().backward()
     model.zero_grad(set_to_none=False)
-    model.eval().train()
     graph.replay()
     replayed = [p.grad.clone() for p in model.parameters()]
     model.zero_grad(set_to_none=False)
