@@ -5,7 +5,9 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
+namespace {
+
+void forward(const Conv1x1Fwd& op, Workspace& workspace) {
   const ConstMatrix x = op.x;
   const Affine bn(op.norm, op.C, workspace);
   conv1x1_fwd(
@@ -17,8 +19,6 @@ void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
         ahead.add(x.data + row * x.stride + c0, x.stride, rows, channels);
       });
 }
-
-namespace {
 
 // What follows v = dz @ W in the micro-kernel's epilogue, for one panel of channels: the mask, dx, both sums, and
 // a = relu(bn(x)) for the weight gradient. v never leaves the registers.
@@ -81,9 +81,8 @@ void apply_norm2(const float* u, int64_t u_stride, const float* z, int64_t z_str
   }
 }
 
-}  // namespace
-
-void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
+// op.dweight has rows of `channels`, of which these are op.C.
+void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128;  // one tile of d and of a stays in L2
   const int64_t C = op.C, K = op.K, Cp = padded(C), d_stride = padded(K) + kPanel;
   const Blocks blocks(op.M, kRowsTarget, kRows);
@@ -92,13 +91,7 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
   const float* mean = pad(op.norm.mean, C, workspace);
   const float* scale2 = Affine(op.norm2, K, workspace).scale;
   const Correction correction2 = pad(op.correction2, K, workspace);
-  float* packed = workspace.floats(K * Cp);  // [Cp / kPanel][K][kPanel]
-  parallel_ranges(Cp / kPanel, 4, [&](int64_t first, int64_t last) {
-    for (int64_t n = first; n < last; n++)
-      pack_panel(packed + n * kPanel * K, n * kPanel, C, K, [&](int64_t k, int64_t c) {
-        return op.weight.data[k * op.weight.stride[0] + c * op.weight.stride[1]];
-      });
-  });
+  const float* packed = pack_inputs(op.weight, K, C, 1, workspace);
   const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
   float* scratch = workspace.floats(parts.workers * (d_size + a_size));
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
@@ -106,7 +99,6 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
 
   each_part(parts, [&](int64_t w, int64_t part) {
     float *d = scratch + w * (d_size + a_size), *a = d + d_size, *my_dw = dw + part * dw_size;
-    if (dw) memset(my_dw, 0, dw_size * sizeof(float));
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
@@ -146,15 +138,44 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
             out.template end<MR>(r, tile);
           });
         }
-        if (dw) gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &ahead);
+        if (dw)
+          gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, i > parts.begin(part),
+                  &ahead);
       }
       sums.end_chunk(part);
     }
   });
   sums.finish(op.norm, op.M, op.dnorm);
-  if (!dw) return;
-  add_parts(dw, parts.count, dw_size);
-  for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));
+  if (dw) add_parts(dw, parts.count, K, C, Cp, op.dweight, channels);
+}
+
+}  // namespace
+
+void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
+  if (op.M > op.K) return forward(op, workspace);
+  divide_channels(op.K, [&](int64_t first, int64_t last) {
+    Conv1x1Fwd part = op;
+    part.K = last - first;
+    part.weight.data += first * op.weight.stride[0];
+    part.z.data += first;
+    part.stats = from(op.stats, first);
+    forward(part, workspace);
+  });
+}
+
+void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
+  if (op.M > op.C) return backward(op, op.C, workspace);
+  divide_channels(op.C, [&](int64_t first, int64_t last) {
+    Conv1x1Bwd part = op;
+    part.C = last - first;
+    part.x.data += first;
+    part.norm = from(op.norm, first);
+    part.weight.data += first * op.weight.stride[1];
+    part.dx.data += first;
+    part.dnorm = from(op.dnorm, first);
+    if (op.dweight) part.dweight += first;
+    backward(part, op.C, workspace);
+  });
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

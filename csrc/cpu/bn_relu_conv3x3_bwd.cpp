@@ -21,7 +21,7 @@ struct Backward {
   const float* mean;  // of x, padded
   const Correction correction_y;
   const int64_t inputs, stride, Cp;  // padded: channels of d, channels of x per pass, channels of x
-  const int64_t tiles, d_plane, q_plane, ring_size, direct_size;
+  const int64_t tiles, d_plane, q_plane, dU_plane, ring_size, direct_size;
 
   Backward(const Conv3x3Bwd& op, Workspace& workspace)
       : op(op),
@@ -35,11 +35,12 @@ struct Backward {
         tiles(grid.chunk_rows * grid.tile_columns),
         d_plane(plane_size(tiles, inputs)),
         q_plane(plane_size(tiles, stride)),
+        dU_plane(plane_size(op.G, Cp)),
         ring_size(4 * grid.row_pixels() * inputs),
         direct_size(grid.chunk_rows * 2 * op.shape.W * stride) {}
 
   int64_t scratch_size() const { return ring_size + 16 * (d_plane + q_plane); }
-  int64_t dweight_size() const { return 16 * op.G * Cp; }
+  int64_t dweight_size() const { return 16 * dU_plane; }
 
   // Rows of d = mask * (dy - a - b * (y - mean)); `zero` becomes NaN where d is not finite.
   auto row_loader(vec& zero) const {
@@ -99,23 +100,24 @@ struct Backward {
     }
   }
 
-  // All of a chunk. `direct` is null or the direct kernel's packed weights and its scratch. Answers false, with nothing
-  // written, if d is not finite and `direct` is null.
-  bool chunk(int64_t i, bool prefetch, const float* packed, const float* packed_direct, float* direct_scratch,
-             float* scratch, PartialSums& sums, int64_t part, float* dU) const {
+  // All of a chunk. `direct_scratch` is null, or `packed` are the direct kernel's filters. Answers false, with nothing
+  // written, if d is not finite and `direct_scratch` is null. The planes of dU, if wanted, are written or, if `add`,
+  // added to.
+  bool chunk(int64_t i, bool prefetch, Packed packed, float* direct_scratch, float* scratch, PartialSums& sums,
+             int64_t part, float* dU, bool add) const {
     const int64_t first = grid.begin(i), last = grid.end(i), count = (last - first) * grid.tile_columns;
     const int64_t W = op.shape.W;
     float *ring = scratch, *D = ring + ring_size, *Q = D + 16 * d_plane;
     vec zero = {};
     winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(zero));
     for (int lane = 0; lane < kWidth; lane++)
-      if (zero[lane] != 0 && !packed_direct) return false;
+      if (zero[lane] != 0 && !direct_scratch) return false;
 
     float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
     for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
       const int64_t channels = least(kChannels, Cp - c0);
-      if (packed_direct) {
-        direct_outputs(grid, first, last, op.G, inputs, ring, packed_direct + c0 * op.G, op.G * kPanel, op.G * Cp,
+      if (direct_scratch) {
+        direct_outputs(grid, first, last, op.G, inputs, ring, {packed.data + c0 * op.G, packed.plane}, op.G * kPanel,
                        channels, direct_scratch, stride, false, row_loader(zero));
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           for (int r = 0; r < 2; r++)
@@ -129,8 +131,8 @@ struct Backward {
         ahead.add(op.x.data + pixel * op.x.stride + c0, op.x.stride, pixels, wide);
         ahead.add(op.u.data + pixel * op.u.stride + c0, op.u.stride, pixels, wide);
         for (int e = 0; e < 16; e++)
-          gemm_nn(D + e * d_plane, inputs, packed + e * op.G * Cp + c0 * op.G, op.G * kPanel, Q + e * q_plane, stride,
-                  count, channels, op.G, false, &ahead);
+          gemm_nn(D + e * d_plane, inputs, packed.data + e * packed.plane + c0 * op.G, op.G * kPanel, Q + e * q_plane,
+                  stride, count, channels, op.G, false, &ahead);
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           winograd_output(Q + ((t - first) * grid.tile_columns + j) * stride, q_plane, c, u);
         });
@@ -142,39 +144,38 @@ struct Backward {
         ahead.add(op.y.data + grid.pixel(last) * op.y.stride, op.y.stride, grid.chunk_pixels(i + 1), op.G);
       }
       for (int e = 0; e < 16; e++)
-        gemm_tn(D + e * d_plane, inputs, Q + e * q_plane, stride, kPanel, dU + e * op.G * Cp + c0, Cp, op.G, channels,
-                count, &ahead);
+        gemm_tn(D + e * d_plane, inputs, Q + e * q_plane, stride, kPanel, dU + e * dU_plane + c0, Cp, op.G, channels,
+                count, add, &ahead);
     }
     sums.end_chunk(part);
     return true;
   }
 
-  // dweight [G, C, 3, 3] from dU [16][G][Cp]; the taps were turned round.
-  void write_dweight(const float* dU) const {
-    parallel_ranges(op.G, 2, [&](int64_t begin, int64_t end) {
+  // dweight [G, C, 3, 3] from the sum of all parts' dU [16][G][Cp]; the taps were turned round.
+  void write_dweight(const float* dU, int64_t parts, int64_t channels) const {
+    parallel_ranges(op.G, ceil_div(kGrain, 16 * parts * Cp), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; g++)
         for (int64_t c = 0; c < op.C; c += kWidth) {
-          vec u[16], taps[9];
-          float lanes[9][kWidth];
-          for (int e = 0; e < 16; e++) u[e] = load(dU + (e * op.G + g) * Cp + c);
+          vec u[16], taps[9], columns[kWidth] = {};
+          for (int e = 0; e < 16; e++) u[e] = sum_parts(dU + e * dU_plane + g * Cp + c, parts, dweight_size());
           winograd_weight_transposed(u, taps);
-          for (int tap = 0; tap < 9; tap++) store(lanes[8 - tap], taps[tap]);
-          float* out = op.dweight + (g * op.C + c) * 9;
-          for (int64_t lane = 0; lane < least(kWidth, op.C - c); lane++)
-            for (int tap = 0; tap < 9; tap++) out[lane * 9 + tap] = lanes[tap][lane];
+          for (int first = 0; first < 9; first += kWidth) {
+            const int64_t n = least(kWidth, 9 - first);
+            for (int64_t t = 0; t < n; t++) columns[t] = taps[8 - first - t];
+            store_columns(op.dweight + (g * channels + c) * 9 + first, 9, least(kWidth, op.C - c), n, columns);
+          }
         }
     });
   }
 };
 
-}  // namespace
-
-void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
+// op.dweight has `channels` inputs, of which these are op.C.
+void run(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
   const Backward backward(op, workspace);
   const TileGrid& grid = backward.grid;
   const Parts parts(grid.chunks);
   const Filters filters(op.weight, op.G, op.C, true);
-  const float* packed = filters.pack_winograd(workspace);
+  const Packed packed = grid.one_tile() ? Packed{} : filters.pack_winograd(workspace);
   float* scratch = workspace.floats(parts.workers * backward.scratch_size());
   float* dU = op.dweight ? workspace.floats(parts.count * backward.dweight_size()) : nullptr;
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
@@ -182,29 +183,49 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
 
   each_part(parts, [&](int64_t w, int64_t part) {
     float* mine = dU ? dU + part * backward.dweight_size() : nullptr;
-    if (mine) memset(mine, 0, backward.dweight_size() * sizeof(float));
-    for (int64_t i = parts.begin(part); i < parts.end(part); i++)
-      finite[i] = !grid.one_tile() && backward.chunk(i, i + 1 < parts.end(part), packed, nullptr, nullptr,
-                                                     scratch + w * backward.scratch_size(), sums, part, mine);
+    bool any = false;
+    for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
+      const bool done =
+          !grid.one_tile() && backward.chunk(i, i + 1 < parts.end(part), packed, nullptr,
+                                             scratch + w * backward.scratch_size(), sums, part, mine, any);
+      finite[i] = done;
+      any |= done;
+    }
+    if (mine && !any) memset(mine, 0, backward.dweight_size() * sizeof(float));
   });
 
   bool all_finite = true;
   for (int64_t i = 0; i < grid.chunks; i++) all_finite &= finite[i] != 0;
   if (!all_finite) {
-    const float* packed_direct = filters.pack_direct(workspace);
+    const Packed packed_direct = filters.pack_direct(workspace);
     float* direct = workspace.floats(parts.workers * backward.direct_size);
     each_part(parts, [&](int64_t w, int64_t part) {
       float* mine = dU ? dU + part * backward.dweight_size() : nullptr;
       for (int64_t i = parts.begin(part); i < parts.end(part); i++)
         if (finite[i] == 0)
-          backward.chunk(i, false, packed, packed_direct, direct + w * backward.direct_size,
-                         scratch + w * backward.scratch_size(), sums, part, mine);
+          backward.chunk(i, false, packed_direct, direct + w * backward.direct_size,
+                         scratch + w * backward.scratch_size(), sums, part, mine, true);
     });
   }
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
-  if (!dU) return;
-  add_parts(dU, parts.count, backward.dweight_size());
-  backward.write_dweight(dU);
+  if (dU) backward.write_dweight(dU, parts.count, channels);
+}
+
+}  // namespace
+
+void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
+  if (op.shape.rows() > kFewRows) return run(op, op.C, workspace);
+  divide_channels(op.C, [&](int64_t first, int64_t last) {
+    Conv3x3Bwd part = op;
+    part.C = last - first;
+    part.x.data += first;
+    part.norm = from(op.norm, first);
+    part.weight.data += first * op.weight.stride[1];
+    part.u.data += first;
+    part.dnorm = from(op.dnorm, first);
+    if (op.dweight) part.dweight += first * 9;
+    run(part, op.C, workspace);
+  });
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -71,7 +71,7 @@ struct Forward {
 
   int64_t winograd_scratch() const { return ring_size + 16 * (v_plane + m_plane); }
 
-  bool winograd_chunk(int64_t chunk, const float* packed, float* scratch, bool prefetch) const {
+  bool winograd_chunk(int64_t chunk, Packed packed, float* scratch, bool prefetch) const {
     const int64_t first = grid.begin(chunk), last = grid.end(chunk), count = (last - first) * grid.tile_columns;
     float *ring = scratch, *V = ring + ring_size, *products = V + 16 * v_plane;
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
@@ -86,7 +86,7 @@ struct Forward {
         ahead.add(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, least(kDepth, op.C - c));
       }
       for (int e = 0; e < 16; e++)
-        gemm_nn(V + e * v_plane, stride, packed + e * outputs * op.C + c0 * kPanel, op.C * kPanel,
+        gemm_nn(V + e * v_plane, stride, packed.data + e * packed.plane + c0 * kPanel, op.C * kPanel,
                 products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &ahead);
     }
     return write(first, last, [&](int64_t t, int64_t j, int64_t c, vec y[2][2]) {
@@ -96,13 +96,13 @@ struct Forward {
 
   int64_t direct_scratch() const { return ring_size + y_size; }
 
-  void direct_chunk(int64_t chunk, const float* packed, float* scratch) const {
+  void direct_chunk(int64_t chunk, Packed packed, float* scratch) const {
     const int64_t first = grid.begin(chunk), last = grid.end(chunk), W = op.shape.W;
     float *ring = scratch, *y = ring + ring_size;
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
       const int64_t depth = least(kDepth, op.C - c0);
-      direct_outputs(grid, first, last, depth, stride, ring, packed + c0 * kPanel, op.C * kPanel, outputs * op.C, op.G,
-                     y, outputs, c0 > 0, row_loader(c0, depth));
+      direct_outputs(grid, first, last, depth, stride, ring, {packed.data + c0 * kPanel, packed.plane}, op.C * kPanel,
+                     op.G, y, outputs, c0 > 0, row_loader(c0, depth));
     }
     write(first, last, [&](int64_t t, int64_t j, int64_t c, vec tile[2][2]) {
       for (int i = 0; i < 2; i++)
@@ -112,14 +112,12 @@ struct Forward {
   }
 };
 
-}  // namespace
-
-void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
+void forward(const Conv3x3Fwd& op, Workspace& workspace) {
   const Forward forward(op, workspace);
   const TileGrid& grid = forward.grid;
   const Division division(grid.chunks);
   const Filters filters(op.weight, op.G, op.C, false);
-  const float* packed = filters.pack_winograd(workspace);
+  Packed packed = grid.one_tile() ? Packed{} : filters.pack_winograd(workspace);
   float* scratch = workspace.floats(division.workers * forward.winograd_scratch());
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
   PartialStats partial(op.stats, grid.chunks, op.G, workspace);
@@ -145,6 +143,20 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
     });
   }
   if (partial.wanted()) partial.merge([&](int64_t i) { return grid.chunk_pixels(i); });
+}
+
+}  // namespace
+
+void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
+  if (op.shape.rows() > kFewRows || op.dropout.threshold) return forward(op, workspace);
+  divide_channels(op.G, [&](int64_t first, int64_t last) {
+    Conv3x3Fwd part = op;
+    part.G = last - first;
+    part.weight.data += first * op.weight.stride[0];
+    part.y.data += first;
+    part.stats = from(op.stats, first);
+    forward(part, workspace);
+  });
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

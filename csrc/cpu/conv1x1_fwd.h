@@ -1,5 +1,5 @@
-// y = A @ W^T with y's channel statistics, A made tile by tile in cache: the forward of the bottleneck's convolution
-// and of the transition, which differ in how A comes from x.
+// What the 1x1 convolutions of bottleneck and transition share: their packed weights, and the forward, y = A @ W^T with
+// y's channel statistics, A made tile by tile in cache; the two differ in how A comes from x.
 #pragma once
 
 #include "gemm.h"
@@ -7,13 +7,23 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-// Weight [K, C] in panels [padded(K) / kPanel][C][kPanel].
-inline float* pack_rows_as_columns(const Weight& weight, int64_t K, int64_t C, Workspace& workspace) {
+// A weight [K, C], its inputs side by side in memory, in panels of outputs [padded(K) / kPanel][C][kPanel].
+inline float* pack_outputs(const Weight& weight, int64_t K, int64_t C, Workspace& workspace) {
   float* p = workspace.floats(padded(K) * C);
-  parallel_ranges(padded(K) / kPanel, 1, [&](int64_t first, int64_t last) {
+  parallel_ranges(padded(K) / kPanel, ceil_div(kGrain, C * kPanel), [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; n++)
-      pack_panel(p + n * kPanel * C, n * kPanel, K, C,
-                 [&](int64_t c, int64_t k) { return weight.data[k * weight.stride[0] + c * weight.stride[1]]; });
+      pack_panel_transposed(weight.data + n * kPanel * weight.stride[0], weight.stride[0], K - n * kPanel, C,
+                            p + n * kPanel * C);
+  });
+  return p;
+}
+
+// `scale` times the weight in panels of inputs [padded(C) / kPanel][K][kPanel].
+inline float* pack_inputs(const Weight& weight, int64_t K, int64_t C, float scale, Workspace& workspace) {
+  float* p = workspace.floats(padded(C) * K);
+  parallel_ranges(padded(C) / kPanel, ceil_div(kGrain, K * kPanel), [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; n++)
+      pack_panel(weight.data + n * kPanel, weight.stride[0], C - n * kPanel, K, scale, p + n * kPanel * K);
   });
   return p;
 }
@@ -26,7 +36,7 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
   constexpr int64_t kRowsTarget = 96, kDepth = 256, kStride = kDepth + kPanel;
   const Blocks blocks(M, kRowsTarget, kRows);
   const Division division(blocks.count);
-  const float* packed = pack_rows_as_columns(weight, K, C, workspace);
+  const float* packed = pack_outputs(weight, K, C, workspace);
   float* scratch = workspace.floats(division.workers * blocks.block * kStride);
   PartialStats partial(stats, blocks.count, K, workspace);
 

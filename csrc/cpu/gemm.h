@@ -148,12 +148,13 @@ DENSENET_FAST_INLINE void gemm_nn(const float* a, int64_t a_stride, const float*
   }
 }
 
-// C [rows, columns] += A [depth, rows]^T @ E [depth, columns]; panel j of E at e + j * panel with row stride e_stride.
+// C [rows, columns] = or += A [depth, rows]^T @ E [depth, columns]; panel j of E at e + j * panel with row stride
+// e_stride.
 DENSENET_FAST_INLINE void gemm_tn(const float* a, int64_t a_stride, const float* e, int64_t e_stride, int64_t panel,
-                                  float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth,
+                                  float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
                                   Ahead* ahead = nullptr) {
   for (int64_t n = 0; n < columns; n += kPanel, e += panel) {
-    const StoreTile out{c + n, c_stride, kPanel, true};
+    const StoreTile out{c + n, c_stride, kPanel, add};
     for_strips(rows, [&](auto mr, int64_t r) {
       constexpr int MR = decltype(mr)::value;
       Tile<MR> tile;
@@ -164,14 +165,25 @@ DENSENET_FAST_INLINE void gemm_tn(const float* a, int64_t a_stride, const float*
   }
 }
 
-// P [padded(columns) / kPanel][depth][kPanel], its columns past `columns` zero, from value(k, n).
-template <class Value>
-inline void pack_panel(float* p, int64_t n0, int64_t columns, int64_t depth, const Value& value) {
-  const int64_t width = least(kPanel, columns - n0);
-  for (int64_t k = 0; k < depth; k++, p += kPanel) {
-    for (int64_t j = 0; j < width; j++) p[j] = value(k, n0 + j);
-    for (int64_t j = width; j < kPanel; j++) p[j] = 0;
-  }
+// One panel [depth][kPanel] of P, zero past its `columns`, of w [depth, columns] times `scale`.
+inline void pack_panel(const float* w, int64_t stride, int64_t columns, int64_t depth, float scale, float* p) {
+  for (int64_t k = 0; k < depth; k++, w += stride, p += kPanel)
+    for (int j = 0; j < kPanel; j += kWidth) {
+      const int64_t n = columns - j;
+      const vec v = n >= kWidth ? load(w + j) : n > 0 ? load(w + j, Tail{static_cast<int>(n)}) : vec{};
+      store(p + j, v * scale);
+    }
+}
+
+// The same of the transposed matrix, w [columns, depth].
+inline void pack_panel_transposed(const float* w, int64_t stride, int64_t columns, int64_t depth, float* p) {
+  for (int j = 0; j < kPanel; j += kWidth)
+    for (int64_t k = 0; k < depth; k += kWidth) {
+      const int64_t count = least(kWidth, depth - k);
+      vec rows[kWidth];
+      load_columns(w + j * stride + k, stride, columns - j, count, rows);
+      for (int64_t i = 0; i < count; i++) store(p + (k + i) * kPanel + j, rows[i]);
+    }
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

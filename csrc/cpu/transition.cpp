@@ -103,13 +103,7 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   const Blocks blocks(M, kRowsTarget, kRows);
   const Parts parts(blocks.count);
   const Backward backward{op, Affine(op.norm, C, workspace), pad(op.norm.mean, C, workspace)};
-  float* packed = workspace.floats(K * Cp);  // a quarter of the weight, [Cp / kPanel][K][kPanel]
-  parallel_ranges(Cp / kPanel, 4, [&](int64_t first, int64_t last) {
-    for (int64_t n = first; n < last; n++)
-      pack_panel(packed + n * kPanel * K, n * kPanel, C, K, [&](int64_t k, int64_t c) {
-        return .25f * op.weight.data[k * op.weight.stride[0] + c * op.weight.stride[1]];
-      });
-  });
+  const float* packed = pack_inputs(op.weight, K, C, .25f, workspace);
   const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
   float* scratch = workspace.floats(parts.workers * (v_size + a_size));
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
@@ -117,7 +111,6 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
 
   each_part(parts, [&](int64_t w, int64_t part) {
     float *v = scratch + w * (v_size + a_size), *a = v + v_size, *my_dw = dw + part * dw_size;
-    if (dw) memset(my_dw, 0, dw_size * sizeof(float));
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
       const float* dy = op.dy.data + row * op.dy.stride;
@@ -133,16 +126,16 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
         }
         gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &ahead);
         backward.scatter(row, rows, c0, least(channels, C - c0), v, kStride, a, sum_v, sum_vx);
-        if (dw) gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, &ahead);
+        if (dw)
+          gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, i > parts.begin(part),
+                  &ahead);
       }
       sums.end_chunk(part);
     }
   });
   backward.clear_left_out();
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
-  if (!dw) return;
-  add_parts(dw, parts.count, dw_size);
-  for (int64_t k = 0; k < K; k++) memcpy(op.dweight + k * C, dw + k * Cp, C * sizeof(float));
+  if (dw) add_parts(dw, parts.count, K, C, Cp, op.dweight, C);
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -31,6 +31,26 @@ inline constexpr int kVecs = kPanel / kWidth;  // vectors per row of the tile
 typedef float vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
+// Of rows i and i + step of a matrix: its off-diagonal blocks step x step change places.
+template <int step>
+DENSENET_FAST_INLINE void exchange(vec& upper, vec& lower) {
+  ivec from_upper, from_lower;  // lanes of the two, one behind the other
+  for (int i = 0; i < kWidth; i++) {
+    from_upper[i] = i & step ? kWidth + i - step : i;
+    from_lower[i] = i & step ? kWidth + i : i + step;
+  }
+  const vec old = upper;
+  upper = __builtin_shuffle(old, lower, from_upper);
+  lower = __builtin_shuffle(old, lower, from_lower);
+}
+
+template <int step = 1>
+DENSENET_FAST_INLINE void transpose(vec rows[kWidth]) {
+  for (int i = 0; i < kWidth; i++)
+    if (!(i & step)) exchange<step>(rows[i], rows[i + step]);
+  if constexpr (2 * step < kWidth) transpose<2 * step>(rows);
+}
+
 // How much of a vector is in memory: all of it, or the first n lanes.
 struct Full {};
 struct Tail {
@@ -85,6 +105,21 @@ DENSENET_FAST_INLINE vec keep(vec v, vec p) {
 #else
   return p <= 0 ? vec{} : v;
 #endif
+}
+
+// Columns of a matrix as vectors: out[j] has element j of each of kWidth rows, `stride` floats apart, zero for rows
+// past `rows`. `columns`, at most kWidth, of each row are read; the out[j] behind them are unspecified.
+DENSENET_FAST_INLINE void load_columns(const float* p, int64_t stride, int64_t rows, int64_t columns, vec out[kWidth]) {
+  const Tail part{static_cast<int>(columns)};
+  for (int i = 0; i < kWidth; i++)
+    out[i] = i >= rows ? vec{} : columns == kWidth ? load(p + i * stride) : load(p + i * stride, part);
+  transpose(out);
+}
+
+// The inverse: rows [0, rows) at p get their first `columns` elements. `in` is overwritten.
+DENSENET_FAST_INLINE void store_columns(float* p, int64_t stride, int64_t rows, int64_t columns, vec in[kWidth]) {
+  transpose(in);
+  for (int64_t i = 0; i < rows; i++) store(p + i * stride, in[i], Tail{static_cast<int>(columns)});
 }
 
 DENSENET_FAST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

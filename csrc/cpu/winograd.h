@@ -11,9 +11,9 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-// Floats from plane to plane for `tiles` tiles of `channels` channels (a multiple of kPanel).
-inline int64_t plane_size(int64_t tiles, int64_t channels) {
-  const int64_t size = round_up(tiles * channels, kPanel);
+// Floats from plane to plane of [rows, columns].
+inline int64_t plane_size(int64_t rows, int64_t columns) {
+  const int64_t size = round_up(rows * columns, kPanel);
   return size / kPanel % 2 ? size : size + kPanel;
 }
 
@@ -105,6 +105,10 @@ DENSENET_FAST_INLINE void winograd_weight_transposed(const vec u[16], vec g[9]) 
   }
 }
 
+// Up to so many pixels, transforming and packing the filters costs more than what all threads do alike
+// (divide_channels).
+constexpr int64_t kFewRows = 256;
+
 // The images cut into rows of 2x2 tiles, one sequence over the batch, and that into chunks of about `kTiles` tiles
 // (a chunk may span images), their number a multiple of the thread count.
 struct TileGrid {
@@ -182,6 +186,12 @@ inline void winograd_inputs(const TileGrid& grid, int64_t first, int64_t last, i
   });
 }
 
+// Packed filters, in planes: of Winograd's 16 values, or of the 9 taps.
+struct Packed {
+  const float* data;  // [planes][padded(outputs) / kPanel][inputs][kPanel]
+  int64_t plane;      // floats from one plane to the next
+};
+
 // The filters of the convolution `weight` [G, C, 3, 3] itself, outputs G and inputs C, or transposed: outputs C, inputs
 // G, taps turned round.
 class Filters {
@@ -191,69 +201,106 @@ class Filters {
         outputs_(transposed ? C : G),
         inputs_(transposed ? G : C),
         out_stride_(weight.stride[transposed]),
-        in_stride_(weight.stride[!transposed]) {
+        in_stride_(weight.stride[!transposed]),
+        dense_(weight.stride[2] == 3 && weight.stride[3] == 1),
+        turned_(transposed) {
     for (int tap = 0; tap < 9; tap++)
-      offset_[transposed ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
+      offset_[turned_ ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
   }
 
-  // Transformed, in panels: [16][padded(outputs) / kPanel][inputs][kPanel].
-  float* pack_winograd(Workspace& workspace) const {
-    const int64_t plane = padded(outputs_) * inputs_;
-    float* packed = workspace.floats(16 * plane);
-    const int64_t panels = padded(outputs_) / kPanel, blocks = 4;  // the inputs in 4 blocks, for the division of work
-    parallel_ranges(panels * blocks, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) {
-        const int64_t n = i / blocks * kPanel, block = i % blocks;
-        for (int64_t k = inputs_ * block / blocks; k < inputs_ * (block + 1) / blocks; k++)
-          for (int64_t j = 0; j < kPanel; j += kWidth) {
-            vec g[9], u[16];
-            gather(n + j, k, g);
-            winograd_weight(g, u);
-            for (int e = 0; e < 16; e++) store(packed + e * plane + n * inputs_ + k * kPanel + j, u[e]);
-          }
-      }
-    });
-    return packed;
+  // Transformed.
+  Packed pack_winograd(Workspace& workspace) const {
+    return pack<16>(workspace, [](const vec g[9], vec u[16]) { winograd_weight(g, u); });
   }
-
-  // As they are, in panels: [9][padded(outputs) / kPanel][inputs][kPanel].
-  float* pack_direct(Workspace& workspace) const {
-    const int64_t plane = padded(outputs_) * inputs_;
-    float* packed = workspace.floats(9 * plane);
-    for (int tap = 0; tap < 9; tap++)
-      for (int64_t n = 0; n < outputs_; n += kPanel)
-        pack_panel(packed + tap * plane + n * inputs_, n, outputs_, inputs_,
-                   [&](int64_t in, int64_t out) { return data_[out * out_stride_ + in * in_stride_ + offset_[tap]]; });
-    return packed;
+  // As they are.
+  Packed pack_direct(Workspace& workspace) const {
+    return pack<9>(workspace, [](const vec g[9], vec u[9]) { memcpy(u, g, 9 * sizeof(vec)); });
   }
 
  private:
-  // g[tap] of outputs [out, out + kWidth) and one input, zeros past the last output.
-  DENSENET_FAST_INLINE void gather(int64_t out, int64_t in, vec g[9]) const {
-    float lanes[9][kWidth] = {};
-    const float* p = data_ + out * out_stride_ + in * in_stride_;
-    for (int64_t j = 0; j < least(kWidth, outputs_ - out); j++, p += out_stride_)
-      for (int tap = 0; tap < 9; tap++) lanes[tap][j] = p[offset_[tap]];
-    for (int tap = 0; tap < 9; tap++) g[tap] = load(lanes[tap]);
+  // transform(g, u) of the taps of kWidth filters gives what lies in the planes.
+  template <int planes, class Transform>
+  Packed pack(Workspace& workspace, const Transform& transform) const {
+    const int64_t plane = plane_size(padded(outputs_), inputs_), blocks = ceil_div(inputs_, kWidth);
+    float* packed = workspace.floats(planes * plane);
+    parallel_ranges(padded(outputs_) / kPanel * blocks, kGrain / (16 * kPanel * kWidth),
+                    [&](int64_t first, int64_t last) {
+                      for (int64_t i = first; i < last; i++) {
+                        const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth;
+                        const int64_t count = least(kWidth, inputs_ - k);
+                        for (int64_t j = 0; j < kPanel; j += kWidth) {
+                          vec taps[kWidth][9], u[planes];
+                          read(n + j, k, count, taps);
+                          for (int64_t in = 0; in < count; in++) {
+                            transform(taps[in], u);
+                            for (int e = 0; e < planes; e++)
+                              store(packed + e * plane + n * inputs_ + (k + in) * kPanel + j, u[e]);
+                          }
+                        }
+                      }
+                    });
+    return {packed, plane};
+  }
+
+  // taps[i][tap] of outputs [out, out + kWidth), zero past the last, and inputs [in, in + count), count <= kWidth: rows
+  // of vectors or columns of them, after what lies side by side in memory.
+  void read(int64_t out, int64_t in, int64_t count, vec taps[kWidth][9]) const {
+    const float* const p = data_ + out * out_stride_ + in * in_stride_;
+    const int64_t outputs = most(0, least(kWidth, outputs_ - out));
+    vec columns[kWidth];
+    if (dense_ && !turned_ && in_stride_ == 9) {
+      for (int64_t i = 0; i < 9 * count; i += kWidth)
+        load_columns(p + i, out_stride_, outputs, least(kWidth, 9 * count - i), taps[0] + i);
+    } else if (in_stride_ == 1) {
+      for (int tap = 0; tap < 9; tap++) {
+        load_columns(p + offset_[tap], out_stride_, outputs, count, columns);
+        for (int64_t i = 0; i < count; i++) taps[i][tap] = columns[i];
+      }
+    } else if (out_stride_ == 1) {
+      const Tail part{static_cast<int>(outputs)};
+      for (int64_t i = 0; i < count; i++)
+        for (int tap = 0; tap < 9; tap++)
+          taps[i][tap] = outputs == kWidth ? load(p + i * in_stride_ + offset_[tap])
+                                           : load(p + i * in_stride_ + offset_[tap], part);
+    } else if (dense_) {
+      for (int64_t i = 0; i < count; i++)
+        for (int first = 0; first < 9; first += kWidth) {
+          const int64_t n = least(kWidth, 9 - first);
+          load_columns(p + i * in_stride_ + first, out_stride_, outputs, n, columns);
+          for (int64_t t = 0; t < n; t++) taps[i][turned_ ? 8 - first - t : first + t] = columns[t];
+        }
+    } else {
+      for (int64_t i = 0; i < count; i++)
+        for (int tap = 0; tap < 9; tap++)
+          for (int64_t j = 0; j < kWidth; j++)
+            taps[i][tap][j] = j < outputs ? p[i * in_stride_ + j * out_stride_ + offset_[tap]] : 0;
+    }
   }
 
   const float* data_;
   int64_t outputs_, inputs_, out_stride_, in_stride_, offset_[9];
+  bool dense_, turned_;  // whether the taps lie side by side; whether the last one comes first
 };
 
 // Direct convolution of the tile rows [first, last) of one block of input channels: y [tile row][2][W][y_stride] = or
 // += the sum of nine products. `packed` points at the block's first input in the first panel; the next panel is `panel`
-// floats on, the next tap `plane`.
+// floats on.
 template <class LoadRow>
 inline void direct_outputs(const TileGrid& grid, int64_t first, int64_t last, int64_t inputs, int64_t stride,
-                           float* ring, const float* packed, int64_t panel, int64_t plane, int64_t outputs, float* y,
-                           int64_t y_stride, bool add, const LoadRow& load_row) {
+                           float* ring, Packed packed, int64_t panel, int64_t outputs, float* y, int64_t y_stride,
+                           bool add, const LoadRow& load_row) {
   const int64_t W = grid.shape.W;
   for_tile_rows(grid, first, last, stride, ring, load_row, [&](int64_t t, float* const* rows) {
-    for (int i = 0; i < 2; i++)
-      for (int tap = 0; tap < 9; tap++)
-        gemm_nn(rows[i + tap / 3] + tap % 3 * stride, stride, packed + tap * plane, panel,
-                y + ((t - first) * 2 + i) * W * y_stride, y_stride, W, padded(outputs), inputs, add || tap > 0);
+    for (int i = 0; i < 2; i++) {
+      bool more = add;
+      for (int tap = 0; tap < 9; tap++) {
+        const int row = tap / 3, column = tap % 3;
+        if ((grid.shape.H == 1 && row != 1) || (W == 1 && column != 1)) continue;  // nothing but padding
+        gemm_nn(rows[i + row] + column * stride, stride, packed.data + tap * packed.plane, panel,
+                y + ((t - first) * 2 + i) * W * y_stride, y_stride, W, padded(outputs), inputs, more);
+        more = true;
+      }
+    }
   });
 }
 

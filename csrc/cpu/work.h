@@ -94,11 +94,30 @@ inline void each_part(const Parts& parts, const F& f) {
   });
 }
 
+// Elements to copy or add that are worth another thread.
+constexpr int64_t kGrain = 1 << 14;
+
 // f(first, last) on ranges of [0, n) of at least `grain`, for work without reductions.
 template <class F>
 inline void parallel_ranges(int64_t n, int64_t grain, const F& f) {
   const Division division(ceil_div(n, grain));
   parallel(division.workers, [&](int64_t w) { f(division.begin(w) * grain, least(n, division.end(w) * grain)); });
+}
+
+// Of few rows a thread does not take some, but all for some of the channels: no packed weights and no partial results
+// then go from one core to another. f(first, last) on ranges of [0, channels), as serial work.
+template <class F>
+inline void divide_channels(int64_t channels, const F& f) {
+  parallel_ranges(channels, kPanel, f);  // parallel regions inside run where they are called
+}
+
+inline Norm from(Norm norm, int64_t c) {
+  return {norm.mean + c, norm.var + c, norm.gamma ? norm.gamma + c : nullptr, norm.beta ? norm.beta + c : nullptr,
+          norm.eps};
+}
+inline Stats from(Stats stats, int64_t c) { return stats.mean ? Stats{stats.mean + c, stats.var + c} : Stats{}; }
+inline NormGradient from(NormGradient d, int64_t c) {
+  return {d.dgamma + c, d.dbeta + c, d.a ? d.a + c : nullptr, d.b ? d.b + c : nullptr};
 }
 
 // Rows [0, M) in blocks of `block` rows (the last may be shorter), their number a multiple of the thread count.
@@ -253,14 +272,21 @@ class PartialSums {
   double* total_;  // [parts][v, vx][padded(C)]
 };
 
-// The sum over parts of partial results [parts][size], left in the first one's place.
-inline void add_parts(float* partial, int64_t parts, int64_t size) {
-  if (parts == 1) return;
-  parallel_ranges(size, 4096, [&](int64_t first, int64_t last) {
-    for (int64_t part = 1; part < parts; part++) {
-      const float* other = partial + part * size;
-      for (int64_t i = first; i < last; i++) partial[i] += other[i];
-    }
+// The sum of a vector over parts of partial results, `size` floats apart.
+DENSENET_FAST_INLINE vec sum_parts(const float* partial, int64_t parts, int64_t size) {
+  vec sum = load(partial);
+  for (int64_t part = 1; part < parts; part++) sum += load(partial += size);
+  return sum;
+}
+
+// to [rows, columns] = the sum over partial results [parts][rows][stride].
+inline void add_parts(const float* partial, int64_t parts, int64_t rows, int64_t columns, int64_t stride, float* to,
+                      int64_t to_stride) {
+  parallel_ranges(rows, ceil_div(kGrain, parts * stride), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++)
+      for_channels(columns, [&](int64_t c, auto part) {
+        store(to + r * to_stride + c, sum_parts(partial + r * stride + c, parts, rows * stride), part);
+      });
   });
 }
 
