@@ -77,8 +77,9 @@ def run(
     batch_stats: list[Stats | None] = []
     c = x.shape[1]
     for layer, z in zip(layers, z_stats, strict=True):
-        for norm, pair in zip(layer.norms, ((mean[:c], var[:c]), z), strict=False):
-            batch_stats.append(pair if norm.uses_batch else None)
+        first, *rest = layer.norms
+        batch_stats.append((mean[:c], var[:c]) if first.uses_batch else None)
+        batch_stats += [z if norm.uses_batch else None for norm in rest]
         c += layer.growth
     if consumer is not None:
         batch_stats.append((mean, var) if consumer.norm.uses_batch else None)

@@ -4,7 +4,7 @@ The fused path reads a module's tensors and never calls it, so it must be sure t
 its class says: a stock forward, stock attributes, nobody listening.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,20 @@ def is_traced(x: object) -> bool:
 
 
 def why_not_now() -> str | None:
-    """A transform that is active around the call and that the fused stage has no rule for."""
+    """A transform or hook that is active around the call and that the fused stage has no rule for."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
+    if _has_any_global_hook():
+        return "every module has hooks"
     return None
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to calls of `module`."""
-    return (
-        bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-        or _has_any_global_hook()
+    """Whether somebody listens to calls of `module` itself (`why_not_now` knows of those who listen to all)."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -40,7 +41,7 @@ def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
     return type(module).forward is cls.forward and "forward" not in module.__dict__
 
 
-def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
+def why_not(module: nn.Module | None, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
     if not isinstance(module, cls) or not runs_as(module, cls):
         return f"is {type(module).__name__}, not {cls.__name__}"
@@ -49,16 +50,15 @@ def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def why_not_conv(module: nn.Module, kernel: int) -> str | None:
+def why_not_conv(module: nn.Module | None, kernel: int) -> str | None:
     """Why `module` is not a plain kernel x kernel convolution that keeps the image size."""
     reason = why_not(module, nn.Conv2d)
     if reason is not None:
         return reason
-    pad = (kernel // 2, kernel // 2)
     stock = (
         module.kernel_size == (kernel, kernel)
         and module.stride == (1, 1)
-        and module.padding == pad
+        and module.padding == (kernel // 2, kernel // 2)
         and module.dilation == (1, 1)
         and module.groups == 1
         and module.bias is None
@@ -68,14 +68,14 @@ def why_not_conv(module: nn.Module, kernel: int) -> str | None:
     return None if stock else f"is not a plain {kernel}x{kernel} convolution: {module}"
 
 
-def why_not_norm(module: nn.Module) -> str | None:
+def why_not_norm(module: nn.Module | None) -> str | None:
     reason = why_not(module, nn.BatchNorm2d)
     if reason is None and module.training and module.track_running_stats and module.momentum is None:
         return None if module.num_batches_tracked is not None else "has no num_batches_tracked"
     return reason
 
 
-def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) -> str | None:
+def why_not_pool(module: nn.Module | None, cls: type[nn.Module], **attributes: object) -> str | None:
     """Why `module` is not a stock pooling `cls` with the given attributes (a pair and a number mean the same)."""
     reason = why_not(module, cls)
     if reason is not None:
@@ -87,6 +87,11 @@ def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) 
     return None
 
 
-def first_reason(answers: Iterable[tuple[str, str | None]]) -> str | None:
-    """`name reason` for the first named predicate that gave one."""
-    return next((f"{name} {reason}" for name, reason in answers if reason is not None), None)
+def why_not_parts(module: nn.Module, parts: Mapping[str, Callable[[nn.Module | None], str | None]]) -> str | None:
+    """`name reason` for the first child that its predicate in `parts` refuses."""
+    children = module._modules  # found ten times as fast as attributes
+    for name, why in parts.items():
+        reason = why(children.get(name))
+        if reason is not None:
+            return f"{name} {reason}"
+    return None

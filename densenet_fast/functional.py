@@ -112,14 +112,14 @@ def _cast(step: Any, dtype: torch.dtype) -> Any:
     def to(value: Any, kind: torch.dtype) -> Any:
         return value if value is None or value.dtype == kind else value.to(kind)  # called for every tensor of a net
 
-    cast: dict[str, Any] = {}
-    for name, value in step._asdict().items():
+    fields: list[Any] = []
+    for name, value in zip(step._fields, step, strict=True):
         if isinstance(value, Norm):
             mean, var, gamma, beta, eps = value
-            cast[name] = Norm(to(mean, wide), to(var, wide), to(gamma, wide), to(beta, wide), eps)
-        elif name.startswith("weight"):
-            cast[name] = to(value, dtype)
-    return step._replace(**cast)
+            fields.append(Norm(to(mean, wide), to(var, wide), to(gamma, wide), to(beta, wide), eps))
+        else:
+            fields.append(to(value, dtype) if name.startswith("weight") else value)
+    return type(step)(*fields)
 
 
 def _check(x: Tensor, layers: Sequence[Layer], consumer: Consumer | None) -> None:
@@ -140,24 +140,26 @@ def _check(x: Tensor, layers: Sequence[Layer], consumer: Consumer | None) -> Non
 def _check_step(name: str, step: Layer | Consumer, x: Tensor, c: int) -> None:
     """`step` against its input of c channels."""
     width = c
-    for field, value in step._asdict().items():
+    for field, value in zip(step._fields, step, strict=True):
         if isinstance(value, Norm):
-            channels = {f: t.shape[0] for f, t in value._asdict().items() if isinstance(t, Tensor)}
-            if value.uses_batch and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            if value.uses_batch and x.numel() == x.shape[1]:
                 raise ValueError(
                     f"one value per channel: got {list(x.shape)}, expected more than one value to take batch "
                     f"statistics of in {name}"
                 )
+            for vector, tensor in zip(value._fields, value[:-1], strict=False):  # all but eps
+                if tensor is not None and tensor.shape[0] != width:
+                    raise _wrong_channels(width, f"{vector} of {name}", tensor.shape[0])
         elif field.startswith("weight"):
             check_weight(f"{field} of {name}", value, x)
-            channels = {field: value.shape[1]}
-        else:
-            continue
-        for vector, size in channels.items():
-            if size != width:
-                raise ValueError(f"wrong number of channels: got {width} at {vector} of {name}, expected {size}")
-        if field.startswith("weight"):
-            width = value.shape[0]
+            outputs, inputs = value.shape[:2]
+            if inputs != width:
+                raise _wrong_channels(width, f"{field} of {name}", inputs)
+            width = outputs
+
+
+def _wrong_channels(got: int, place: str, expected: int) -> ValueError:
+    return ValueError(f"wrong number of channels: got {got} at {place}, expected {expected}")
 
 
 def check_weight(name: str, weight: Tensor, x: Tensor) -> None:

@@ -7,6 +7,7 @@ when the fused path does not apply (`eligibility.py`), then with a warning that 
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,23 +17,54 @@ from typing_extensions import Self
 
 from . import backends, functional
 from .eligibility import (
-    first_reason,
     is_traced,
     why_not,
     why_not_conv,
     why_not_norm,
     why_not_now,
+    why_not_parts,
     why_not_pool,
 )
 from .running_stats import Transaction, transaction
 from .uncompiled import uncompiled
 
 
+def uses_batch(module: nn.BatchNorm2d) -> bool:
+    """Whether a BatchNorm takes statistics of the batch in its present mode."""
+    return module.training or module.running_mean is None
+
+
 def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
     """The tensors of a BatchNorm in its present mode."""
-    if module.training or module.running_mean is None:
-        return functional.Norm(None, None, module.weight, module.bias, module.eps)
-    return functional.Norm(module.running_mean, module.running_var, module.weight, module.bias, module.eps)
+    mean, var = (None, None) if uses_batch(module) else (module.running_mean, module.running_var)
+    return functional.Norm(mean, var, module.weight, module.bias, module.eps)
+
+
+# What the fused path takes children for, by their names.
+_why_not_relu = partial(why_not, cls=nn.ReLU)
+_PLAIN_LAYER = {"norm1": why_not_norm, "relu1": _why_not_relu, "conv1": partial(why_not_conv, kernel=3)}
+_BOTTLENECK_LAYER = {
+    "norm1": why_not_norm,
+    "relu1": _why_not_relu,
+    "conv1": partial(why_not_conv, kernel=1),
+    "norm2": why_not_norm,
+    "relu2": _why_not_relu,
+    "conv2": partial(why_not_conv, kernel=3),
+}
+_TRANSITION = {
+    "norm": why_not_norm,
+    "relu": _why_not_relu,
+    "conv": partial(why_not_conv, kernel=1),
+    "pool": partial(
+        why_not_pool,
+        cls=nn.AvgPool2d,
+        kernel_size=2,
+        stride=2,
+        padding=0,
+        ceil_mode=False,
+        divisor_override=None,
+    ),
+}
 
 
 class DenseLayer(nn.Module):
@@ -71,7 +103,7 @@ class DenseLayer(nn.Module):
 
     @property
     def has_bottleneck(self) -> bool:
-        return hasattr(self, "conv2")
+        return "conv2" in self._modules
 
     @property
     def growth_rate(self) -> int:
@@ -79,7 +111,8 @@ class DenseLayer(nn.Module):
 
     @property
     def norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        return (self.norm1, self.norm2) if self.has_bottleneck else (self.norm1,)
+        children = cast(dict[str, Any], self._modules)  # found ten times as fast as attributes
+        return (children["norm1"], children["norm2"]) if self.has_bottleneck else (children["norm1"],)
 
     def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:
         """The new channels [N, k, H, W] from all channels before, given as one tensor, as several or as a list."""
@@ -96,24 +129,14 @@ class DenseLayer(nn.Module):
 
     def why_plain(self) -> str | None:
         """Why this layer cannot run fused, naming the submodule."""
-        answers = [
-            ("norm1", why_not_norm(self.norm1)),
-            ("relu1", why_not(self.relu1, nn.ReLU)),
-            ("conv1", why_not_conv(self.conv1, 1 if self.has_bottleneck else 3)),
-        ]
-        if self.has_bottleneck:
-            answers += [
-                ("norm2", why_not_norm(self.norm2)),
-                ("relu2", why_not(self.relu2, nn.ReLU)),
-                ("conv2", why_not_conv(self.conv2, 3)),
-            ]
-        return first_reason(answers)
+        return why_not_parts(self, _BOTTLENECK_LAYER if self.has_bottleneck else _PLAIN_LAYER)
 
     def step(self, seed: Tensor | None) -> functional.Bottleneck | functional.Plain:
         """The layer's tensors in its present mode; `seed` is the dropout's, None without dropout."""
-        norm1, weight1 = norm_of(self.norm1), self.conv1.weight
+        children = cast(dict[str, Any], self._modules)
+        norm1, weight1 = norm_of(children["norm1"]), children["conv1"].weight
         if self.has_bottleneck:
-            norm2, weight2 = norm_of(self.norm2), self.conv2.weight
+            norm2, weight2 = norm_of(children["norm2"]), children["conv2"].weight
             return functional.Bottleneck(norm1, weight1, norm2, weight2, self.drop_rate, seed)
         return functional.Plain(norm1, weight1, self.drop_rate, seed)
 
@@ -196,7 +219,7 @@ def run_stage(
         consumer,
         stats=stats,
         extend=extend,
-        output_stats=following is not None and any(norm_of(norm).uses_batch for norm in following.norms),
+        output_stats=following is not None and any(map(uses_batch, following.norms)),
         output_room=following.growth if following is not None else 0,
         efficient=block is not None and block.efficient,
         backend=backend,
@@ -310,24 +333,7 @@ class Transition(Fusable, nn.Sequential):
     def why_plain(self) -> str | None:
         if [name for name, _ in self.named_children()] != ["norm", "relu", "conv", "pool"]:
             return "its children are not norm, relu, conv, pool"
-        answers = [
-            ("norm", why_not_norm(self.norm)),
-            ("relu", why_not(self.relu, nn.ReLU)),
-            ("conv", why_not_conv(self.conv, 1)),
-            (
-                "pool",
-                why_not_pool(
-                    self.pool,
-                    nn.AvgPool2d,
-                    kernel_size=2,
-                    stride=2,
-                    padding=0,
-                    ceil_mode=False,
-                    divisor_override=None,
-                ),
-            ),
-        ]
-        return first_reason(answers)
+        return why_not_parts(self, _TRANSITION)
 
     def step(self) -> functional.Transition:
         return functional.Transition(norm_of(self.norm), self.conv.weight)

@@ -6,6 +6,7 @@ that nobody needs may be anything.
 """
 
 from collections.abc import Iterable
+from functools import cache
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -39,17 +40,27 @@ class Norm(NamedTuple):
 
 def flatten(steps: Iterable[tuple[Any, ...]]) -> list[Any]:
     """All fields of the steps in order, those of a Norm in its place."""
-    return [leaf for step in steps for field in step for leaf in (field if isinstance(field, Norm) else (field,))]
+    leaves: list[Any] = []
+    for step in steps:
+        for field in step:
+            leaves += field if isinstance(field, Norm) else (field,)
+    return leaves
 
 
 def unflatten(types: Iterable[type], leaves: Iterable[Any]) -> list[Any]:
     """Steps of the given types that hold `leaves`: the inverse of `flatten`."""
     values = iter(leaves)
+    size = len(Norm._fields)
+    return [
+        kind(*[Norm(*islice(values, size)) if is_norm else next(values) for is_norm in _are_norms(kind)])
+        for kind in types
+    ]
 
-    def field(name: str) -> Any:
-        return Norm._make(islice(values, len(Norm._fields))) if name.startswith("norm") else next(values)
 
-    return [kind(*map(field, kind._fields)) for kind in types]  # type: ignore[attr-defined]
+@cache
+def _are_norms(kind: type) -> tuple[bool, ...]:
+    """Of each field of a step, whether it is a Norm."""
+    return tuple(name.startswith("norm") for name in kind._fields)  # type: ignore[attr-defined]
 
 
 class Kept(NamedTuple):
