@@ -89,7 +89,8 @@ def run(
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """The operations convert nothing by themselves: `functional` has chosen all dtypes."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
 
 
 def _forward(
