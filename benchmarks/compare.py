@@ -14,13 +14,14 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .memory import StepMemory, mean_square, measure
-from .rounds import Durations, Stopwatch, Turns, take_turns
+from .rounds import Durations, Stopwatch, Turns, lasting, take_turns
 from .subjects import Subject
 from .variants import BASELINE, BY_NAME, Variant
 
@@ -208,7 +209,8 @@ def compare(workload: Workload, variants: Sequence[Variant], effort: Effort) -> 
             steps[variant.name] = step
     if not steps:
         return Comparison(outcomes, None)
-    turns = take_turns(steps, effort.rounds, effort.seconds)
+    runs = {name: partial(lasting, step) for name, step in steps.items()}
+    turns = take_turns(runs, effort.rounds, effort.seconds)
     for name, seconds in turns.seconds.items():
         outcomes[name] = outcomes[name]._replace(seconds=seconds)
     return Comparison(outcomes, turns)

@@ -1,4 +1,5 @@
 """Taking turns: every variant runs once in each round, so that whatever happens to the machine happens to all alike.
+What is over quickly runs for a while instead, as in use: alone it would find the caches as another variant left them.
 
 A round during which other processes kept more than `DISTURBED` of a core busy is dropped and counted.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 DISTURBED = 0.12  # cores
+LEAST = 0.05  # seconds that a turn lasts
 
 Durations = dict[str, float]  # phase -> seconds
 Name = TypeVar("Name", bound=Hashable)
@@ -83,6 +85,14 @@ class Turns(NamedTuple):
     seconds: dict[Hashable, dict[str, list[float]]]
     dropped: int
     others: float
+
+
+def lasting(run: Callable[[], Durations], least: float = LEAST) -> Durations:
+    """Mean durations of as many runs as take `least` seconds together."""
+    runs = [run()]
+    while sum(max(durations.values()) for durations in runs) < least:
+        runs.append(run())
+    return {phase: statistics.fmean(durations[phase] for durations in runs) for phase in runs[0]}
 
 
 def take_turns(

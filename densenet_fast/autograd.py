@@ -4,9 +4,8 @@ The buffer is born and dies inside the Function, so every norm that reads it, th
 into one pair of vectors, and saved tensors are freed stage by stage. docs/design.md, "Stages".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,12 +19,15 @@ from .steps import Consumer, Kept, Layer, Output, Wanted, flatten, unflatten
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
 
 
-@dataclass(frozen=True)
-class Stage:
+TENSOR = object()  # stands for a tensor among a stage's constants
+
+
+class Stage(NamedTuple):
     """What a stage is, apart from its tensors."""
 
     ops: SimpleNamespace  # the operations of one backend
     types: tuple[type, ...]  # of the steps: the layers and then, if `has_consumer`, the consumer
+    constants: list[Any]  # the leaves of the steps, TENSOR for each tensor
     has_consumer: bool
     efficient: bool  # recompute z in backward instead of keeping it
     extend: bool  # x is the head of a buffer that has room for the layers
@@ -35,8 +37,17 @@ class Stage:
     def num_layers(self) -> int:
         return len(self.types) - self.has_consumer
 
-    def steps(self, leaves: Sequence[Any]) -> tuple[list[Any], Any]:
-        """(layers, consumer or None) that hold `leaves`."""
+    def steps(self, tensors: Iterable[Tensor]) -> tuple[list[Any], Any]:
+        """(layers, consumer or None) with their constants and `tensors`."""
+        values = iter(tensors)
+        return self._split([next(values) if c is TENSOR else c for c in self.constants])
+
+    def flags(self, of_tensors: Iterable[bool]) -> tuple[list[Any], Any]:
+        """(layers, consumer or None) with a flag for each leaf, false for the constants."""
+        values = iter(of_tensors)
+        return self._split([c is TENSOR and next(values) for c in self.constants])
+
+    def _split(self, leaves: list[Any]) -> tuple[list[Any], Any]:
         steps = unflatten(self.types, leaves)
         return (steps[:-1], steps[-1]) if self.has_consumer else (steps, None)
 
@@ -63,10 +74,12 @@ def run(
     """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
     steps: list[Layer | Consumer] = [*layers] if consumer is None else [*layers, consumer]
     leaves = flatten(steps)
-    stage = Stage(ops, tuple(map(type, steps)), consumer is not None, efficient, extend, wanted)
-    inputs = (x, *(stats or (None, None)), *leaves)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
-        y, y_mean, y_var, mean, var, *of_z = StageFunction.apply(stage, *inputs)
+    constants = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    stage = Stage(ops, tuple(map(type, steps)), constants, consumer is not None, efficient, extend, wanted)
+    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
+        mean, var = stats or (None, None)
+        y, y_mean, y_var, mean, var, *of_z = StageFunction.apply(stage, x, mean, var, *tensors)
         output = Output(y, y_mean, y_var)
         z_stats = list(zip(of_z[::2], of_z[1::2], strict=True))
     else:
@@ -116,22 +129,20 @@ def _forward(
 
 
 class StageFunction(torch.autograd.Function):
-    """(stage, x, mean, var, *leaves) -> y, y_mean, y_var, buffer mean, buffer var, then mean, var of every z.
+    """(stage, x, mean, var, *tensors) -> y, y_mean, y_var, buffer mean, buffer var, then mean, var of every z.
 
     All outputs but y are statistics, not differentiable.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, stage: Stage, x: Tensor, mean: Tensor | None, var: Tensor | None, *leaves: Any
+        ctx: Any, stage: Stage, x: Tensor, mean: Tensor | None, var: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         stats = None if mean is None or var is None else (mean, var)
-        layers, consumer = stage.steps(leaves)
+        layers, consumer = stage.steps(tensors)
         output, buffer, kept = _forward(stage, x, stats, layers, consumer, keep_z=not stage.efficient, infer=False)
-        saved = [buffer.x, buffer.mean, buffer.var, *flatten(kept), *leaves]
         ctx.stage, ctx.tracked, ctx.channels = stage, buffer.tracked, x.shape[1]
-        ctx.constants = [None if isinstance(t, Tensor) else t for t in saved]
-        ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in saved))
+        ctx.save_for_backward(buffer.x, buffer.mean, buffer.var, *flatten(kept), *tensors)
         ctx.set_materialize_grads(False)
 
         z_stats = (s for k in kept for s in (k.mean, k.var))
@@ -148,19 +159,16 @@ class StageFunction(torch.autograd.Function):
             )
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        saved = [
-            constant if tensor is None else tensor
-            for tensor, constant in zip(ctx.saved_tensors, ctx.constants, strict=True)
-        ]
-        x, mean, var = saved[:3]
-        types = (Kept,) * ctx.stage.num_layers
-        behind = 3 + len(types) * len(Kept._fields)
-        kept = unflatten(types, saved[3:behind])
-        layers, consumer = ctx.stage.steps(saved[behind:])
-        needs_x, needs = ctx.needs_input_grad[1], ctx.stage.steps(ctx.needs_input_grad[4:])
+        stage: Stage = ctx.stage
+        x, mean, var, *saved = ctx.saved_tensors
+        types = (Kept,) * stage.num_layers
+        size = len(types) * len(Kept._fields)
+        kept = unflatten(types, saved[:size])
+        layers, consumer = stage.steps(saved[size:])
+        needs_x, needs = ctx.needs_input_grad[1], stage.flags(ctx.needs_input_grad[4:])
         with _without_autocast(x):
             dx, gradients = _backward(
-                ctx.stage.ops,
+                stage.ops,
                 Buffer(x, mean, var, ctx.tracked),
                 layers,
                 consumer,
@@ -170,7 +178,9 @@ class StageFunction(torch.autograd.Function):
                 needs,
                 ctx.channels,
             )
-        wanted = zip(flatten(gradients), ctx.needs_input_grad[4:], strict=True)
+        leaves = zip(flatten(gradients), stage.constants, strict=True)
+        of_tensors = [gradient for gradient, constant in leaves if constant is TENSOR]
+        wanted = zip(of_tensors, ctx.needs_input_grad[4:], strict=True)
         return None, dx, None, None, *(gradient if need else None for gradient, need in wanted)
 
 

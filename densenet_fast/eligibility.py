@@ -41,7 +41,7 @@ def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
     return type(module).forward is cls.forward and "forward" not in module.__dict__
 
 
-def why_not(module: nn.Module | None, cls: type[nn.Module]) -> str | None:
+def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
     if not isinstance(module, cls) or not runs_as(module, cls):
         return f"is {type(module).__name__}, not {cls.__name__}"
@@ -50,7 +50,7 @@ def why_not(module: nn.Module | None, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def why_not_conv(module: nn.Module | None, kernel: int) -> str | None:
+def why_not_conv(module: nn.Module, kernel: int) -> str | None:
     """Why `module` is not a plain kernel x kernel convolution that keeps the image size."""
     reason = why_not(module, nn.Conv2d)
     if reason is not None:
@@ -68,14 +68,14 @@ def why_not_conv(module: nn.Module | None, kernel: int) -> str | None:
     return None if stock else f"is not a plain {kernel}x{kernel} convolution: {module}"
 
 
-def why_not_norm(module: nn.Module | None) -> str | None:
+def why_not_norm(module: nn.Module) -> str | None:
     reason = why_not(module, nn.BatchNorm2d)
     if reason is None and module.training and module.track_running_stats and module.momentum is None:
         return None if module.num_batches_tracked is not None else "has no num_batches_tracked"
     return reason
 
 
-def why_not_pool(module: nn.Module | None, cls: type[nn.Module], **attributes: object) -> str | None:
+def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) -> str | None:
     """Why `module` is not a stock pooling `cls` with the given attributes (a pair and a number mean the same)."""
     reason = why_not(module, cls)
     if reason is not None:
@@ -87,11 +87,15 @@ def why_not_pool(module: nn.Module | None, cls: type[nn.Module], **attributes: o
     return None
 
 
-def why_not_parts(module: nn.Module, parts: Mapping[str, Callable[[nn.Module | None], str | None]]) -> str | None:
+Predicate = Callable[[nn.Module], str | None]
+
+
+def why_not_parts(module: nn.Module, parts: Mapping[str, Predicate]) -> str | None:
     """`name reason` for the first child that its predicate in `parts` refuses."""
     children = module._modules  # found ten times as fast as attributes
     for name, why in parts.items():
-        reason = why(children.get(name))
+        child = children.get(name)
+        reason = "is missing" if child is None else why(child)
         if reason is not None:
             return f"{name} {reason}"
     return None

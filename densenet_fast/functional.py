@@ -79,14 +79,14 @@ def dense_stage(
         RuntimeError: dtypes or devices differ, or the backend is not available.
     """
     dtype = _compute_dtype(x)
-    _check(x, layers, consumer)
+    layers, consumer = _fitted_stage(x, layers, consumer, dtype)
     ops = backends.operations(backend, x.device, dtype)
     result = autograd.run(
         ops,
         x.to(dtype),
         stats,
-        [_cast(layer, dtype) for layer in layers],
-        None if consumer is None else _cast(consumer, dtype),
+        layers,
+        consumer,
         wanted=Wanted(output_stats, output_room),
         extend=extend,
         efficient=efficient,
@@ -105,41 +105,30 @@ def _is_autocast(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
-def _cast(step: Any, dtype: torch.dtype) -> Any:
-    """The step with weights in the activations' dtype and norms in its accumulator dtype."""
-    wide = accumulator(dtype)
-
-    def to(value: Any, kind: torch.dtype) -> Any:
-        return value if value is None or value.dtype == kind else value.to(kind)  # called for every tensor of a net
-
-    fields: list[Any] = []
-    for name, value in zip(step._fields, step, strict=True):
-        if isinstance(value, Norm):
-            mean, var, gamma, beta, eps = value
-            fields.append(Norm(to(mean, wide), to(var, wide), to(gamma, wide), to(beta, wide), eps))
-        else:
-            fields.append(to(value, dtype) if name.startswith("weight") else value)
-    return type(step)(*fields)
-
-
-def _check(x: Tensor, layers: Sequence[Layer], consumer: Consumer | None) -> None:
+def _fitted_stage(
+    x: Tensor, layers: Sequence[Layer], consumer: Consumer | None, dtype: torch.dtype
+) -> tuple[list[Layer], Consumer | None]:
+    """The steps of a stage, checked against x, in the dtypes that they are computed in."""
     if x.dim() != 4:
         raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
     if not x.is_floating_point():
         raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
     _, c, h, w = x.shape
+    fitted = []
     for i, layer in enumerate(layers):
-        _check_step(f"layer {i + 1}", layer, x, c)
+        fitted.append(_fitted(f"layer {i + 1}", layer, x, c, dtype))
         c += layer.growth
-    if consumer is not None:
-        _check_step(f"the {type(consumer).__name__.lower()}", consumer, x, c)
     if isinstance(consumer, Transition) and (h < 2 or w < 2):
         raise ValueError(f"image too small to pool: got {h}x{w}, expected at least 2x2")
+    if consumer is not None:
+        consumer = _fitted(f"the {type(consumer).__name__.lower()}", consumer, x, c, dtype)
+    return fitted, consumer
 
 
-def _check_step(name: str, step: Layer | Consumer, x: Tensor, c: int) -> None:
-    """`step` against its input of c channels."""
-    width = c
+def _fitted(name: str, step: Any, x: Tensor, c: int, dtype: torch.dtype) -> Any:
+    """`step`, checked against its input of c channels, with weights in `dtype` and norms in its accumulator dtype."""
+    width, wide = c, accumulator(dtype)
+    fields: list[Any] = []
     for field, value in zip(step._fields, step, strict=True):
         if isinstance(value, Norm):
             if value.uses_batch and x.numel() == x.shape[1]:
@@ -147,15 +136,25 @@ def _check_step(name: str, step: Layer | Consumer, x: Tensor, c: int) -> None:
                     f"one value per channel: got {list(x.shape)}, expected more than one value to take batch "
                     f"statistics of in {name}"
                 )
-            for vector, tensor in zip(value._fields, value[:-1], strict=False):  # all but eps
-                if tensor is not None and tensor.shape[0] != width:
-                    raise _wrong_channels(width, f"{vector} of {name}", tensor.shape[0])
+            *vectors, eps = value
+            for i, vector in enumerate(vectors):
+                if vector is None:
+                    continue
+                if vector.shape[0] != width:
+                    raise _wrong_channels(width, f"{value._fields[i]} of {name}", vector.shape[0])
+                if vector.dtype != wide:
+                    vectors[i] = vector.to(wide)
+            fields.append(Norm._make([*vectors, eps]))
         elif field.startswith("weight"):
             check_weight(f"{field} of {name}", value, x)
             outputs, inputs = value.shape[:2]
             if inputs != width:
                 raise _wrong_channels(width, f"{field} of {name}", inputs)
             width = outputs
+            fields.append(value if value.dtype == dtype else value.to(dtype))
+        else:
+            fields.append(value)
+    return type(step)(*fields)
 
 
 def _wrong_channels(got: int, place: str, expected: int) -> ValueError:

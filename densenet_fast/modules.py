@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from . import backends, functional
 from .eligibility import (
+    Predicate,
     is_traced,
     why_not,
     why_not_conv,
@@ -41,9 +42,13 @@ def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
 
 
 # What the fused path takes children for, by their names.
-_why_not_relu = partial(why_not, cls=nn.ReLU)
-_PLAIN_LAYER = {"norm1": why_not_norm, "relu1": _why_not_relu, "conv1": partial(why_not_conv, kernel=3)}
-_BOTTLENECK_LAYER = {
+_why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
+_PLAIN_LAYER: dict[str, Predicate] = {
+    "norm1": why_not_norm,
+    "relu1": _why_not_relu,
+    "conv1": partial(why_not_conv, kernel=3),
+}
+_BOTTLENECK_LAYER: dict[str, Predicate] = {
     "norm1": why_not_norm,
     "relu1": _why_not_relu,
     "conv1": partial(why_not_conv, kernel=1),
@@ -51,7 +56,7 @@ _BOTTLENECK_LAYER = {
     "relu2": _why_not_relu,
     "conv2": partial(why_not_conv, kernel=3),
 }
-_TRANSITION = {
+_TRANSITION: dict[str, Predicate] = {
     "norm": why_not_norm,
     "relu": _why_not_relu,
     "conv": partial(why_not_conv, kernel=1),

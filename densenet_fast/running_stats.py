@@ -21,7 +21,7 @@ class _Update(NamedTuple):
     norm: nn.BatchNorm2d
     mean: Tensor
     var: Tensor
-    count: int
+    size: int
     backend: str
 
 
@@ -78,7 +78,7 @@ def _write(backend: str, updates: list[_Update]) -> None:
         [b["running_var"] for b in buffers],
         [u.mean for u in updates],
         [u.var for u in updates],
-        [u.count for u in updates],
+        [u.size for u in updates],
         [_momentum(u.norm) for u in updates],
     )
 

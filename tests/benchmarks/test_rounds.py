@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks.rounds import DISTURBED, OtherProcesses, Stopwatch, ratio, spread, take_turns
+from benchmarks.rounds import DISTURBED, OtherProcesses, Stopwatch, lasting, ratio, spread, take_turns
 
 
 def turns(loads, rounds, seconds=0.0):
@@ -74,3 +74,9 @@ def test_stopwatch_gives_the_time_from_mark_to_mark():
     assert first >= 0
     assert second >= 0
     assert watch.seconds() == []
+
+
+def test_a_short_step_lasts_and_counts_with_its_mean():
+    durations = iter([{"forward": 3.0, "forward+backward": 4.0}, {"forward": 1.0, "forward+backward": 2.0}])
+    assert lasting(lambda: next(durations), least=5.0) == {"forward": 2.0, "forward+backward": 3.0}
+    assert lasting(lambda: {"inference": 7.0}, least=5.0) == {"inference": 7.0}
