@@ -69,7 +69,7 @@ def _forward_in_one(ops: SimpleNamespace, buffer: Buffer, layers: Sequence[Any],
     widths = [layer.weight1.shape[0] for layer in layers]
     taken = [width if layer.norm2.uses_batch else 0 for width, layer in zip(widths, layers, strict=True)]
     z = [image(buffer.x, width, *buffer.x.shape[2:]) for width in widths if keep_z]
-    mean, var = (whole.split(taken) for whole in buffer.mean.new_empty((2, sum(taken))))
+    mean, var = (whole.split_with_sizes(taken) for whole in buffer.mean.new_empty((2, sum(taken))).unbind())
     ops.dense_block_fwd(buffer.x, buffer.mean, buffer.var, buffer.tracked, c, *_lists(layers), z, mean, var)
     stats = [pair if size else (None, None) for size, pair in zip(taken, zip(mean, var, strict=True), strict=True)]
     return [Kept(z[i] if keep_z else None, *pair) for i, pair in enumerate(stats)]

@@ -131,7 +131,7 @@ def _fitted(name: str, step: Any, x: Tensor, c: int, dtype: torch.dtype) -> Any:
     fields: list[Any] = []
     for field, value in zip(step._fields, step, strict=True):
         if isinstance(value, Norm):
-            if value.uses_batch and x.numel() == x.shape[1]:
+            if value.mean is None and x.numel() == x.shape[1]:
                 raise ValueError(
                     f"one value per channel: got {list(x.shape)}, expected more than one value to take batch "
                     f"statistics of in {name}"

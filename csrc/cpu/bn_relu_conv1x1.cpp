@@ -152,7 +152,7 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
 }  // namespace
 
 void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
-  if (op.M > op.K) return forward(op, workspace);
+  if (op.M > 2 * op.K) return forward(op, workspace);
   divide_channels(op.K, [&](int64_t first, int64_t last) {
     Conv1x1Fwd part = op;
     part.K = last - first;

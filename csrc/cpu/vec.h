@@ -34,14 +34,21 @@ typedef int32_t ivec __attribute__((vector_size(kWidth * 4), aligned(4), may_ali
 // Of rows i and i + step of a matrix: its off-diagonal blocks step x step change places.
 template <int step>
 DENSENET_FAST_INLINE void exchange(vec& upper, vec& lower) {
-  ivec from_upper, from_lower;  // lanes of the two, one behind the other
+  const vec a = upper, b = lower;
+#if defined(__clang__)
+  for (int i = 0; i < kWidth; i++) {
+    upper[i] = i & step ? b[i - step] : a[i];
+    lower[i] = i & step ? b[i] : a[i + step];
+  }
+#else
+  ivec from_upper, from_lower;  // lanes of a and, behind them, of b
   for (int i = 0; i < kWidth; i++) {
     from_upper[i] = i & step ? kWidth + i - step : i;
     from_lower[i] = i & step ? kWidth + i : i + step;
   }
-  const vec old = upper;
-  upper = __builtin_shuffle(old, lower, from_upper);
-  lower = __builtin_shuffle(old, lower, from_lower);
+  upper = __builtin_shuffle(a, b, from_upper);
+  lower = __builtin_shuffle(a, b, from_lower);
+#endif
 }
 
 template <int step = 1>

@@ -223,21 +223,20 @@ class Filters {
   Packed pack(Workspace& workspace, const Transform& transform) const {
     const int64_t plane = plane_size(padded(outputs_), inputs_), blocks = ceil_div(inputs_, kWidth);
     float* packed = workspace.floats(planes * plane);
+    const auto pack_block = [&](int64_t i) {
+      const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth, count = least(kWidth, inputs_ - k);
+      for (int64_t j = 0; j < kPanel; j += kWidth) {
+        vec taps[kWidth][9], u[planes];
+        read(n + j, k, count, taps);
+        for (int64_t in = 0; in < count; in++) {
+          transform(taps[in], u);
+          for (int e = 0; e < planes; e++) store(packed + e * plane + n * inputs_ + (k + in) * kPanel + j, u[e]);
+        }
+      }
+    };
     parallel_ranges(padded(outputs_) / kPanel * blocks, kGrain / (16 * kPanel * kWidth),
                     [&](int64_t first, int64_t last) {
-                      for (int64_t i = first; i < last; i++) {
-                        const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth;
-                        const int64_t count = least(kWidth, inputs_ - k);
-                        for (int64_t j = 0; j < kPanel; j += kWidth) {
-                          vec taps[kWidth][9], u[planes];
-                          read(n + j, k, count, taps);
-                          for (int64_t in = 0; in < count; in++) {
-                            transform(taps[in], u);
-                            for (int e = 0; e < planes; e++)
-                              store(packed + e * plane + n * inputs_ + (k + in) * kPanel + j, u[e]);
-                          }
-                        }
-                      }
+                      for (int64_t i = first; i < last; i++) pack_block(i);
                     });
     return {packed, plane};
   }

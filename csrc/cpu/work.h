@@ -62,7 +62,6 @@ inline void share_tasks(const Division& division, Workspace& workspace, const F&
     int64_t first, last;
     do {
       while (shares[w].take_first(first, last)) f(w, first, first + 1 < last);
-      first = last;
       for (int64_t other = 1; other < division.workers && first == last; other++)
         if (shares[(w + other) % division.workers].take_half(first, last)) shares[w].set(first, last);
     } while (first < last);

@@ -18,7 +18,8 @@ class Geometry(NamedTuple):
 
 
 # One pixel, one image, odd and even sizes, one column, growths 4 to 48, widths 4g and others, more than one block of
-# channels (128, 256) and of rows.
+# channels (128, 256) and of rows. The CPU kernels divide few rows by channels: MANY_ROWS are too many for that.
+MANY_ROWS = Geometry(3, 11, 9, 37, 20, 5)
 GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
     Geometry(3, 8, 8, 37, 48, 12),
@@ -28,6 +29,8 @@ GEOMETRIES = [
     Geometry(2, 7, 6, 301, 160, 40),
     Geometry(1, 17, 15, 150, 192, 48),
     Geometry(5, 3, 3, 1, 3, 2),
+    MANY_ROWS,
+    Geometry(2, 13, 11, 270, 136, 12),
     Geometry(2, 28, 28, 64, 128, 32),
 ]
 

@@ -7,7 +7,7 @@ import torch
 
 from densenet_fast import ops
 
-from .cases import GEOMETRIES, ROOM, Geometry, applies, clone, error, make, run, whole_of
+from .cases import GEOMETRIES, MANY_ROWS, ROOM, Geometry, applies, clone, error, make, run, whole_of
 
 NAMES = [operation.name for operation in ops.OPERATIONS]
 EPS = torch.finfo(torch.float32).eps
@@ -96,9 +96,10 @@ def test_two_runs_are_bitwise_equal(native, name, options):
 
 
 @pytest.mark.parametrize("threads", [1, 3, 5])
+@pytest.mark.parametrize("geometry", [GEOMETRIES[1], MANY_ROWS], ids=label)
 @variants
-def test_any_number_of_threads(native, eager, name, options, threads):
-    case = make(name, GEOMETRIES[1], **options)
+def test_any_number_of_threads(native, eager, name, options, geometry, threads):
+    case = make(name, geometry, **options)
     exact, _ = run(getattr(eager, name), case, torch.float64)
     before = torch.get_num_threads()
     try:
@@ -143,10 +144,11 @@ def test_dropout_s_mask_is_eager_s(native, eager, drop_rate):
     assert drop_rate in (0.0, 1.0) or len(outputs[0].unique()) == 2
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "padded"])
+@pytest.mark.parametrize("geometry", [SMALL, MANY_ROWS], ids=label)
 @pytest.mark.parametrize("name", [n for n in NAMES if "conv" in n or n.startswith("transition") or "infer" in n])
-def test_weights_in_any_layout(native, name, layout):
-    case = make(name, SMALL)
+def test_weights_in_any_layout(native, name, geometry, layout):
+    case = make(name, geometry)
     expected, _ = run(getattr(native, name), case)
     for i, argument in enumerate(case.args):
         if isinstance(argument, torch.Tensor) and argument.dim() == 4 and argument._base is None:
@@ -154,6 +156,8 @@ def test_weights_in_any_layout(native, name, layout):
                 case.args[i] = argument.contiguous(memory_format=torch.channels_last)
             elif layout == "transposed":
                 case.args[i] = argument.transpose(0, 1).contiguous().transpose(0, 1)
+            else:
+                case.args[i] = torch.nn.functional.pad(argument, (0, 1))[..., :-1]
     args = list(case.args)
     results = getattr(native, name)(*args)
     values = list(results) if isinstance(results, tuple) else [] if results is None else [results]
