@@ -374,7 +374,10 @@ def bn_relu_conv1x1_bwd(
     tile = both or tiles.choose("bn_relu_conv1x1_grads", device, kind, outputs)
     tile = tile if in_words else tile.unpipelined()
     slabs, of_k = cdiv(check.C, tile.k), cdiv(outputs, tile.n)
-    most = check.M * x.element_size() // (4 * outputs)
+    # Partial gradients take at most 3/20 of the rows' traffic, or x's where half of the machine would be idle.
+    row = (2 * outputs + 3 * check.C) * x.element_size()
+    half = min(device.processors // (2 * slabs * of_k), check.M * x.element_size() // (4 * outputs))
+    most = max(3 * check.M * row // (20 * 4 * outputs * check.C), half)
     splits = tiles.splits(device, slabs * of_k, check.M, tile.m, most) if wgrad else 0
     rows = splits if both else cdiv(check.M, tile.m)
     sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel())
