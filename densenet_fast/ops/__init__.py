@@ -44,23 +44,21 @@ _loaded: dict[str, SimpleNamespace] = {}
 
 
 def register(backend: str, implementation: ModuleType, dispatch_key: str | None) -> None:
-    """Define `densenet_fast::<op>.<backend>` for every operation, implemented by the module's function `<op>`; those of
-    `OPTIONAL` by a compiled library.
+    """Define `densenet_fast::<op>.<backend>` for every operation, and those of `OPTIONAL` that the backend has,
+    implemented by the module's function `<op>`.
 
     `dispatch_key` is the PyTorch dispatch key the functions serve, for instance "CompositeExplicitAutograd" for any
-    device; None if a compiled library has registered its own implementations.
+    device; None if a compiled library has registered its own implementations, of all.
     """
-    for operation in _those_of(dispatch_key):
+    has = (o for o in OPTIONAL if dispatch_key is None or hasattr(implementation, o.name))
+    operations = (*OPERATIONS, *has)
+    for operation in operations:
         overload = f"{operation.name}.{backend}"
         _library.define(f"{overload}{operation.schema}")
         if dispatch_key is not None:
             _library.impl(overload, getattr(implementation, operation.name), dispatch_key)
         _library.impl(overload, operation.fake, "Meta")
-    collect(backend, _those_of(dispatch_key))
-
-
-def _those_of(dispatch_key: str | None) -> tuple[Operation, ...]:
-    return OPERATIONS if dispatch_key is not None else OPERATIONS + OPTIONAL
+    collect(backend, operations)
 
 
 def collect(backend: str, operations: tuple[Operation, ...] = OPERATIONS) -> None:

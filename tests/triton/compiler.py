@@ -37,10 +37,10 @@ class Variant(NamedTuple):
         )
 
     def compile(self) -> Compiled:
-        from densenet_fast.backends.triton.launch import _compile
+        from densenet_fast.backends.triton.launch import compile_variant
 
         kernel = getattr(import_module(self.module), self.kernel)
-        made = _compile(kernel, self.specialization, self.architecture, self.num_warps, self.num_stages)
+        made = compile_variant(kernel, self.specialization, self.architecture, self.num_warps, self.num_stages)
         asm, metadata = made.asm, made.metadata
         return Compiled(metadata.name, asm["ttir"], asm["ptx"], asm["cubin"], metadata.shared)
 

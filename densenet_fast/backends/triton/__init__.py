@@ -8,6 +8,7 @@ from .bn_relu_conv1x1 import bn_relu_conv1x1_bwd, bn_relu_conv1x1_fwd
 from .bn_relu_conv3x3_bwd import bn_relu_conv3x3_bwd
 from .bn_relu_conv3x3_fwd import bn_relu_conv3x3_fwd
 from .bottleneck import bottleneck_infer
+from .dense_block import dense_block_bwd, dense_block_fwd
 from .head import head_bwd, head_fwd
 from .stem import stem_bwd, stem_fwd
 from .transition import transition_bwd, transition_fwd
@@ -23,6 +24,8 @@ __all__ = [
     "bn_relu_conv3x3_fwd",
     "bottleneck_infer",
     "channel_stats",
+    "dense_block_bwd",
+    "dense_block_fwd",
     "head_bwd",
     "head_fwd",
     "stem_bwd",

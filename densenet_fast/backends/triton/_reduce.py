@@ -4,6 +4,9 @@ Forward: tile statistics to mean and variance. Backward: sums to gradients of ga
 correction, and partial weight gradients to the weight's. docs/design.md, "Deferred correction".
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -136,6 +139,26 @@ def finish_bwd_kernel(
         tl.store(dweight + (row * C + i % C) * TAPS + tap, total.to(dweight.dtype.element_ty), mask=i < size)
 
 
+class Gradients(NamedTuple):
+    """Where a backward operation ends: a, b [C] are added to, dgamma, dbeta [C] and dweight [K, C, h, w] written; an
+    empty dweight is not wanted."""
+
+    a: Tensor
+    b: Tensor
+    dgamma: Tensor
+    dbeta: Tensor
+    dweight: Tensor
+
+    @classmethod
+    def new(cls, a: Tensor, b: Tensor, weight: Tensor, wgrad: bool) -> "Gradients":
+        dgamma, dbeta = torch.empty_like(a), torch.empty_like(a)
+        return cls(a, b, dgamma, dbeta, weight.new_empty(weight.shape if wgrad else 0))
+
+    @property
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.dgamma, self.dbeta, self.dweight
+
+
 def finish_bwd(
     sums: Tensor,
     rows: int,
@@ -146,16 +169,10 @@ def finish_bwd(
     eps: float,
     batch_stats: bool,
     count: int,
-    a: Tensor,
-    b: Tensor,
-    dweight: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """dgamma, dbeta [C], a and b from sums [rows, 2, C]; dweight [K, C, h, w] from weights [splits, h * w, K, C].
-
-    An empty dweight is not wanted.
-    """
-    channels = var.shape[0]
-    dgamma, dbeta = sums.new_empty(channels), sums.new_empty(channels)
+    into: Gradients,
+) -> None:
+    """The gradients from sums [rows, 2, C] and weights [splits, h * w, K, C]."""
+    channels, dweight = var.shape[0], into.dweight
     wgrad = dweight.numel() > 0
     launch(
         finish_bwd_kernel,
@@ -166,10 +183,10 @@ def finish_bwd(
         var=var,
         gamma=gamma,
         eps=eps,
-        dgamma=dgamma,
-        dbeta=dbeta,
-        a=a,
-        b=b,
+        dgamma=into.dgamma,
+        dbeta=into.dbeta,
+        a=into.a,
+        b=into.b,
         dweight=dweight if wgrad else None,
         R=rows,
         S=splits,
@@ -183,4 +200,3 @@ def finish_bwd(
         BLOCK_S=min(4, next_power_of_2(splits)),
         BLOCK_W=512,
     )
-    return dgamma, dbeta

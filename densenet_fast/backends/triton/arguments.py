@@ -145,6 +145,15 @@ class Arguments:
         self._sizes(name, x, (x.shape[0] if outputs is None else outputs, channels, kernel, kernel))
         return x.contiguous(memory_format=torch.channels_last)
 
+    def gradient(self, name: str, x: Tensor, like: Tensor) -> Tensor:
+        """Where the gradient of a weight is written, contiguous in memory; empty if it is not wanted."""
+        self._dtype_and_device(name, x, self._dtype)
+        if x.shape != (0,):
+            self._sizes(name, x, like.shape)
+        if not x.is_contiguous():
+            self.refuse(f"strides of {name}", list(x.stride()), "contiguous memory")
+        return x
+
     def seed(self, x: Tensor | None) -> Tensor | None:
         """Dropout's seed, an int64 scalar."""
         if x is not None:

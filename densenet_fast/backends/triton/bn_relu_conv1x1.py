@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...ops._operation import image, vector
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset, store_stats, workspace
-from ._reduce import finish_bwd, merge_stats
+from ._common import NewEmpty, cdiv, load_norm, relu, row_offset, store_stats, workspace
+from ._reduce import Gradients, finish_bwd, merge_stats
 from .arguments import Arguments, Norm
 from .launch import device_of, launch
 
@@ -82,7 +82,10 @@ def bn_relu_conv1x1_fwd(
     check = Arguments("bn_relu_conv1x1_fwd", "x", x)
     norm = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 1)
-    return conv1x1(check, x, norm, eps, weight, None, 0.0, stats)
+    z = image(x, weight.shape[0], check.H, check.W)
+    z_stats = vector(x, weight.shape[0] if stats else 0), vector(x, weight.shape[0] if stats else 0)
+    conv1x1(check, x, norm, eps, weight, None, 0.0, z, z_stats if stats else None, Tensor.new_empty)
+    return z, *z_stats
 
 
 def conv1x1(
@@ -93,17 +96,18 @@ def conv1x1(
     weight: Tensor,
     z_norm: Norm | None,
     z_eps: float,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """z, through `z_norm` and ReLU if one is given, and its statistics if wanted. Arguments checked."""
+    z: Tensor,
+    z_stats: tuple[Tensor, Tensor] | None,
+    new_empty: NewEmpty,
+) -> None:
+    """z [M, K] dense, through `z_norm` and ReLU if one is given, and its statistics into `z_stats` if they are wanted.
+    Arguments checked."""
     outputs = weight.shape[0]
-    z = image(x, outputs, check.H, check.W)
-    z_mean, z_var = vector(x, outputs if stats else 0), vector(x, outputs if stats else 0)
     kind = tiles.kind_of(x)
     tile = tiles.choose("bn_relu_conv1x1_fwd", device_of(x), kind, outputs)
     tile = tile if check.in_words() else tile.unpipelined()
     blocks = cdiv(check.M, tile.m)
-    partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
+    partial, count = workspace(x, blocks * 2 * outputs, blocks, new_empty=new_empty) if z_stats else (None, None)
     of_z = z_norm or (None, None, None, None)
     launch(
         bn_relu_conv1x1_fwd_kernel,
@@ -130,9 +134,8 @@ def conv1x1(
         x_stride=check.stride,
         **tile.blocks(tiles.PRECISION[kind]),
     )
-    if partial is not None and count is not None:
-        merge_stats(partial, count, blocks, z_mean, z_var, check.M)
-    return z, z_mean, z_var
+    if z_stats and partial is not None and count is not None:
+        merge_stats(partial, count, blocks, *z_stats, check.M)
 
 
 @triton.jit
@@ -357,15 +360,37 @@ def bn_relu_conv1x1_bwd(
     wgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check = Arguments("bn_relu_conv1x1_bwd", "x", x)
-    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+    norm = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 1)
-    outputs = weight.shape[0]
-    z_mean, z_var, z_gamma, _ = check.norm(z_mean, z_var, z_gamma, None, outputs, "z_")
+    z_norm = check.norm(z_mean, z_var, z_gamma, None, weight.shape[0], "z_")
+    z_a, z_b = check.vector("z_a", z_a, weight.shape[0]), check.vector("z_b", z_b, weight.shape[0])
+    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+    into = Gradients.new(a, b, weight, wgrad)
+    conv1x1_bwd(check, u, z, z_norm, z_eps, z_a, z_b, x, norm, eps, weight, batch_stats, dx, into, Tensor.new_empty)
+    return into.results
+
+
+def conv1x1_bwd(
+    check: Arguments,
+    u: Tensor,
+    z: Tensor,
+    z_norm: Norm,
+    z_eps: float,
+    z_a: Tensor,
+    z_b: Tensor,
+    x: Tensor,
+    norm: Norm,
+    eps: float,
+    weight: Tensor,
+    batch_stats: bool,
+    dx: Tensor,
+    into: Gradients,
+    new_empty: NewEmpty,
+) -> None:
+    """Vectors and weight checked."""
+    outputs, wgrad = weight.shape[0], into.dweight.numel() > 0
     u_stride, z_stride = check.image("u", u, outputs), check.image("z", z, outputs)
     dx_stride = check.image("dx", dx, check.C, written=True)
-    z_a, z_b = check.vector("z_a", z_a, outputs), check.vector("z_b", z_b, outputs)
-    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-
     device, kind = device_of(x), tiles.kind_of(x)
     in_words = check.in_words(u_stride, z_stride, dx_stride, outputs)
     both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad and in_words else None
@@ -380,24 +405,24 @@ def bn_relu_conv1x1_bwd(
     most = max(3 * check.M * row // (20 * 4 * outputs * check.C), half)
     splits = tiles.splits(device, slabs * of_k, check.M, tile.m, most) if wgrad else 0
     rows = splits if both else cdiv(check.M, tile.m)
-    sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel())
+    sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel(), new_empty=new_empty)
     launch(
         bn_relu_conv1x1_bwd_kernel if both else bn_relu_conv1x1_grads_kernel,
         (slabs, splits) if both else (slabs * (of_k * splits + rows),),
         **tile.options,
         u=u,
         z=z,
-        z_mean=z_mean,
-        z_var=z_var,
-        z_gamma=z_gamma,
+        z_mean=z_norm[0],
+        z_var=z_norm[1],
+        z_gamma=z_norm[2],
         z_eps=z_eps,
         z_a=z_a,
         z_b=z_b,
         x=x,
-        mean=mean,
-        var=var,
-        gamma=gamma,
-        beta=beta,
+        mean=norm[0],
+        var=norm[1],
+        gamma=norm[2],
+        beta=norm[3],
         eps=eps,
         weight=weight,
         dx=dx,
@@ -413,6 +438,4 @@ def bn_relu_conv1x1_bwd(
         dx_stride=dx_stride,
         **tile.blocks(tiles.PRECISION[kind]),
     )
-    dweight = weight.new_empty(weight.shape if wgrad else 0)
-    dgamma, dbeta = finish_bwd(sums, rows, partial, splits, var, gamma, eps, batch_stats, check.M, a, b, dweight)
-    return dgamma, dbeta, dweight
+    finish_bwd(sums, rows, partial, splits, norm[1], norm[2], eps, batch_stats, check.M, into)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...ops._operation import image
 from . import tiles
-from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset, workspace
-from ._reduce import finish_bwd
+from ._common import NewEmpty, block_of, cdiv, load_norm, padded, relu, replaced, row_offset, workspace
+from ._reduce import Gradients, finish_bwd
 from .arguments import Arguments, Norm
 from .dropout import dropout_scale, threshold_and_keep
 from .launch import device_of, launch
@@ -200,14 +200,41 @@ def bn_relu_conv3x3_bwd(
     weight = check.weight("weight", weight, None, check.C, 3)
     seed = check.seed(seed)
     a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-    u_stride = check.C if dx is None else check.image("dx", dx, check.C, written=True)
-    d = _correct(check, dy, y, y_mean, y_a, y_b, weight.shape[0], drop_rate, seed)
+    of_y = dy, y, y_mean, y_a, y_b
     u = image(x, check.C, check.H, check.W) if dx is None else dx
-    sums, rows = _dgrad(check, d, weight, x, norm, eps, u, u_stride, accumulate=dx is not None)
-    weights, splits = _wgrad(check, d, weight.shape[0], x, norm, eps) if wgrad else (sums, 1)
-    dweight = weight.new_empty(weight.shape if wgrad else 0)
-    dnorm = finish_bwd(sums, rows, weights, splits, norm[1], norm[2], eps, batch_stats, check.M, a, b, dweight)
-    return u if dx is None else x.new_empty(0), *dnorm, dweight
+    into = Gradients.new(a, b, weight, wgrad)
+    conv3x3_bwd(
+        check, *of_y, x, norm, eps, weight, drop_rate, seed, batch_stats, u, dx is not None, into, Tensor.new_empty
+    )
+    return u if dx is None else x.new_empty(0), *into.results
+
+
+def conv3x3_bwd(
+    check: Arguments,
+    dy: Tensor,
+    y: Tensor,
+    y_mean: Tensor,
+    y_a: Tensor,
+    y_b: Tensor,
+    x: Tensor,
+    norm: Norm,
+    eps: float,
+    weight: Tensor,
+    drop_rate: float,
+    seed: Tensor | None,
+    batch_stats: bool,
+    u: Tensor,
+    accumulate: bool,
+    into: Gradients,
+    new_empty: NewEmpty,
+) -> None:
+    """Writes u or, to `accumulate`, adds to it. What belongs to x and the weight checked."""
+    u_stride = check.image("dx" if accumulate else "u", u, check.C, written=True)
+    d = _correct(check, dy, y, y_mean, y_a, y_b, weight.shape[0], drop_rate, seed, new_empty)
+    sums, rows = _dgrad(check, d, weight, x, norm, eps, u, u_stride, accumulate, new_empty)
+    wgrad = into.dweight.numel() > 0
+    weights, splits = _wgrad(check, d, weight.shape[0], x, norm, eps, new_empty) if wgrad else (sums, 1)
+    finish_bwd(sums, rows, weights, splits, norm[1], norm[2], eps, batch_stats, check.M, into)
 
 
 def _correct(
@@ -220,13 +247,14 @@ def _correct(
     growth: int,
     drop_rate: float,
     seed: Tensor | None,
+    new_empty: NewEmpty,
 ) -> Tensor:
     """d [M, D], the gradient of the convolution's output; D is G rounded up to rows of 16-byte pieces."""
     dy_stride, y_stride = check.image("dy", dy, growth), check.image("y", y, growth)
     y_mean = check.vector("y_mean", y_mean, growth)
     y_a, y_b = check.vector("y_a", y_a, growth), check.vector("y_b", y_b, growth)
     threshold, keep = threshold_and_keep(drop_rate)
-    d = dy.new_empty((check.M, padded(growth, dy)))
+    d = new_empty(dy, (check.M, padded(growth, dy)))
     block = min(64, block_of(d.shape[1]))
     launch(
         bn_relu_conv3x3_correct_kernel,
@@ -262,13 +290,14 @@ def _dgrad(
     u: Tensor,
     u_stride: int,
     accumulate: bool,
+    new_empty: NewEmpty,
 ) -> tuple[Tensor, int]:
     """Partial sums [rows, 2, C] and rows; u is written, or added to."""
     kind = tiles.kind_of(x)
     tile = tiles.choose("bn_relu_conv3x3_dgrad", device_of(x), kind, check.C)
     tile = tile if check.in_words() else tile.unpipelined()
     blocks = cdiv(check.M, tile.m)
-    (sums,) = workspace(x, blocks * 2 * check.C)
+    (sums,) = workspace(x, blocks * 2 * check.C, new_empty=new_empty)
     launch(
         bn_relu_conv3x3_dgrad_kernel,
         (blocks, cdiv(check.C, tile.n)),
@@ -300,7 +329,9 @@ def _dgrad(
     return sums, blocks
 
 
-def _wgrad(check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps: float) -> tuple[Tensor, int]:
+def _wgrad(
+    check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps: float, new_empty: NewEmpty
+) -> tuple[Tensor, int]:
     """Partial gradients of the weight [splits, 9, G, C], and splits."""
     kind, device = tiles.kind_of(x), device_of(x)
     tile = tiles.choose("bn_relu_conv3x3_wgrad", device, kind, growth)
@@ -308,7 +339,7 @@ def _wgrad(check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps:
     taps = 3 if kind == tiles.FP32 or device.architecture < 90 else 9  # as many accumulators as fit in registers
     slabs, groups = cdiv(check.C, tile.k), cdiv(growth, tile.n) * (9 // taps)
     splits = tiles.splits(device, slabs * groups, check.M, tile.m, cdiv(check.M, 512))
-    (weights,) = workspace(x, splits * 9 * growth * check.C)
+    (weights,) = workspace(x, splits * 9 * growth * check.C, new_empty=new_empty)
     launch(
         bn_relu_conv3x3_wgrad_kernel,
         (splits, slabs, groups),

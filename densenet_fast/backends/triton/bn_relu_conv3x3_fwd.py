@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from ._common import cdiv, load_norm, relu, replaced, row_offset, workspace
+from ._common import NewEmpty, cdiv, load_norm, relu, replaced, row_offset, workspace
 from ._reduce import merge_stats
 from .arguments import Arguments, Norm
 from .dropout import dropout_scale, threshold_and_keep
@@ -151,7 +151,8 @@ def bn_relu_conv3x3_fwd(
     norm = check.norm(mean, var, gamma, beta, check.C)
     weight = check.weight("weight", weight, None, check.C, 3)
     seed = check.seed(seed)
-    conv3x3(check, x, norm, eps, weight, drop_rate, seed, y, check.stats(y_mean, y_var, weight.shape[0]))
+    y_stats = check.stats(y_mean, y_var, weight.shape[0])
+    conv3x3(check, x, norm, eps, weight, drop_rate, seed, y, y_stats, Tensor.new_empty)
 
 
 def conv3x3(
@@ -164,6 +165,7 @@ def conv3x3(
     seed: Tensor | None,
     y: Tensor,
     y_stats: tuple[Tensor, Tensor] | None,
+    new_empty: NewEmpty,
 ) -> None:
     """y, and its statistics into `y_stats` if they are wanted; without `norm` x is convolved as it is."""
     growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0], written=True)
@@ -178,7 +180,7 @@ def conv3x3(
     per_row = cdiv(check.W, strip)
     strips = check.N * check.H * per_row
     blocks = cdiv(strips, tile.m)
-    partial, count = workspace(x, blocks * 2 * growth, blocks) if y_stats else (None, None)
+    partial, count = workspace(x, blocks * 2 * growth, blocks, new_empty=new_empty) if y_stats else (None, None)
     threshold, keep = threshold_and_keep(drop_rate)
     mean, var, gamma, beta = norm or (None, None, None, None)
     launch(

@@ -3,6 +3,7 @@ is."""
 
 from torch import Tensor
 
+from ...ops._operation import image
 from .arguments import Arguments
 from .bn_relu_conv1x1 import conv1x1
 from .bn_relu_conv3x3_fwd import conv3x3
@@ -31,5 +32,6 @@ def bottleneck_infer(
     norm2 = check.norm(mean2, var2, gamma2, beta2, width, suffix="2")
     weight2 = check.weight("weight2", weight2, None, width, 3)
     check.image("y", y, weight2.shape[0], written=True)
-    z, _, _ = conv1x1(check, x, norm, eps, weight1, norm2, eps2, False)
-    conv3x3(Arguments("bottleneck_infer", "z", z), z, None, 0.0, weight2, 0.0, None, y, None)
+    z = image(x, width, check.H, check.W)
+    conv1x1(check, x, norm, eps, weight1, norm2, eps2, z, None, Tensor.new_empty)
+    conv3x3(Arguments("bottleneck_infer", "z", z), z, None, 0.0, weight2, 0.0, None, y, None, Tensor.new_empty)

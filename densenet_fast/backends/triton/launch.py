@@ -1,4 +1,4 @@
-"""The one way to a kernel: `launch`. It compiles each variant once, from an explicit signature, and then only launches.
+"""The way to a kernel: `launch`. It compiles each variant once, from an explicit signature, and then only launches.
 
 Nothing is specialised on a value except where its divisibility decides how wide memory is read: pointers, channel
 counts and strides. Kernels are chosen by `tiles.py`, never by timing, and nothing here waits for the device, so a step
@@ -6,8 +6,9 @@ can be captured in a CUDA graph. `recorded` gives the launches of the code it en
 device they are planned but not run, for an architecture that need not be present.
 """
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
@@ -64,51 +65,74 @@ class Launch(NamedTuple):
         """The compiler's input: signature, constants and divisibilities."""
         return _source(self.kernel, self.specialization)
 
-    def compile(self, architecture: int) -> Any:
-        """The compiled kernel for an architecture that need not be present."""
-        return _compile(self.kernel, self.specialization, architecture, self.num_warps, self.num_stages)
+    def compile(self, architecture: int, index: int | None = None) -> Any:
+        """The compiled kernel for an architecture that need not be present, or for a GPU."""
+        return compile_variant(self.kernel, self.specialization, architecture, self.num_warps, self.num_stages, index)
 
 
-_recordings: list[list[Launch]] = []
-_assumed: list[Device] = []
+class _Recording(threading.local):
+    """What this thread records at the moment, and the device it plans for."""
+
+    launches: list[Launch] | None = None
+    device: Device | None = None
+
+
+_recording = _Recording()
 
 
 @contextmanager
 def recorded(device: Device | None = None) -> Iterator[list[Launch]]:
-    """The launches made inside, in order, planned as for `device` if one is given."""
+    """The launches this thread makes inside, in order, planned as for `device` if one is given; those of a recording
+    inside are not among them."""
+    before = _recording.launches, _recording.device
     launches: list[Launch] = []
-    _recordings.append(launches)
-    if device is not None:
-        _assumed.append(device)
+    _recording.launches, _recording.device = launches, device or _recording.device
     try:
         yield launches
     finally:
-        _recordings.pop()
-        if device is not None:
-            _assumed.pop()
+        _recording.launches, _recording.device = before
+
+
+def is_recording() -> bool:
+    return _recording.launches is not None
+
+
+def gpu_of(x: Tensor) -> int | None:
+    """The index of the GPU that x is on, if it is on one."""
+    return x.get_device() if x.is_cuda else None
 
 
 def device_of(x: Tensor) -> Device:
-    if _assumed:
-        return _assumed[-1]
-    return _device(x.get_device()) if x.is_cuda else INTERPRETER
+    if _recording.device is not None:
+        return _recording.device
+    index = gpu_of(x)
+    return INTERPRETER if index is None else _device(index)
 
 
 def launch(kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any) -> None:
     """Run `kernel` on the device of its tensors, on the current stream. `arguments` in the kernel's order."""
-    if _recordings:
-        entry = Launch(kernel, grid, arguments, num_warps, num_stages)
-        for recording in _recordings:
-            recording.append(entry)
+    if _recording.launches is not None:
+        _recording.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
     tensor: Tensor = next(iter(arguments.values()))  # every kernel takes a tensor first
     if isinstance(tensor, tuple):
         tensor = tensor[0]
-    if tensor.is_cuda:
-        _launch_compiled(kernel, grid, arguments, tensor.get_device(), num_warps, num_stages)
+    index = gpu_of(tensor)
+    if index is not None:
+        _launch_compiled(kernel, grid, arguments, index, num_warps, num_stages)
     elif isinstance(kernel, InterpretedFunction) and tensor.device.type == "cpu":
         kernel[grid](**arguments)
     elif tensor.device.type != "meta":
         raise RuntimeError(f"wrong device: got {tensor.device}, expected cuda, or cpu with TRITON_INTERPRET=1")
+
+
+def on(index: int) -> AbstractContextManager[object]:
+    """Inside, a GPU is the current one."""
+    return nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index)
+
+
+def stream_of(index: int) -> int:
+    """A GPU's current stream."""
+    return torch._C._cuda_getCurrentRawStream(index)
 
 
 _variants: dict[tuple[Any, ...], Any] = {}
@@ -139,12 +163,17 @@ def _launch_compiled(
     variant = tuple(key)
     compiled = _variants.get(variant)
     if compiled is None:
-        specialization = Launch(kernel, grid, arguments, num_warps, num_stages).specialization
-        compiled = _compile(kernel, specialization, _device(index).architecture, num_warps, num_stages, index)
+        launch = Launch(kernel, grid, arguments, num_warps, num_stages)
+        compiled = launch.compile(_device(index).architecture, index)
         _variants[variant] = compiled
-    grid = (*grid, 1, 1)[:3]
-    with nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index):
-        compiled[grid](*values, stream=torch._C._cuda_getCurrentRawStream(index))
+    with on(index):
+        compiled[whole(grid)](*values, stream=stream_of(index))
+
+
+def whole(grid: tuple[int, ...]) -> tuple[int, int, int]:
+    """The grid with all its axes."""
+    x, y, z, *_ = (*grid, 1, 1)
+    return x, y, z
 
 
 def _specialize(name: str, value: Any, constant: bool) -> Specialization:
@@ -203,7 +232,7 @@ def _describe(path: tuple[int, ...], item: Any, constants: dict[Any, Any], attri
 
 
 @cache
-def _compile(
+def compile_variant(
     kernel: Kernel,
     specialization: tuple[Specialization, ...],
     architecture: int,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import tiles
 from ._common import cdiv, load_norm, relu, replaced, row_offset, store_stats, workspace
-from ._reduce import finish_bwd, merge_stats
+from ._reduce import Gradients, finish_bwd, merge_stats
 from .arguments import Arguments
 from .launch import device_of, launch
 
@@ -257,4 +257,6 @@ def stem_bwd(
         BLOCK_M=16,
         BLOCK_C=64,
     )
-    return finish_bwd(sums, splits, sums, 1, norm[1], norm[2], eps, batch_stats, check.M, a, b, x.new_empty(0))
+    into = Gradients.new(a, b, x, False)
+    finish_bwd(sums, splits, sums, 1, norm[1], norm[2], eps, batch_stats, check.M, into)
+    return into.dgamma, into.dbeta

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import tiles
 from ._common import cdiv, load_norm, relu, row_offset, store_stats, workspace
-from ._reduce import finish_bwd, merge_stats
+from ._reduce import Gradients, finish_bwd, merge_stats
 from .arguments import Arguments
 from .launch import device_of, launch
 
@@ -323,6 +323,6 @@ def transition_bwd(
             x_stride=check.stride,
             **wide.blocks(tiles.PRECISION[kind]),
         )
-    dweight = weight.new_empty(weight.shape if wgrad else 0)
-    dgamma, dbeta = finish_bwd(sums, blocks, partial, splits, var, gamma, eps, batch_stats, check.M, a, b, dweight)
-    return dgamma, dbeta, dweight
+    into = Gradients.new(a, b, weight, wgrad)
+    finish_bwd(sums, blocks, partial, splits, var, gamma, eps, batch_stats, check.M, into)
+    return into.results
