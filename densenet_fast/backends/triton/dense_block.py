@@ -181,11 +181,11 @@ def _forward(
         if layer.check.image("z", z, layer.width, written=True) != layer.width:
             layer.check.refuse("strides of z", list(z.stride()), "dense NHWC memory")
         folded = layer.z is None and not batch_stats  # nobody else sees z: norm2 runs where it is written
-        before, behind = (norm2, None) if folded else (None, norm2)
+        z_norm, z_eps, of_z = (norm2, eps2, None) if folded else (None, 0.0, norm2)
         z_stats, y_stats = norm2[:2] if batch_stats else None, (mean[layer.at], var[layer.at]) if tracked else None
-        conv1x1(layer.check, *layer.convolved, before, eps2, z, z_stats, scratch.new_empty)
-        of_z = z, behind, eps2, layer.weight2, layer.drop_rate, layer.seed
-        conv3x3(Arguments("dense_block_fwd", "z", z), *of_z, layer.y, y_stats, scratch.new_empty)
+        conv1x1(layer.check, *layer.convolved, z_norm, z_eps, z, z_stats, scratch.new_empty)
+        drop, check = (layer.drop_rate, layer.seed), Arguments("dense_block_fwd", "z", z)
+        conv3x3(check, z, of_z, eps2, layer.weight2, *drop, layer.y, y_stats, scratch.new_empty)
         scratch.reuse()
 
 
