@@ -177,7 +177,7 @@ class Plan:
         with on(self._index):
             stream = stream_of(self._index)
             for start, arguments, pointers in self._ready:
-                values = arguments.copy()  # another thread may run the same plan
+                values = list(arguments)
                 for i, tensor, offset in pointers:
                     values[i] = addresses[tensor] + offset
                 start(*values, stream=stream)
@@ -191,7 +191,7 @@ class Plan:
             )
 
     @cached_property
-    def _ready(self) -> list[tuple[Callable[..., None], list[Any], list[tuple[int, int, int]]]]:
+    def _ready(self) -> list[tuple[Callable[..., None], tuple[Any, ...], list[tuple[int, int, int]]]]:
         """Of each launch what starts it, its arguments in order, and which of them are addresses: (argument, tensor,
         offset)."""
         found = []
@@ -199,7 +199,7 @@ class Plan:
             kernel = compile_variant(
                 entry.kernel, variant, self._device.architecture, entry.num_warps, entry.num_stages, self._index
             )
-            values = list(entry.arguments.values())
+            values = tuple(entry.arguments.values())
             pointers = [(i, v.tensor, v.offset) for i, v in enumerate(values) if isinstance(v, Pointer)]
             found.append((kernel[whole(entry.grid)], values, pointers))
         return found
