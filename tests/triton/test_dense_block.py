@@ -13,6 +13,7 @@ from densenet_fast.functional import dense_stage
 
 from ..native.test_dense_block import TOTAL, C, G, K, arguments, image
 from ..oracle import as_under_autocast, leaves_to, make_stage, parameters, require_grad, rms_error, stage
+from . import plans
 from .compare import FORMATS
 from .conftest import DEVICE
 from .plans import DEVICES
@@ -218,3 +219,18 @@ def test_a_plan_serves_nothing_it_was_not_made_for(change):
     assert plan._plan.cache_info().misses == 2
     plan._plan.cache_clear()
     assert warm == seen(changed)
+
+
+def test_scratch_memory_is_that_of_the_largest_layer(monkeypatch):
+    """For the first block of DenseNet-121, batch 256, bf16: the figure of docs/design.md."""
+    found = []
+    monkeypatch.setattr(plan.Plan, "run", lambda self, tensors: found.append(self._scratch))
+
+    def scratch(channels, layers):
+        found.clear()
+        plans.step(plans.Net(256, 56, channels, 32, None, layers=layers), DEVICES[90], plans.FORMS["bf16"], True)
+        return tuple(found)
+
+    forward, backward = scratch(64, 6)
+    assert (round(forward / 1e6), round(backward / 1e6)) == (7, 292)
+    assert (forward, backward) == tuple(map(max, *(scratch(channels, 1) for channels in range(64, 225, 32))))
