@@ -133,27 +133,54 @@ def test_only_the_layers_channels_are_touched(triton, keep_z):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"x": torch.zeros(1, 8, 2, 2), "mean": torch.zeros(8), "var": torch.ones(8)}, "channels: got 5, 10 behind"),
-        ({"channels": 4}, "sizes of gamma1: got [5], expected [4]"),
-        ({"numbers": [0.0]}, "lengths of tensors, numbers, z, z_mean and z_var: got [22, 1, 0, 2, 2]"),
-        ({"z_mean": []}, "lengths of tensors, numbers, z, z_mean and z_var: got [22, 6, 0, 0, 2]"),
-        ({"z_var": [torch.zeros(6), torch.zeros(3)]}, "sizes of z_var: got [3], expected [4]"),
-        ({"mean": torch.zeros(3)}, "sizes of mean: got [3]"),
-        ({"var": torch.zeros(2 * TOTAL)[::2]}, "strides of var: got [2]"),
-        ({"x": torch.zeros(1, TOTAL, 2, 2).half()}, "dtype of weight1: got torch.float32, expected torch.float16"),
-        ({"z": [torch.zeros(2, 8, 6, 5)[:, :k] for k in K]}, "strides of z: got"),
-        ({"z": [image(8)[:, :k] for k in K]}, "strides of z: got"),
+        (
+            lambda: {"x": torch.zeros(1, 8, 2, 2), "mean": torch.zeros(8), "var": torch.ones(8)},
+            "channels: got 5, 10 behind",
+        ),
+        (lambda: {"channels": 4}, "sizes of gamma1: got [5], expected [4]"),
+        (lambda: {"numbers": [0.0]}, "lengths of tensors, numbers, z, z_mean and z_var: got [22, 1, 0, 2, 2]"),
+        (lambda: {"z_mean": []}, "lengths of tensors, numbers, z, z_mean and z_var: got [22, 6, 0, 0, 2]"),
+        (lambda: {"z_var": [torch.zeros(6), torch.zeros(3)]}, "sizes of z_var: got [3], expected [4]"),
+        (lambda: {"mean": torch.zeros(3)}, "sizes of mean: got [3]"),
+        (lambda: {"var": torch.zeros(2 * TOTAL)[::2]}, "strides of var: got [2]"),
+        (
+            lambda: {"x": torch.zeros(1, TOTAL, 2, 2).half()},
+            "dtype of weight1: got torch.float32, expected torch.float16",
+        ),
+        (lambda: {"z": [torch.zeros(2, 8, 6, 5)[:, :k] for k in K]}, "strides of z: got"),
+        (lambda: {"z": [image(8)[:, :k] for k in K]}, "strides of z: got"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input_is_refused_before_anything_is_written(triton, change, told):
     names = ("x", "mean", "var", "tracked", "channels", "tensors", "numbers", "z", "z_mean", "z_var")
-    named = dict(zip(names, forward_arguments(keep_z=False), strict=True)) | change
+    named = dict(zip(names, forward_arguments(keep_z=False), strict=True)) | change()
     named["x"] = named["x"].contiguous(memory_format=torch.channels_last)
     before = named["x"].clone()
     with pytest.raises(RuntimeError, match="densenet_fast::dense_block_fwd: wrong " + told.replace("[", r"\[")):
         triton.dense_block_fwd(*named.values())
     assert torch.equal(named["x"], before)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda a: a[-1].pop(), "length of gradients: got 11, expected 6 for each of 2 layers"),
+        (lambda a: a[-1].__setitem__(2, torch.zeros(K[0], C, 1)), "sizes of dweight1: got [6, 5, 1]"),
+        (lambda a: a[-1].__setitem__(2, torch.zeros(C, K[0], 1, 1).transpose(0, 1)), "strides of dweight1: got"),
+        (lambda a: a[-1].__setitem__(3, torch.zeros(2 * K[0])[::2]), "strides of dgamma2: got [2]"),
+        (lambda a: a.__setitem__(0, a[0].half()), "dtype of g: got torch.float16, expected torch.float32"),
+        (lambda a: a.__setitem__(1, torch.zeros(3)), "sizes of a: got [3]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_gradients_are_refused_before_anything_is_written(triton, change, told):
+    backward = backward_arguments(*forward_arguments())
+    change(backward)
+    before = backward[0].clone()
+    with pytest.raises(RuntimeError, match="densenet_fast::dense_block_bwd: wrong " + told.replace("[", r"\[")):
+        triton.dense_block_bwd(*backward)
+    assert torch.equal(backward[0], before)
 
 
 def test_tensors_that_share_memory_are_refused_although_the_plan_is_known(triton):
