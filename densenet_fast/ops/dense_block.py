@@ -1,5 +1,5 @@
-"""All bottleneck layers of a block in one operation: every kernel issued without Python between. Optional for a
-backend; without it the layers are called one by one, which computes the same.
+"""All bottleneck layers of a block in one operation, prepared at once. Optional for a backend; without it the layers
+are called one by one, which computes the same. What is written shares no memory with anything else.
 
 A block's layers go as two flat lists. `tensors`, eleven for each layer: norm1's mean, var (None for the batch's),
 gamma, beta; weight1; norm2's mean, var, gamma, beta; weight2; dropout's seed. `numbers`, three: norm1's eps, norm2's
