@@ -30,10 +30,8 @@ from .running_stats import Transaction, transaction
 from .uncompiled import uncompiled
 
 
-# Buffers and children are looked up in their dictionaries, ten times as fast as attributes; parameters may be
+# Buffers and children are looked up in their dictionaries, ten times as fast as attributes; a parameter may be
 # parametrized, which only the attribute knows.
-
-
 def uses_batch(module: nn.BatchNorm2d) -> bool:
     """Whether a BatchNorm takes statistics of the batch in its present mode."""
     return module.training or module._buffers["running_mean"] is None
