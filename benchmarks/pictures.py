@@ -155,7 +155,7 @@ def _batch(contents: Contents) -> Figure:
     axes.set_xlabel("batch (images)")
     axes.set_ylabel("training throughput (images per second)")
     axes.set_ylim(bottom=0)
-    _finish(axes)
+    _finish(axes, legend="lower right")
     return figure
 
 
@@ -191,13 +191,12 @@ def _operations(contents: Contents) -> Figure:
     )
     axes.set_yticks(range(len(cases)), cases, fontsize=8)
     axes.set_xlabel("all calls of one step (milliseconds)")
-    _finish(axes, grid="x")
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    _finish(axes, grid="x", legend="lower right")
     return figure
 
 
-def _finish(axes: Axes, grid: str = "y") -> None:
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
+def _finish(axes: Axes, grid: str = "y", legend: str = "upper left") -> None:
+    axes.legend(frameon=False, loc=legend, fontsize=8)
     axes.grid(axis=grid, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
