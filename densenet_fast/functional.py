@@ -54,6 +54,7 @@ def dense_stage(
     extend: bool = False,
     output_stats: bool = False,
     output_room: int = 0,
+    memory_format: torch.memory_format | None = torch.channels_last,
     efficient: bool = False,
     backend: str = "auto",
 ) -> StageOutput:
@@ -69,6 +70,8 @@ def dense_stage(
             the layers do, and x is not copied.
         output_stats: also return them for y (transition and stem).
         output_room: channels of memory behind y for the layers of the stage that extends it (transition and stem).
+        memory_format: of y, where output_room is 0: a dense tensor that belongs to the caller, who may change it in
+            place. None: y is read by stages only, its rows may be padded and it may be the buffer itself.
         efficient: recompute the bottleneck outputs z in backward. Kept for backward, per pixel: C_total values with
             it, C_total + sum(K) without.
         backend: "auto", "native", "triton" or "eager".
@@ -87,7 +90,7 @@ def dense_stage(
         stats,
         layers,
         consumer,
-        wanted=Wanted(output_stats, output_room),
+        wanted=Wanted(output_stats, output_room, None if output_room else memory_format),
         extend=extend,
         efficient=efficient,
     )

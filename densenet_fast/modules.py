@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from . import backends, functional
+from .buffer import convolved_format, memory_format
 from .eligibility import (
     Predicate,
     is_traced,
@@ -127,7 +128,7 @@ class DenseLayer(nn.Module):
         inputs: list[Any] = list(features)
         if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
             inputs = list(inputs[0])
-        x = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+        x = torch.cat(inputs, 1)  # also of one input: relu1 may then overwrite what norm1, replaced, returns
         x = self.conv1(self.relu1(self.norm1(x)))
         if self.has_bottleneck:
             x = self.conv2(self.relu2(self.norm2(x)))
@@ -216,10 +217,12 @@ def run_stage(
     stats: functional.Stats | None = None,
     extend: bool = False,
     following: "DenseBlock | None" = None,
+    layout: torch.memory_format = torch.channels_last,
 ) -> functional.StageOutput:
     """`functional.dense_stage` on the tensors of modules, its batch statistics reported to `updates`.
 
-    The output has what the block `following` wants of it, which may then `extend` it.
+    The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
+    see, in the memory format `layout`.
     """
     result = functional.dense_stage(
         x,
@@ -229,6 +232,7 @@ def run_stage(
         extend=extend,
         output_stats=following is not None and any(map(uses_batch, following.norms)),
         output_room=following.growth if following is not None else 0,
+        memory_format=layout if following is None else None,
         efficient=block is not None and block.efficient,
         backend=backend,
     )
@@ -274,8 +278,8 @@ class DenseBlock(Fusable, nn.ModuleDict):
         return self
 
     def fused(self, x: Tensor, updates: Transaction) -> Tensor:
-        """[N, C0, H, W] -> [N, C0 + L * k, H, W], channels_last."""
-        return run_stage(x, updates, self, backend=self.backend).y
+        """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
+        return run_stage(x, updates, self, backend=self.backend, layout=memory_format(x)).y
 
     def plain(self, x: Tensor) -> Tensor:
         features = [x]
@@ -332,8 +336,9 @@ class Transition(Fusable, nn.Sequential):
         self.pool = nn.AvgPool2d(2, 2)
 
     def fused(self, x: Tensor, updates: Transaction) -> Tensor:
-        """[N, C, H, W] -> [N, C', H // 2, W // 2], channels_last."""
-        return run_stage(x, updates, None, self.step(), self.norm, backend=self.backend).y
+        """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
+        layout = convolved_format(memory_format(x), self.conv.weight)
+        return run_stage(x, updates, None, self.step(), self.norm, backend=self.backend, layout=layout).y
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import functional
+from .eligibility import why_not
 from .modules import DenseBlock, Transition
 
 
@@ -19,10 +20,10 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
     """
     if x.dim() != 4:
         raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
-    if not x.is_floating_point():
-        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
     first = next(trunk.children(), None)
-    if isinstance(first, nn.Conv2d):
+    if isinstance(first, nn.Conv2d) and why_not(first, nn.Conv2d) is None:  # else it may convert x, or its own weight
+        if not x.is_floating_point():
+            raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
         if x.shape[1] != first.in_channels:
             raise ValueError(
                 f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels}"

@@ -310,5 +310,5 @@ def test_a_block_extends_the_output_before_it(monkeypatch, hooked, copies):
         return buffer
 
     monkeypatch.setattr(Buffer, "start", spy)
-    model(torch.randn(2, 3, 32, 32))
+    model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
     assert sum(copied) == copies

@@ -5,6 +5,7 @@ first asked for. Beside the backends, "plain" runs a model's own layers under or
 """
 
 import os
+import threading
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ _PREFERENCE_ON_CUDA = ("triton", "native", "eager")
 NAMES = ("auto", *PREFERENCE, "plain")
 
 _loaded: set[str] = set()
+_loading = threading.Lock()
 
 
 def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
@@ -133,7 +135,9 @@ def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float
     """The operations of the backend that `choose` gives, loaded."""
     chosen = choose(name, device, dtype)
     if chosen not in _loaded:
-        module = import_module(f"{__name__}.{chosen}")
-        ops.register(chosen, module, module.DISPATCH_KEY)
-        _loaded.add(chosen)
+        with _loading:
+            if chosen not in _loaded:  # by another thread, in the meantime
+                module = import_module(f"{__name__}.{chosen}")
+                ops.register(chosen, module, module.DISPATCH_KEY)
+                _loaded.add(chosen)
     return ops.of(chosen)
