@@ -50,12 +50,11 @@ def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Modul
     """Each child with the image size at its input, as far as the children are known."""
     for name, module in trunk.named_children():
         yield name, module, h, w
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            h, w = (_pooled_size(module, size, i) for i, size in enumerate((h, w)))
-        elif isinstance(module, Transition):
-            h, w = (_pooled_size(module.pool, size, i) for i, size in enumerate((h, w)))
-        elif not isinstance(module, DenseBlock | nn.BatchNorm2d | nn.ReLU):
-            return
+        for part in module.children() if isinstance(module, Transition) else (module,):
+            if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                h, w = (_pooled_size(part, size, i) for i, size in enumerate((h, w)))
+            elif not isinstance(part, DenseBlock | nn.BatchNorm2d | nn.ReLU):
+                return
     yield "the last module", nn.Identity(), h, w
 
 
