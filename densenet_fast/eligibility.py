@@ -43,8 +43,12 @@ def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
-    if not isinstance(module, cls) or not runs_as(module, cls):
+    if not isinstance(module, cls):
         return f"is {type(module).__name__}, not {cls.__name__}"
+    if "forward" in module.__dict__:
+        return "has a forward that was replaced on the instance"
+    if type(module).forward is not cls.forward:
+        return f"is {type(module).__name__}, whose forward is not {cls.__name__}'s"
     if is_hooked(module):
         return "has hooks"
     return None

@@ -106,7 +106,7 @@ def _average(update: _Update) -> None:
     weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
     for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (size / (size - 1)))):
         assert running is not None, "`report` drops what is not tracked"
-        running.copy_(torch.lerp(running.to(batch.dtype), batch, weight))
+        running.data.copy_(torch.lerp(running.to(batch.dtype), batch, weight))
 
 
 _current: ContextVar[Transaction | None] = ContextVar("running statistics", default=None)

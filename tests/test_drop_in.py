@@ -202,6 +202,18 @@ def test_statistics_written_before_backward_change_no_gradient(backend, efficien
         torch.testing.assert_close(got.grad, expected.grad)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_plain_layers_do_not_mind_a_fused_step_before_their_backward(backend, momentum):
+    """PyTorch's BatchNorm saves its running statistics, and its own updates give them no new version."""
+    model = Ours(**CONFIG)
+    for norm in all_norms(model):
+        norm.momentum = momentum
+    x = image(dtype=torch.float32)
+    plain = model.set_backend("plain")(x).square().sum()
+    (plain + model.set_backend(backend)(x).square().sum()).backward()
+
+
 @pytest.mark.parametrize("name", ["features.denseblock1", "features.transition1", "features.denseblock2"])
 def test_hooks_may_change_outputs_in_place(name):
     results, x = [], image()

@@ -51,6 +51,10 @@ SURGERY = {
         "denselayer1.conv1 is Scaled",
     ),
     "hook": (lambda layer: layer.norm1.register_forward_hook(lambda *_: None), "denselayer1.norm1 has hooks"),
+    "hook that is always called": (
+        lambda layer: layer.conv2.register_forward_hook(lambda *_: None, always_call=True),
+        "denselayer1.conv2 has hooks",
+    ),
     "layer hook": (lambda layer: layer.register_forward_pre_hook(lambda *_: None), "denselayer1 has hooks"),
     "backward hook": (
         lambda layer: layer.conv1.register_full_backward_hook(lambda *_: None),
@@ -58,7 +62,7 @@ SURGERY = {
     ),
     "patched forward": (
         lambda layer: setattr(layer, "forward", lambda x: DenseLayer.forward(layer, x)),
-        "denselayer1 is",
+        "denselayer1 has a forward that was replaced on the instance",
     ),
 }
 
