@@ -223,6 +223,9 @@ def extension(cuda: bool) -> dict[str, object]:
         # The static runtime: the library then loads wherever it was built, and finds the driver by itself.
         libraries=["cudart_static", "rt", "dl", "pthread"] if cuda else [],
         library_dirs=[os.path.join(toolkit(), lib) for lib in ("lib64", "lib")] if cuda else [],
+        # The stream is libtorch_cuda's, and libtorch needs that where PyTorch has CUDA. Nothing is called of libtorch
+        # itself: the linker must be told to keep it.
+        extra_link_args=["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"] if cuda else [],
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 

@@ -3,15 +3,23 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "arguments.h"
 
-// Of libtorch_cuda: the library loads, and its CPU kernels run, where PyTorch comes without it.
+// Of libtorch_cuda, by way of libtorch: the library loads, and its CPU kernels run, where PyTorch comes without it.
 #pragma weak aoti_torch_get_current_cuda_stream
 
 namespace densenet_fast {
 
 bool tf32_allowed();  // of module.cpp
+
+std::string why_no_stream() {
+  if (aoti_torch_get_current_cuda_stream != nullptr) return "";
+  return "the PyTorch that is loaded lacks aoti_torch_get_current_cuda_stream, which tells the stream to launch on; "
+         "install a PyTorch with CUDA";
+}
 
 namespace {
 
@@ -71,6 +79,7 @@ struct CudaDevice::Context::State {
   cuda::Launch launch;
 
   explicit State(const Arguments& check) : guard(check.device().index()), workspace(check.device()) {
+    if (const std::string why = why_no_stream(); !why.empty()) throw std::runtime_error("densenet_fast: CUDA: " + why);
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(check.device().index(), &stream));
     launch = {math(check.dtype()), cuda::device(check.device().index()), static_cast<CUstream_st*>(stream), &workspace};

@@ -5,6 +5,7 @@
 #include <cxxabi.h>
 
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,11 @@ std::vector<std::string> instruction_sets();
 std::vector<std::string> compiled_instruction_sets();
 std::string instruction_set_in_use();
 void use_instruction_set(const std::string& name);
+#ifdef DENSENET_FAST_CUDA
+std::string why_no_stream();  // of cuda_context.cpp; empty if there is one
+#else
+std::string why_no_stream() { return "the compiled library was built without CUDA kernels (setup.py says why)"; }
+#endif
 
 // PyTorch's setting for convolutions in fp32; the stable ABI does not tell it.
 bool tf32_allowed() {
@@ -77,6 +83,13 @@ PYBIND11_MODULE(_C, m) {
         return rows;
       },
       "(kernel with its tile, architecture, registers, static shared memory, bytes spilled) of every CUDA kernel.");
+  m.def(
+      "why_not_cuda",
+      []() -> std::optional<std::string> {
+        const std::string why = densenet_fast::why_no_stream();
+        return why.empty() ? std::nullopt : std::optional(why);
+      },
+      "Why the CUDA kernels cannot be launched whatever the device, as a clause; None if they can.");
   m.def("compiled_instruction_sets", &densenet_fast::compiled_instruction_sets, "CPU instruction sets compiled in.");
   m.def("instruction_sets", &densenet_fast::instruction_sets, "Those that run on this machine, best first.");
   m.def("instruction_set_in_use", &densenet_fast::instruction_set_in_use, "The one the kernels use.");
