@@ -45,12 +45,11 @@ def _why_not_cuda(device: torch.device) -> str | None:
     """Why the CUDA kernels of the library, which can be loaded, do not run on `device`."""
     from .. import _C
 
-    compiled = _C.build_facts().get("architectures")
-    if compiled is None:
-        return "the compiled library was built without CUDA kernels (setup.py says why)"
+    if (reason := _C.why_not_cuda()) is not None:
+        return reason
     if not torch.cuda.is_available():
         return "no CUDA device can be used here"
-    return why_not_compiled_for(torch.cuda.get_device_capability(device), compiled.split())
+    return why_not_compiled_for(torch.cuda.get_device_capability(device), _C.build_facts()["architectures"].split())
 
 
 def why_not_compiled_for(capability: tuple[int, int], architectures: list[str]) -> str | None:
