@@ -20,7 +20,7 @@ def is_traced(x: object) -> bool:
 
 def why_not_now() -> str | None:
     """A transform or hook that is active around the call and that the fused stage has no rule for."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.maybe_current_level() is not None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
