@@ -45,6 +45,13 @@ def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
     return functional.Norm(mean, var, module.weight, module.bias, module.eps)
 
 
+def _check_counts(**counts: int | None) -> None:
+    """Refuse what is not a positive number, or None."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: got {count}, expected at least 1")
+
+
 # What the fused path takes children for, by their names.
 _why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
 _PLAIN_LAYER: dict[str, Predicate] = {
@@ -96,6 +103,7 @@ class DenseLayer(nn.Module):
         drop_rate: float = 0.0,
     ):
         super().__init__()
+        _check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size)
         if not 0 <= drop_rate <= 1:
             raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
         self.norm1 = nn.BatchNorm2d(num_input_features)
@@ -267,6 +275,8 @@ class DenseBlock(Fusable, nn.ModuleDict):
         backend: str = "auto",
     ):
         super().__init__(backend)
+        if num_layers < 0:
+            raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate)
             self.add_module(f"denselayer{i + 1}", layer)
@@ -330,6 +340,7 @@ class Transition(Fusable, nn.Sequential):
 
     def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto"):
         super().__init__(backend)
+        _check_counts(num_input_features=num_input_features, num_output_features=num_output_features)
         self.norm = nn.BatchNorm2d(num_input_features)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
