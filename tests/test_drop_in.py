@@ -8,7 +8,9 @@ import pytest
 import torch
 import torchvision.models as stock
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks.memory import measure
 from densenet_fast import DenseNet
 from densenet_fast.buffer import memory_format
 from densenet_fast.torchvision import DenseNet as Ours
@@ -264,6 +266,7 @@ def test_first_calls_come_from_several_threads():
     """In a process of its own: operators are registered once, whoever comes first."""
     program = """
 import sys, threading, torch
+from benchmarks.memory import measure
 from densenet_fast import DenseNet
 sys.setswitchinterval(1e-6)
 failures, start = [], threading.Barrier(8)
@@ -302,3 +305,27 @@ def test_memory_formats_are_pytorchs():
                 # An average over one pixel, which gives its output the memory format that PyTorch takes x's for.
                 expected = nn.functional.avg_pool2d(x, 1).stride()
                 assert torch.empty(x.shape, memory_format=memory_format(x)).stride() == expected, (x.shape, x.stride())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("every", [1, 2])
+def test_frozen_norms_of_detection_backbones_run_fused(recwarn, every, training):
+    """torchvision's FrozenBatchNorm2d in place of all norms or of every second: the same results, and no more memory
+    than BatchNorm in eval mode takes."""
+    results, x = [], image()
+    for model in pair():
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        for name in names[::every]:
+            norm = model.get_submodule(name)
+            frozen = FrozenBatchNorm2d(norm.num_features, norm.eps).double()
+            frozen.load_state_dict(norm.state_dict())
+            frozen.running_mean += torch.linspace(-1, 1, norm.num_features).double()
+            model.set_submodule(name, frozen)
+        y = model.train(training)(x)
+        y.square().sum().backward()
+        results.append([y, *[p.grad for p in model.parameters()], *model.buffers()])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+    evaluated = pair()[1].eval()
+    if every == 1:
+        assert measure(model, x).live <= measure(evaluated, x).live
+    assert not recwarn.list
