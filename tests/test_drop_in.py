@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.memory import measure
-from densenet_fast import DenseNet
+from densenet_fast import DenseNet, backends
 from densenet_fast.buffer import memory_format
 from densenet_fast.torchvision import DenseNet as Ours
 
@@ -23,6 +23,13 @@ WATCHED = (
     *("features.denseblock1.denselayer2", "features.denseblock1.denselayer1.norm1", "features.transition1"),
     *("features.transition1.conv", "features.denseblock2", "features.norm5"),
 )
+
+
+BACKENDS = [
+    pytest.param(name, marks=[pytest.mark.skipif(reason is not None, reason=str(reason))])
+    for name in ("eager", "native")
+    for reason in [backends.why_unavailable(name, torch.device("cpu"))]
+]
 
 
 def pair(**changes):
@@ -188,7 +195,7 @@ def test_a_block_without_layers_is_torchvisions():
         assert all(error(a, b) < 1e-10 for a, b in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("efficient", [False, True])
 def test_statistics_written_before_backward_change_no_gradient(backend, efficient):
     """One backward of a forward in eval mode and of another in training, which updates what the first has read."""
@@ -205,7 +212,7 @@ def test_statistics_written_before_backward_change_no_gradient(backend, efficien
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_plain_layers_do_not_mind_a_fused_step_before_their_backward(backend, momentum):
     """PyTorch's BatchNorm saves its running statistics, and its own updates give them no new version."""
     model = Ours(**CONFIG)
