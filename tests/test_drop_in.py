@@ -336,3 +336,31 @@ def test_frozen_norms_of_detection_backbones_run_fused(recwarn, every, training)
     if every == 1:
         assert measure(model, x).live <= measure(evaluated, x).live
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtypes_under_autocast_are_torchvisions(dtype):
+    """Of every module called by hand on float32, and of a net whose first convolution gives float32."""
+    theirs, ours = (model.float() for model in pair())
+    exact, x = copy.deepcopy(theirs).double(), image(dtype=torch.float32)
+
+    class InFloat32(nn.Conv2d):
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x)
+
+    for model in (theirs, ours):
+        conv = model.features.conv0
+        model.features.conv0 = InFloat32(3, conv.out_channels, 7, 2, 3, bias=False)
+        model.features.conv0.weight = conv.weight
+    exact.features.conv0 = copy.deepcopy(theirs.features.conv0).double()
+    children = {"the stem": slice(0, 4), "a block": slice(4, 5), "a transition": slice(5, 6), "features": slice(0, 8)}
+    for name, part in children.items():
+        results = []
+        for model in (exact, theirs, ours):
+            y = model.features[: part.start](x.to(model.classifier.weight.dtype)).detach()
+            with torch.autocast("cpu", dtype=dtype, enabled=model is not exact):
+                results.append(model.features[part](y))
+        expected, their, our = results
+        assert our.dtype == their.dtype, name
+        assert error(our.double(), expected) <= 2 * error(their.double(), expected) + torch.finfo(dtype).eps, name
