@@ -11,9 +11,10 @@ from .device import why_not
 
 def pytest_collection_modifyitems(items):
     reason = why_not()
-    if reason is not None:
-        for item in items:
-            if "tests/cuda" in str(item.path) and "a_gpu" not in item.name:
+    for item in items:
+        if "tests/cuda" in str(item.path) and "a_gpu" not in item.name:
+            item.add_marker(pytest.mark.without_gpu)
+            if reason is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
