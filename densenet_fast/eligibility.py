@@ -4,6 +4,7 @@ The fused path reads a module's tensors and never calls it, so it must be sure t
 its class says: a stock forward, stock attributes, nobody listening.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -73,6 +74,11 @@ def why_not_conv(module: nn.Module, kernel: int) -> str | None:
 
 
 def why_not_norm(module: nn.Module) -> str | None:
+    """Why `module` is neither a BatchNorm2d nor torchvision's FrozenBatchNorm2d, which has no parameters."""
+    if not isinstance(module, nn.BatchNorm2d):
+        torchvision = sys.modules.get("torchvision.ops.misc")  # where nobody has imported it, there is none
+        if torchvision is not None and isinstance(module, torchvision.FrozenBatchNorm2d):
+            return why_not(module, torchvision.FrozenBatchNorm2d)
     reason = why_not(module, nn.BatchNorm2d)
     if reason is None and module.training and module.track_running_stats and module.momentum is None:
         return None if module.num_batches_tracked is not None else "has no num_batches_tracked"

@@ -30,16 +30,18 @@ from .eligibility import (
 from .running_stats import Transaction, transaction
 from .uncompiled import uncompiled
 
+Norm = Any  # nn.BatchNorm2d, or torchvision's FrozenBatchNorm2d, which need not be installed
+
 
 # Buffers and children are looked up in their dictionaries, ten times as fast as attributes; a parameter may be
 # parametrized, which only the attribute knows.
-def uses_batch(module: nn.BatchNorm2d) -> bool:
-    """Whether a BatchNorm takes statistics of the batch in its present mode."""
-    return module.training or module._buffers["running_mean"] is None
+def uses_batch(module: Norm) -> bool:
+    """Whether a norm takes statistics of the batch in its present mode."""
+    return isinstance(module, nn.BatchNorm2d) and (module.training or module._buffers["running_mean"] is None)
 
 
-def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
-    """The tensors of a BatchNorm in its present mode."""
+def norm_of(module: Norm) -> functional.Norm:
+    """The tensors of a norm in its present mode."""
     buffers = module._buffers
     mean, var = (None, None) if uses_batch(module) else (buffers["running_mean"], buffers["running_var"])
     return functional.Norm(mean, var, module.weight, module.bias, module.eps)
@@ -127,7 +129,7 @@ class DenseLayer(nn.Module):
         return (self.conv2 if self.has_bottleneck else self.conv1).out_channels
 
     @property
-    def norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def norms(self) -> tuple[Norm, ...]:
         children = cast(dict[str, Any], self._modules)
         return (children["norm1"], children["norm2"]) if self.has_bottleneck else (children["norm1"],)
 
@@ -219,7 +221,7 @@ def run_stage(
     updates: Transaction,
     block: "DenseBlock | None" = None,
     consumer: functional.Consumer | None = None,
-    consumer_norm: nn.BatchNorm2d | None = None,
+    consumer_norm: Norm | None = None,
     *,
     backend: str,
     stats: functional.Stats | None = None,
@@ -316,7 +318,7 @@ class DenseBlock(Fusable, nn.ModuleDict):
         return sum(layer.growth_rate for layer in self.layers())
 
     @property
-    def norms(self) -> list[nn.BatchNorm2d]:
+    def norms(self) -> list[Norm]:
         return [norm for layer in self.layers() for norm in layer.norms]
 
     def steps(self, device: torch.device) -> list[functional.Bottleneck | functional.Plain]:

@@ -12,7 +12,7 @@ from . import backends, functional
 from .buffer import convolved_format, memory_format
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .functional import Stats
-from .modules import DenseBlock, Fusable, Transition, norm_of, run_stage
+from .modules import DenseBlock, Fusable, Norm, Transition, norm_of, run_stage
 from .running_stats import Transaction, transaction
 from .uncompiled import uncompiled
 from .validation import check_input
@@ -126,9 +126,7 @@ class Trunk(nn.Sequential):
         return x, False
 
     @staticmethod
-    def _consumer(
-        waiting: deque[nn.Module], x: Tensor, pooled: bool
-    ) -> tuple[functional.Consumer | None, nn.BatchNorm2d | None]:
+    def _consumer(waiting: deque[nn.Module], x: Tensor, pooled: bool) -> tuple[functional.Consumer | None, Norm | None]:
         """The consumer of a block's buffer and its norm, taken from `waiting` if the two can run as one stage."""
         if not waiting:
             return None, None
@@ -136,9 +134,8 @@ class Trunk(nn.Sequential):
         if transition is not None:
             waiting.popleft()
             return transition.step(), transition.norm
-        norm = waiting[0]
-        if pooled and len(waiting) == 1 and isinstance(norm, nn.BatchNorm2d) and why_not_norm(norm) is None:
-            waiting.popleft()
+        if pooled and len(waiting) == 1 and why_not_norm(waiting[0]) is None:
+            norm = waiting.popleft()
             return functional.Head(norm_of(norm)), norm
         return None, None
 
@@ -162,16 +159,15 @@ def _is_seen_by_a_stage_alone(module: nn.Module, waiting: Sequence[nn.Module], x
     )
 
 
-def _stem_norm(waiting: Sequence[nn.Module], x: Tensor) -> nn.BatchNorm2d | None:
+def _stem_norm(waiting: Sequence[nn.Module], x: Tensor) -> Norm | None:
     """The first of `waiting` if it and the two modules behind it are a stock BN, ReLU and 3x3 max pooling."""
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
     if (
         len(waiting) >= 3
-        and isinstance(norm := waiting[0], nn.BatchNorm2d)
-        and why_not_norm(norm) is None
+        and why_not_norm(waiting[0]) is None
         and why_not(waiting[1], nn.ReLU) is None
         and why_not_pool(waiting[2], nn.MaxPool2d, **pool) is None
         and x.shape[0] > 0
     ):
-        return norm
+        return waiting[0]
     return None

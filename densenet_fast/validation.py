@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import functional
-from .eligibility import why_not
+from .eligibility import why_not, why_not_norm
 from .modules import DenseBlock, Transition
 
 
@@ -53,7 +53,7 @@ def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Modul
         for part in module.children() if isinstance(module, Transition) else (module,):
             if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 h, w = (_pooled_size(part, size, i) for i, size in enumerate((h, w)))
-            elif not isinstance(part, DenseBlock | nn.BatchNorm2d | nn.ReLU):
+            elif not isinstance(part, DenseBlock | nn.ReLU) and why_not_norm(part) is not None:
                 return
     yield "the last module", nn.Identity(), h, w
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torchvision.models as stock
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from densenet_fast import DenseNet
+from benchmarks.memory import measure
+from densenet_fast import DenseNet, backends
 from densenet_fast.buffer import memory_format
 from densenet_fast.torchvision import DenseNet as Ours
 
@@ -21,6 +23,13 @@ WATCHED = (
     *("features.denseblock1.denselayer2", "features.denseblock1.denselayer1.norm1", "features.transition1"),
     *("features.transition1.conv", "features.denseblock2", "features.norm5"),
 )
+
+
+BACKENDS = [
+    pytest.param(name, marks=[pytest.mark.skipif(reason is not None, reason=str(reason))])
+    for name in ("eager", "native")
+    for reason in [backends.why_unavailable(name, torch.device("cpu"))]
+]
 
 
 def pair(**changes):
@@ -186,7 +195,7 @@ def test_a_block_without_layers_is_torchvisions():
         assert all(error(a, b) < 1e-10 for a, b in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("efficient", [False, True])
 def test_statistics_written_before_backward_change_no_gradient(backend, efficient):
     """One backward of a forward in eval mode and of another in training, which updates what the first has read."""
@@ -203,7 +212,7 @@ def test_statistics_written_before_backward_change_no_gradient(backend, efficien
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_plain_layers_do_not_mind_a_fused_step_before_their_backward(backend, momentum):
     """PyTorch's BatchNorm saves its running statistics, and its own updates give them no new version."""
     model = Ours(**CONFIG)
@@ -264,6 +273,7 @@ def test_first_calls_come_from_several_threads():
     """In a process of its own: operators are registered once, whoever comes first."""
     program = """
 import sys, threading, torch
+from benchmarks.memory import measure
 from densenet_fast import DenseNet
 sys.setswitchinterval(1e-6)
 failures, start = [], threading.Barrier(8)
@@ -302,3 +312,27 @@ def test_memory_formats_are_pytorchs():
                 # An average over one pixel, which gives its output the memory format that PyTorch takes x's for.
                 expected = nn.functional.avg_pool2d(x, 1).stride()
                 assert torch.empty(x.shape, memory_format=memory_format(x)).stride() == expected, (x.shape, x.stride())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("every", [1, 2])
+def test_frozen_norms_of_detection_backbones_run_fused(recwarn, every, training):
+    """torchvision's FrozenBatchNorm2d in place of all norms or of every second: the same results, and no more memory
+    than BatchNorm in eval mode takes."""
+    results, x = [], image()
+    for model in pair():
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        for name in names[::every]:
+            norm = model.get_submodule(name)
+            frozen = FrozenBatchNorm2d(norm.num_features, norm.eps).double()
+            frozen.load_state_dict(norm.state_dict())
+            frozen.running_mean += torch.linspace(-1, 1, norm.num_features).double()
+            model.set_submodule(name, frozen)
+        y = model.train(training)(x)
+        y.square().sum().backward()
+        results.append([y, *[p.grad for p in model.parameters()], *model.buffers()])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+    evaluated = pair()[1].eval()
+    if every == 1:
+        assert measure(model, x).live <= measure(evaluated, x).live
+    assert not recwarn.list

@@ -23,10 +23,12 @@ class Workspace {
 enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
 
 struct Device {
+  int index;
   int multiprocessors;
   int shared_bytes;  // dynamic shared memory that a block may ask for, beside kStaticBytes
 };
-constexpr int kStaticBytes = 16;  // of shared memory, that kernels with dynamic shared memory have besides
+// The most static shared memory of a kernel that has dynamic besides: a flag, up to where the dynamic may start.
+constexpr int kStaticBytes = 128;
 
 Device device(int index);
 

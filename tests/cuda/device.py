@@ -59,9 +59,8 @@ def compile_to(folder: Path) -> None:
     ]
     objects = []
     for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-        if source.stem != "device":
-            lines.append(f"build {source.stem}.cu.o: nvcc {source}")
-            objects.append(f"{source.stem}.cu.o")
+        lines.append(f"build {source.stem}.cu.o: nvcc {source}")
+        objects.append(f"{source.stem}.cu.o")
     for name in ENTRIES:
         lines += [f"build {name}.o: cxx {ROOT / 'csrc' / name}.cpp", f"  flags = -include {HERE / 'ptx_device.h'}"]
         objects.append(f"{name}.o")
@@ -79,7 +78,7 @@ def compile_to(folder: Path) -> None:
 def sources_hash() -> str:
     """Of everything that `compile_to` reads."""
     files = [f for pattern in ("*.h", "*.cpp", "*.cuh", "*.cu") for f in (ROOT / "csrc").rglob(pattern)]
-    files += [HERE / "runtime.cpp", HERE / "ptx_device.h", HERE / "device.py"]
+    files += [HERE / "runtime.cpp", HERE / "driver.h", HERE / "ptx_device.h", HERE / "device.py"]
     content = b"".join(f.read_bytes() for f in sorted(files)) + torch.__version__.encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -155,6 +154,7 @@ class Machine:
         ctypes.POINTER(Region),
         ctypes.c_int64,
     )
+    _FACTS = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int))
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -166,8 +166,8 @@ class Machine:
         self.fault: BaseException | None = None
         self._library = ctypes.CDLL(str(folder / "library.so"))
         self._library.counter_left.restype = ctypes.c_bool
-        self._callback = self._SIGNATURE(self._launch)
-        self._library.set_launch(self._callback)
+        self._callbacks = self._SIGNATURE(self._launch), self._FACTS(self._facts)
+        self._library.set_callbacks(*self._callbacks)
         self.reset()
         everything = ops.OPERATIONS + ops.OPTIONAL
         self._schemas = torch.library.Library("densenet_fast_ptx", "FRAGMENT")
@@ -181,7 +181,7 @@ class Machine:
 
     def reset(self) -> None:
         self.launches: list[Launched] = []
-        self.idle = False
+        self.set_idle(False)
         self.order = self.replacement = None
         self.device = (4, 232448)  # multiprocessors, shared memory of a block
         self.set(tf32=False)
@@ -189,6 +189,11 @@ class Machine:
 
     def set(self, tf32: bool) -> None:
         self._library.set_machine(*self.device, tf32)
+
+    def set_idle(self, idle: bool) -> None:
+        """Whether launches are only noted, and memory is left as it is."""
+        self.idle = idle
+        self._library.set_idle(idle)
 
     def refuse_shared_memory(self, refuse: bool) -> None:
         """More of it than every block gets."""
@@ -226,12 +231,20 @@ class Machine:
         except BaseException as fault:
             self.fault = fault
 
+    def kernel(self, name: str) -> ptx.Launch:
+        return self.kernels.get(name) or self.kernels.setdefault(name, ptx.Launch(self.texts[name], name))
+
+    def _facts(self, name, static_bytes, most_threads):
+        """What the driver reads from a compiled kernel."""
+        kernel = self.kernel(name.decode()).kernel
+        limit = re.search(rf"\.entry {kernel.name}\(.*?\.maxntid (\d+)", self.texts[kernel.name], re.DOTALL)
+        static_bytes[0], most_threads[0] = kernel.shared_bytes, int(limit[1])
+
     def _run(self, name, grid, threads, shared, params, regions):
         if self.replacement is not None and stem(name) in self.replacement:
             kernel = self.replacement[stem(name)]
         else:
-            kernel = self.kernels.get(name) or self.kernels.setdefault(name, ptx.Launch(self.texts[name], name))
-        assert kernel.kernel.shared_bytes + shared <= max(48 * 1024, self.device[1]), "more shared memory than there is"
+            kernel = self.kernel(name)
         content = ctypes.string_at(params, kernel.kernel.parameters[0].size)
         parameters = Parameters(content, regions)
         before = [view.clone() for view in parameters.fields]
