@@ -144,7 +144,7 @@ def sparse(rows, stride):
     return whole[:, :16]
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="memory that is only reserved exists on the CPU alone")
+@pytest.mark.without_gpu  # memory that is only reserved exists on the CPU alone
 def test_offsets_beyond_32_bits(triton, eager):
     rows, stride = 2060, 1 << 21
     x, dx = sparse(rows, stride), sparse(rows, stride)
@@ -180,7 +180,7 @@ def without_gpu(part):
     return json.loads(result.stdout)
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="every other test launches compiled kernels there")
+@pytest.mark.without_gpu  # where there is one, every other test launches compiled kernels
 def test_compiled_path_without_a_gpu():
     """Each variant is compiled once; addresses, constants and integers reach the launcher in the kernel's order."""
     seen = without_gpu("variants")
@@ -190,7 +190,7 @@ def test_compiled_path_without_a_gpu():
     assert seen["launched"][-1][1:] == [3, 1, 1]
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="every other test launches compiled kernels there")
+@pytest.mark.without_gpu  # where there is one, every other test launches compiled kernels
 def test_a_planned_block_launches_what_its_layers_do():
     """Kernel, grid, stream, every number and every address: of the tensors it was planned for, of others, while
     another thread launches, and on another GPU. Another alignment and another eps have plans of their own."""
