@@ -206,6 +206,10 @@ def extension(cuda: bool) -> dict[str, object]:
                 ext.extra_objects += compile_cuda(folder, ext.include_dirs)
                 ext.define_macros.append(("DENSENET_FAST_RESOURCES", f'"{folder}/resources.inc"'))
             super().build_extension(ext)
+            built = os.path.abspath(self.get_ext_fullpath(ext.name))
+            for older in glob(os.path.join(os.path.dirname(built), "_C.*.so")):
+                if not os.path.samefile(older, built):
+                    os.remove(older)  # of another name, for one Python alone: Python would take it first
 
     facts = {"COMPILER": compiler_version(), "FLAGS": " ".join(FLAGS), "TORCH": torch.__version__}
     sources = set(glob("csrc/*.cpp"))
@@ -220,6 +224,7 @@ def extension(cuda: bool) -> dict[str, object]:
         define_macros=[*macros, *((f"DENSENET_FAST_{name}", f'"{value}"') for name, value in facts.items())],
         extra_compile_args={"cxx": FLAGS},
         depends=[*glob("csrc/*.h"), *glob("csrc/cpu/*.h"), *glob("csrc/cuda/*.h")],
+        py_limited_api=True,  # csrc/module.cpp keeps to it; PyTorch's build says which: that of Python 3.10
         # The static runtime: the library then loads wherever it was built, and finds the driver by itself.
         libraries=["cudart_static", "rt", "dl", "pthread"] if cuda else [],
         library_dirs=[os.path.join(toolkit(), lib) for lib in ("lib64", "lib")] if cuda else [],
@@ -227,7 +232,11 @@ def extension(cuda: bool) -> dict[str, object]:
         # itself: the linker must be told to keep it.
         extra_link_args=["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"] if cuda else [],
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": Build},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
 
 
 setup(**library())

@@ -1,16 +1,18 @@
 // The Python module densenet_fast._C. Importing it registers the operators; its functions tell what was built.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// It keeps to CPython's limited API, so one library serves every Python from setup.py's on.
+#include <Python.h>
 
 #include <cxxabi.h>
 
 #include <cstdlib>
-#include <optional>
+#include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace densenet_fast {
-// Of dispatch.cpp; PyTorch's headers and pybind11's are kept in separate files.
+// Of dispatch.cpp; PyTorch's headers and Python's are kept in separate files.
 std::vector<std::string> instruction_sets();
 std::vector<std::string> compiled_instruction_sets();
 std::string instruction_set_in_use();
@@ -23,14 +25,23 @@ std::string why_no_stream() { return "the compiled library was built without CUD
 
 // PyTorch's setting for convolutions in fp32; the stable ABI does not tell it.
 bool tf32_allowed() {
-  const pybind11::gil_scoped_acquire gil;
-  PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<pybind11::object> getter;
-  const pybind11::object& get =
-      getter
-          .call_once_and_store_result(
-              [] { return pybind11::object(pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter")); })
-          .get_stored();
-  return get("cuda", "conv").cast<std::string>() == "tf32";
+  const PyGILState_STATE gil = PyGILState_Ensure();
+  static PyObject* getter = nullptr;  // under the GIL
+  if (getter == nullptr) {
+    PyObject* const module = PyImport_ImportModule("torch._C");
+    if (module != nullptr) getter = PyObject_GetAttrString(module, "_get_fp32_precision_getter");
+    Py_XDECREF(module);
+  }
+  PyObject* const precision = getter != nullptr ? PyObject_CallFunction(getter, "ss", "cuda", "conv") : nullptr;
+  PyObject* const text = precision != nullptr ? PyUnicode_AsUTF8String(precision) : nullptr;
+  const bool known = text != nullptr;
+  const bool allowed = known && std::string_view(PyBytes_AsString(text)) == "tf32";
+  if (!known) PyErr_Clear();
+  Py_XDECREF(text);
+  Py_XDECREF(precision);
+  PyGILState_Release(gil);
+  if (!known) throw std::runtime_error("PyTorch did not tell the precision of convolutions in float32");
+  return allowed;
 }
 
 namespace {
@@ -54,45 +65,106 @@ std::string demangled(const char* name) {
   return result;
 }
 
+// A new reference, or null with Python's error set.
+PyObject* python(const std::string& text) { return PyUnicode_FromString(text.c_str()); }
+
+PyObject* python(const std::vector<std::string>& texts) {
+  PyObject* const list = PyList_New(0);
+  for (const std::string& text : texts) {
+    PyObject* const item = list != nullptr ? python(text) : nullptr;
+    const bool added = item != nullptr && PyList_Append(list, item) == 0;
+    Py_XDECREF(item);
+    if (!added) {
+      Py_XDECREF(list);
+      return nullptr;
+    }
+  }
+  return list;
+}
+
+PyObject* build_facts(PyObject*, PyObject*) {
+  const std::vector<std::pair<const char*, const char*>> facts = {
+      {"compiler", DENSENET_FAST_COMPILER}, {"flags", DENSENET_FAST_FLAGS},
+      {"torch", DENSENET_FAST_TORCH},
+#ifdef DENSENET_FAST_CUDA
+      {"nvcc", DENSENET_FAST_CUDA},         {"architectures", DENSENET_FAST_ARCHITECTURES},
+#endif
+  };
+  PyObject* const dict = PyDict_New();
+  for (const auto& [name, fact] : facts) {
+    PyObject* const text = dict != nullptr ? python(std::string(fact)) : nullptr;
+    const bool added = text != nullptr && PyDict_SetItemString(dict, name, text) == 0;
+    Py_XDECREF(text);
+    if (!added) {
+      Py_XDECREF(dict);
+      return nullptr;
+    }
+  }
+  return dict;
+}
+
+PyObject* cuda_kernels(PyObject*, PyObject*) {
+  PyObject* const list = PyList_New(0);
+  for (const Resources& r : kernel_resources) {
+    PyObject* const row = list != nullptr ? Py_BuildValue("(ssiii)", demangled(r.kernel).c_str(), r.architecture,
+                                                          r.registers, r.shared_bytes, r.spilled_bytes)
+                                          : nullptr;
+    const bool added = row != nullptr && PyList_Append(list, row) == 0;
+    Py_XDECREF(row);
+    if (!added) {
+      Py_XDECREF(list);
+      return nullptr;
+    }
+  }
+  return list;
+}
+
+PyObject* why_not_cuda(PyObject*, PyObject*) {
+  const std::string why = why_no_stream();
+  if (!why.empty()) return python(why);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+
+PyObject* use_instruction_set(PyObject*, PyObject* name) {
+  PyObject* const text = PyUnicode_AsUTF8String(name);
+  if (text == nullptr) return nullptr;
+  const std::string wanted = PyBytes_AsString(text);
+  Py_DECREF(text);
+  try {
+    densenet_fast::use_instruction_set(wanted);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+
+template <auto function>
+PyObject* result_of(PyObject*, PyObject*) {
+  return python(function());
+}
+
+PyMethodDef functions[] = {
+    {"build_facts", build_facts, METH_NOARGS,
+     "How the library was built: compiler, flags, the PyTorch it was compiled against; with CUDA kernels also nvcc's "
+     "version and the architectures."},
+    {"cuda_kernels", cuda_kernels, METH_NOARGS,
+     "(kernel with its tile, architecture, registers, static shared memory, bytes spilled) of every CUDA kernel."},
+    {"why_not_cuda", why_not_cuda, METH_NOARGS,
+     "Why the CUDA kernels cannot be launched whatever the device, as a clause; None if they can."},
+    {"compiled_instruction_sets", result_of<compiled_instruction_sets>, METH_NOARGS,
+     "CPU instruction sets compiled in."},
+    {"instruction_sets", result_of<instruction_sets>, METH_NOARGS, "Those that run on this machine, best first."},
+    {"instruction_set_in_use", result_of<instruction_set_in_use>, METH_NOARGS, "The one the kernels use."},
+    {"use_instruction_set", use_instruction_set, METH_O, "Let the kernels use another one of instruction_sets()."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
+
 }  // namespace
 }  // namespace densenet_fast
 
-PYBIND11_MODULE(_C, m) {
-  m.def(
-      "build_facts",
-      [] {
-        pybind11::dict facts;
-        facts["compiler"] = DENSENET_FAST_COMPILER;
-        facts["flags"] = DENSENET_FAST_FLAGS;
-        facts["torch"] = DENSENET_FAST_TORCH;
-#ifdef DENSENET_FAST_CUDA
-        facts["nvcc"] = DENSENET_FAST_CUDA;
-        facts["architectures"] = DENSENET_FAST_ARCHITECTURES;
-#endif
-        return facts;
-      },
-      "How the library was built: compiler, flags, the PyTorch it was compiled against; with CUDA kernels also nvcc's "
-      "version and the architectures.");
-  m.def(
-      "cuda_kernels",
-      [] {
-        std::vector<std::tuple<std::string, std::string, int, int, int>> rows;
-        for (const densenet_fast::Resources& r : densenet_fast::kernel_resources)
-          rows.emplace_back(densenet_fast::demangled(r.kernel), r.architecture, r.registers, r.shared_bytes,
-                            r.spilled_bytes);
-        return rows;
-      },
-      "(kernel with its tile, architecture, registers, static shared memory, bytes spilled) of every CUDA kernel.");
-  m.def(
-      "why_not_cuda",
-      []() -> std::optional<std::string> {
-        const std::string why = densenet_fast::why_no_stream();
-        return why.empty() ? std::nullopt : std::optional(why);
-      },
-      "Why the CUDA kernels cannot be launched whatever the device, as a clause; None if they can.");
-  m.def("compiled_instruction_sets", &densenet_fast::compiled_instruction_sets, "CPU instruction sets compiled in.");
-  m.def("instruction_sets", &densenet_fast::instruction_sets, "Those that run on this machine, best first.");
-  m.def("instruction_set_in_use", &densenet_fast::instruction_set_in_use, "The one the kernels use.");
-  m.def("use_instruction_set", &densenet_fast::use_instruction_set, pybind11::arg("name"),
-        "Let the kernels use another one of instruction_sets().");
-}
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&densenet_fast::module); }

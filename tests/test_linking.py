@@ -59,3 +59,13 @@ def test_the_library_tells_whether_it_finds_the_stream():
         assert "aoti_torch_get_current_cuda_stream" in why
     else:
         assert why is None
+
+
+def test_one_library_serves_every_python():
+    """CPython's stable ABI: the name says so, the headers allow nothing else, no library of one Python is needed."""
+    from densenet_fast import _C
+
+    assert Path(_C.__file__).name == "_C.abi3.so"
+    content = Path(_C.__file__).read_bytes()
+    assert b"libtorch_python" not in content
+    assert b"libpython" not in content
