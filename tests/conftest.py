@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton") is not None:
         import triton  # noqa: F401
+STAND_INS = {"machine", "executed"}  # fixtures: the CUDA kernels and Triton's, as PTX
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
 
 
@@ -30,7 +31,7 @@ def pytest_configure(config) -> None:
 def pytest_collection_modifyitems(config, items) -> None:
     """Where there is a GPU, its stand-ins prove nothing that it does not, and take its time."""
     if torch.cuda.is_available():
-        left_out = [item for item in items if item.get_closest_marker("without_gpu")]
+        left_out = [i for i in items if i.get_closest_marker("without_gpu") or STAND_INS & {*i.fixturenames}]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -17,7 +17,6 @@ from densenet_fast.backends.triton.launch import Device, recorded
 from ..native.cases import norm
 from ..oracle import rms_error
 from . import plans
-from .conftest import DEVICE
 
 H200, A100 = Device(90, 132), Device(80, 108)
 
