@@ -15,6 +15,7 @@ parser.add_argument("--examples", type=int, default=10_000)
 parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--chunk", type=int, default=250, help="examples between two lines of progress")
 parser.add_argument("--kinds", default="", help="only these differences: output,gradient,statistic,hook,format,...")
+parser.add_argument("--no-shrink", action="store_true", help="print the first case as it was drawn")
 parser.add_argument("--failures", type=int, default=20, help="stop after so many")
 parser.add_argument("--threads", type=int, default=1)
 
@@ -35,12 +36,12 @@ def main() -> int:
 
         interpreter.repair()
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # Triton's kernels would take TF32 with PyTorch's default
-    kinds = tuple(filter(None, options.kinds.split(",")))
+    how = {"kinds": tuple(filter(None, options.kinds.split(","))), "shrink": not options.no_shrink}
     done, failures, seed, start = 0, 0, options.seed, time.monotonic()
     while done < options.examples and failures < options.failures:
         ran: list[object] = []
         try:
-            search(options.backend, min(options.chunk, options.examples - done), seed, kinds, ran)
+            search(options.backend, min(options.chunk, options.examples - done), seed, **how, ran=ran)
         except (Wrong, FlakyFailure) as wrong:
             failures += 1
             print(f"{wrong}\n", flush=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import _DenseBlock, _DenseLayer, _Transition
+from torchvision.ops import FrozenBatchNorm2d
 
 import densenet_fast
 from densenet_fast.backends.eager.dropout import dropout_mask
@@ -103,6 +104,12 @@ class Same(nn.Module):
         return x
 
 
+def _frozen(norm: nn.Module) -> nn.Module:
+    frozen = FrozenBatchNorm2d(norm.num_features)
+    frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}, strict=False)
+    return frozen
+
+
 def _group_norm(norm: nn.Module) -> nn.Module:
     c = norm.num_features
     return nn.GroupNorm(2 if c % 2 == 0 else 1, c)
@@ -127,6 +134,7 @@ REPLACEMENTS: dict[str, dict[str, Callable[[nn.Module], nn.Module]]] = {
     "norm": _ANY
     | {
         "GroupNorm": _group_norm,
+        "FrozenBatchNorm": _frozen,
         "InstanceNorm": lambda norm: nn.InstanceNorm2d(norm.num_features, affine=True, track_running_stats=True),
     },
     "relu": _ANY

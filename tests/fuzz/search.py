@@ -7,8 +7,16 @@ from .compare import Wrong, check
 from .strategies import cases
 
 
-def search(backend: str, examples: int, start: int, kinds: tuple[str, ...] = (), ran: list | None = None) -> None:
-    """Try so many examples from the seed `start`; those before the first failure is shrunk are noted in `ran`.
+def search(
+    backend: str,
+    examples: int,
+    start: int,
+    *,
+    kinds: tuple[str, ...] = (),
+    shrink: bool = True,
+    ran: list | None = None,
+) -> None:
+    """Try so many examples from the seed `start`; those up to the first failure are noted in `ran`.
 
     Raises:
         Wrong: with the smallest such case.
@@ -21,7 +29,7 @@ def search(backend: str, examples: int, start: int, kinds: tuple[str, ...] = (),
         max_examples=examples,
         deadline=None,
         database=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         report_multiple_bugs=False,
         print_blob=False,
         suppress_health_check=list(HealthCheck),

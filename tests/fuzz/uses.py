@@ -21,6 +21,7 @@ class Outcome:
     error: Exception | None = None
     phase: str = ""
     amplification: float = 0.0
+    held: dict[str, Tensor] = field(default_factory=dict)  # what hooks keep, to be looked at in the end
     rounding: Rounding | None = None
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -118,6 +119,8 @@ def _steps(model: nn.Module, case: Case, dtype: torch.dtype, at_once: bool, ours
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             seen.see(f"gradient {name}", parameter.grad)
+    for name, tensor in seen.held.items():
+        seen.values[name] = tensor.detach().clone()
     for i, leaf in enumerate(images):
         seen.values[f"caller's image {i}"] = leaf.detach().clone()
         if leaf.grad is not None:
@@ -242,6 +245,7 @@ def _listen(module: nn.Module, hook: Hook, name: str, seen: Outcome, case: Case)
                 seen.add(f"{name} {i}", t)
             elif t is not None:
                 seen.see(f"{name} {calls}.{i}", t)
+                seen.held[f"{name} {calls}.{i} in the end"] = t
                 if hook.effect == "edit":
                     t.mul_(1.25)
         if hook.effect == "change":
