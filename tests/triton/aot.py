@@ -13,9 +13,10 @@ import time
 from typing import NamedTuple
 
 from densenet_fast.backends.triton.launch import Launch
+from densenet_fast.backends.triton.precompile import Variant
 
 from . import plans, sass
-from .compiler import Compiled, Variant
+from .compiler import Compiled, compiled
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a CTA may have
 TENSOR_CORE = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync)\b")
@@ -41,18 +42,18 @@ def planned(architectures: list[int], quick: bool) -> list[Planned]:
     return list(found.values())
 
 
-def findings(compiled: Compiled, architecture: int) -> tuple[str, list[str]]:
+def findings(made: Compiled, architecture: int) -> tuple[str, list[str]]:
     """The table's columns, and what is wrong."""
-    registers, stack = sass.usage(compiled.cubin)
-    units = sorted(set(TENSOR_CORE.findall(compiled.ptx)))
+    registers, stack = sass.usage(made.cubin)
+    units = sorted(set(TENSOR_CORE.findall(made.ptx)))
     wrong = [f"{stack} bytes of stack"] * (stack > 0)
-    if compiled.shared > SHARED_LIMIT[architecture]:
+    if made.shared > SHARED_LIMIT[architecture]:
         wrong.append(f"shared memory over {SHARED_LIMIT[architecture] >> 10} KiB")
-    if "tt.dot" in compiled.ttir and not units:
+    if "tt.dot" in made.ttir and not units:
         wrong.append("no tensor core")
-    if architecture == 90 and "wgmma.mma_async" in compiled.ptx:
-        wrong += [f"hazard: {instruction}" for instruction in sass.hazards(sass.disassemble(compiled.cubin))]
-    return f"{registers:3d} registers {stack:4d} stack {compiled.shared / 1024:6.1f} KiB {','.join(units):16s}", wrong
+    if architecture == 90 and "wgmma.mma_async" in made.ptx:
+        wrong += [f"hazard: {instruction}" for instruction in sass.hazards(sass.disassemble(made.cubin))]
+    return f"{registers:3d} registers {stack:4d} stack {made.shared / 1024:6.1f} KiB {','.join(units):16s}", wrong
 
 
 def describe(item: Planned) -> str:
@@ -74,7 +75,7 @@ def main() -> int:
     failed, begun = 0, time.monotonic()
     for i, item in enumerate(items, 1):
         try:
-            columns, wrong = findings(item.variant.compile(), item.variant.architecture)
+            columns, wrong = findings(compiled(item.variant), item.variant.architecture)
         except Exception as error:
             columns, wrong = "", [f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1]}"]
         failed += bool(wrong)

@@ -5,10 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
-from importlib import import_module
 from typing import NamedTuple
 
-from densenet_fast.backends.triton.launch import Launch
+from densenet_fast.backends.triton.precompile import Variant
 
 
 class Compiled(NamedTuple):
@@ -19,30 +18,9 @@ class Compiled(NamedTuple):
     shared: int  # bytes per CTA
 
 
-class Variant(NamedTuple):
-    """What a launch compiles, as another process can find it."""
-
-    module: str
-    kernel: str
-    specialization: tuple
-    num_warps: int
-    num_stages: int
-    architecture: int
-
-    @classmethod
-    def of(cls, launch: Launch, architecture: int) -> "Variant":
-        function = launch.kernel.fn
-        return cls(
-            function.__module__, function.__name__, launch.specialization, *launch.options.values(), architecture
-        )
-
-    def compile(self) -> Compiled:
-        from densenet_fast.backends.triton.launch import compile_variant
-
-        kernel = getattr(import_module(self.module), self.kernel)
-        made = compile_variant(kernel, self.specialization, self.architecture, self.num_warps, self.num_stages)
-        asm, metadata = made.asm, made.metadata
-        return Compiled(metadata.name, asm["ttir"], asm["ptx"], asm["cubin"], metadata.shared)
+def compiled(variant: Variant) -> Compiled:
+    made = variant.compile()
+    return Compiled(made.metadata.name, made.asm["ttir"], made.asm["ptx"], made.asm["cubin"], made.metadata.shared)
 
 
 class Compiler:
@@ -50,7 +28,7 @@ class Compiler:
 
     def __init__(self) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self.done: dict[Variant, Compiled] = {}
 
@@ -78,12 +56,8 @@ def serve() -> None:
         except EOFError:
             return
         try:
-            answer: object = variant.compile()
+            answer: object = compiled(variant)
         except Exception as error:
             answer = RuntimeError(f"{variant.kernel} for sm_{variant.architecture}: {type(error).__name__}: {error}")
         pickle.dump(answer, answers)
         answers.flush()
-
-
-if __name__ == "__main__":
-    serve()

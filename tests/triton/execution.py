@@ -1,9 +1,10 @@
 """Launches executed as the PTX that Triton emits for sm_80, in the place of Triton's interpreter."""
 
 from densenet_fast.backends.triton.launch import Device, Launch
+from densenet_fast.backends.triton.precompile import Variant
 
 from .. import ptx
-from .compiler import Compiler, Variant
+from .compiler import Compiler
 
 A100 = Device(80, 4)  # few processors: a program then has several tiles to walk through
 

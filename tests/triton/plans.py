@@ -3,7 +3,7 @@
 The tests' process and the compilers' see the same kernels, tiles, divisibilities and grids as a GPU would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import NamedTuple
@@ -45,10 +45,11 @@ class Net(NamedTuple):
     bottleneck: int | None = 4
     drop_rate: float = 0.0
     layers: int = 2
+    frozen: Collection[str] = ()  # fields of the steps that need no gradient, and "x"
 
 
 # Stages of DenseNet-121 and -161, the CIFAR nets with their growths of 12, 24 and 40 and their dropout, layers without
-# a bottleneck, and a growth that is a multiple of nothing.
+# a bottleneck, a growth that is a multiple of nothing, and convolutions that are frozen.
 NETS = (
     Net(32, 56, 64, 32, "transition"),
     Net(32, 7, 512, 32, "head"),
@@ -59,6 +60,7 @@ NETS = (
     Net(64, 32, 16, 12, "transition", bottleneck=None, drop_rate=0.2),
     Net(3, 9, 37, 7, "transition"),
     Net(32, 112, 64, 0, "stem"),
+    Net(32, 28, 128, 32, "transition", frozen=("weight1", "weight2", "weight")),
 )
 
 
@@ -79,44 +81,47 @@ def plan(net: Net, device: Device, form: Form) -> list[Launch]:
 
 
 def step(
-    net: Net, device: Device, form: Form, train: bool, efficient: bool = False
+    net: Net, device: Device, form: Form, train: bool, efficient: bool = False, running: bool | None = None
 ) -> tuple[list[Launch], list[Launch]]:
-    """The launches of the forward and, in training, of the backward."""
+    """The launches of the forward and, in training, of the backward. `running`: whether norms take the running
+    statistics, in training as well; if not given, in inference alone."""
     with convolutions(form.precision), torch.device("meta"):
-        layers, consumer = _steps(net, form.dtype, train)
+        layers, consumer = _steps(net, form.dtype, train, not train if running is None else running)
         x = allocate((net.n, net.channels, net.size, net.size), torch.empty(0, dtype=form.dtype))
-        x.requires_grad_(train)
+        x.requires_grad_(train and "x" not in net.frozen)
         with recorded(device) as forward:
             output, _ = autograd.run(
                 operations, x, None, layers, consumer, efficient=efficient, wanted=Wanted(stats=train)
             )
         with recorded(device) as backward:
-            if train:
+            if output.y.requires_grad:
                 output.y.backward(torch.empty_like(output.y))
     return forward, backward
 
 
-def _steps(net: Net, dtype: torch.dtype, train: bool):
-    def norm(c: int) -> functional.Norm:
-        gamma, beta, *running = (torch.empty(c, requires_grad=train and i < 2) for i in range(4))
-        return functional.Norm(*((None, None) if train else running), gamma, beta, 1e-5)
+def _steps(net: Net, dtype: torch.dtype, train: bool, running: bool):
+    def norm(name: str, c: int) -> functional.Norm:
+        gamma, beta = (torch.empty(c, requires_grad=train and name not in net.frozen) for _ in range(2))
+        return functional.Norm(*(torch.empty(c) if running else None for _ in range(2)), gamma, beta, 1e-5)
 
-    def weight(k: int, c: int, size: int) -> Tensor:
-        return torch.empty(k, c, size, size, dtype=dtype, requires_grad=train)
+    def weight(name: str, k: int, c: int, size: int) -> Tensor:
+        return torch.empty(k, c, size, size, dtype=dtype, requires_grad=train and name not in net.frozen)
 
     drop = (net.drop_rate, torch.empty((), dtype=torch.int64)) if net.drop_rate and train else (0.0, None)
     layers, c, k = [], net.channels, net.growth
     for _ in range(net.layers if k else 0):
         if net.bottleneck is None:
-            layers.append(functional.Plain(norm(c), weight(k, c, 3), *drop))
+            layers.append(functional.Plain(norm("norm1", c), weight("weight1", k, c, 3), *drop))
         else:
             width = net.bottleneck * k
-            layers.append(functional.Bottleneck(norm(c), weight(width, c, 1), norm(width), weight(k, width, 3), *drop))
+            first = norm("norm1", c), weight("weight1", width, c, 1)
+            second = norm("norm2", width), weight("weight2", k, width, 3)
+            layers.append(functional.Bottleneck(*first, *second, *drop))
         c += k
     consumers = {
-        "transition": lambda: functional.Transition(norm(c), weight(c // 2, c, 1)),
-        "head": lambda: functional.Head(norm(c)),
-        "stem": lambda: functional.Stem(norm(c)),
+        "transition": lambda: functional.Transition(norm("norm", c), weight("weight", c // 2, c, 1)),
+        "head": lambda: functional.Head(norm("norm", c)),
+        "stem": lambda: functional.Stem(norm("norm", c)),
     }
     return layers, consumers[net.consumer]() if net.consumer else None
 

@@ -9,9 +9,9 @@ import torch
 
 from densenet_fast.backends.triton import tiles
 from densenet_fast.backends.triton.launch import Launch
+from densenet_fast.backends.triton.precompile import Variant
 
 from . import aot, hazard, plans
-from .compiler import Variant
 
 
 def test_kernels_compile_fit_and_use_the_tensor_cores():

@@ -25,7 +25,17 @@ CASES += [(name, DEEP, form) for name in PRODUCTS for form in ("bfloat16", "floa
 
 @pytest.mark.parametrize(("name", "geometry", "form"), CASES, ids=lambda v: f"{v.c}" if isinstance(v, Geometry) else v)
 def test_error(executed, triton, eager, name, geometry, form):
-    args = arguments(name, geometry, FORMATS[form].dtype, DEVICE, drop_rate=0.2)
+    check(executed, triton, eager, name, arguments(name, geometry, FORMATS[form].dtype, DEVICE, drop_rate=0.2), form)
+
+
+@pytest.mark.parametrize("name", [name for name in PRODUCTS if name.endswith("bwd")])
+def test_error_where_the_weight_is_frozen(executed, triton, eager, name):
+    args = arguments(name, ODD, torch.bfloat16, DEVICE)
+    assert args[-1] is True
+    check(executed, triton, eager, name, [*args[:-1], False], "bfloat16")
+
+
+def check(executed, triton, eager, name, args, form):
     form = FORMATS[form]
     if form.precision == "tf32":  # the tensor core drops float32's low bits, where the interpreter rounds
         form = form._replace(eps=2 * form.eps)

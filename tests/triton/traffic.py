@@ -53,8 +53,8 @@ def _conv1x1_bwd(a: dict, grid: Grid) -> list[Access]:
 
 def _conv1x1_grads(a: dict, grid: Grid) -> list[Access]:
     both = _conv1x1_bwd(a, grid)
-    if not a["splits"]:
-        return both
+    if a["dweight"] is None:
+        return both[:-1]
     slabs, outputs = triton.cdiv(a["C"], a["BLOCK_C"]), triton.cdiv(a["K"], a["BLOCK_K"])
     return [*both, *both[:2], Access("x", a["M"] * a["C"], programs=outputs, reach=slabs * outputs)]
 

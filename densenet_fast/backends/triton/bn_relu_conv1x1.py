@@ -281,8 +281,8 @@ def bn_relu_conv1x1_grads_kernel(
     weight,  # [K, C]
     dx,  # [M, C] added to
     sums,  # [cdiv(M, BLOCK_M), 2, C] written
-    dweight,  # [splits, K, C] written
-    splits,  # 0 if the weight's gradient is not wanted
+    dweight,  # [splits, K, C] written, or None
+    splits,  # 0 without dweight
     M,
     C,
     K,
@@ -304,19 +304,20 @@ def bn_relu_conv1x1_grads_kernel(
     m = tl.arange(0, BLOCK_M)
     shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
     if part < outputs * splits:
-        split = part // outputs
-        k = part % outputs * BLOCK_K + tl.arange(0, BLOCK_K)
-        z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
-        dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
-        for start in range(split * BLOCK_M, M, splits * BLOCK_M):
-            exists = m < M - start
-            dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
-            x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
-            values = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
-            activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
-            dw = tl.dot(tl.trans(dz), activated.to(dz.dtype), dw, input_precision=PRECISION)
-        dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
-        tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
+        if dweight is not None:
+            split = part // outputs
+            k = part % outputs * BLOCK_K + tl.arange(0, BLOCK_K)
+            z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+            dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
+            for start in range(split * BLOCK_M, M, splits * BLOCK_M):
+                exists = m < M - start
+                dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+                x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
+                values = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
+                activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
+                dw = tl.dot(tl.trans(dz), activated.to(dz.dtype), dw, input_precision=PRECISION)
+            dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
+            tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
     else:
         tile = part - outputs * splits
         first = tile * BLOCK_M
@@ -427,7 +428,7 @@ def conv1x1_bwd(
         weight=weight,
         dx=dx,
         sums=sums,
-        dweight=partial,
+        dweight=partial if wgrad else None,
         splits=splits,
         M=check.M,
         C=check.C,

@@ -21,4 +21,4 @@ def dropout_scale(
 
 def threshold_and_keep(drop_rate: float) -> tuple[int, float]:
     """`dropout_scale`'s last arguments; where nothing is kept, `keep` divides nothing and is 1."""
-    return round(drop_rate * (1 << 24)), 1 - drop_rate if drop_rate < 1 else 1.0
+    return round(drop_rate * (1 << 24)), 1.0 - drop_rate if drop_rate < 1 else 1.0

@@ -218,7 +218,7 @@ def _placed(entry: Launch, addresses: Sequence[int]) -> Launch:
         if not isinstance(value, Tensor):
             return value
         tensor, offset = divmod(value.data_ptr(), _SPAN)
-        assert tensor > 0, "memory that is neither an argument nor scratch"
+        assert tensor > 0, "a tensor that is empty, or neither an argument nor scratch"  # None for what is not wanted
         return Pointer(tensor - 1, offset - addresses[tensor - 1], value.dtype)
 
     return entry._replace(arguments={name: placed(value) for name, value in entry.arguments.items()})

@@ -1,0 +1,70 @@
+"""Every Triton launch of a net's training step and inference, planned on the meta device: no GPU, nothing computed.
+
+    launches = planned("densenet121", 224, 256, torch.bfloat16, Device(90, 132))
+    failed = {variant: why for variant, why in precompile.compile_all(launches, 90).items() if why}
+
+fills Triton's cache (TRITON_CACHE_DIR) for that very batch with many processes while something else runs; the first
+step then compiles nothing. `python -m benchmarks.planned densenet121 224 256 bfloat16` does the same for the card here.
+"""
+
+import argparse
+import sys
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from densenet_fast import backends
+from densenet_fast.backends import triton as operations
+from densenet_fast.backends.triton import launch, precompile
+from densenet_fast.backends.triton.launch import Device, Launch
+
+from .subjects import net
+
+
+def planned(
+    model: str, image: int, batch: int, dtype: torch.dtype, device: Device, efficient: bool = False
+) -> list[Launch]:
+    """The launches of a training step (half precision: as under autocast) and of inference, on channels_last images.
+
+    device: what they are planned for, compute capability * 10 and multiprocessors: `Device(90, 132)` is an H200.
+    """
+    subject = net(model, image)
+    functions = SimpleNamespace(**{name: getattr(operations, name) for name in operations.__all__})
+    # Operators have fakes that launch nothing; the functions behind them plan.
+    with (
+        patch.object(backends, "operations", lambda *_: functions),
+        torch.device("meta"),
+        launch.recorded(device) as found,
+    ):
+        module = subject.ours("triton", efficient).to(dtype, memory_format=torch.channels_last)
+        x = torch.empty(batch, *subject.shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            module.eval()(x)
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.float()  # autocast leaves them so
+        module.train()(x).float().sum().backward()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile what a net's step launches on the GPU here.")
+    parser.add_argument("model")
+    parser.add_argument("image", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("dtype", help="bfloat16, float16 or float32")
+    options = parser.parse_args()
+    device = launch.device_of(torch.empty(0, device="cuda"))
+    step = planned(options.model, options.image, options.batch, getattr(torch, options.dtype), device)
+    outcomes = precompile.compile_all(step, device.architecture)
+    failed = {variant: why for variant, why in outcomes.items() if why}
+    for variant, why in failed.items():
+        print(f"{variant.kernel}: {why}")
+    print(f"{len(outcomes)} variants, {len(failed)} of which do not compile")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
