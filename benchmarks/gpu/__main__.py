@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from .. import results
@@ -43,7 +45,7 @@ def compiled(run: Run) -> None:
     speed.wait_for_compiling(run)
 
 
-def functions(settings: Settings) -> dict[str, Callable[[Run], None]]:
+def functions(what: str, settings: Settings) -> dict[str, Callable[[Run], None]]:
     """What the steps do."""
     names = settings.operations
     return {
@@ -52,7 +54,7 @@ def functions(settings: Settings) -> dict[str, Callable[[Run], None]]:
         "sanitizer": sanitizer.sanitizer,
         "compiled": compiled,
         "ceilings": speed.ceilings,
-        "training": speed.training_large,
+        "training": partial(speed.training_large, names=speed.TRAINING if what == "first" else speed.OURS),
         "batches": speed.the_rest,
         "operations": partial(kernels.each_operation, names=[n for n in kernels.NAMES if not names or n in names]),
         "profile": kernels.profile,
@@ -74,7 +76,7 @@ def planned(what: str, names: Sequence[str], limit: float, settings: Settings) -
     until = PREFLIGHT
     for name in chosen:
         until += scale * SECONDS[name]
-        steps.append(Step(name, functions(settings)[name], until))
+        steps.append(Step(name, functions(what, settings)[name], until))
     return steps
 
 
@@ -106,6 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit = args.limit or LIMITS[args.what]
     start = time.monotonic()
     environment()
+    for heavy in ("triton", "densenet_fast.backends.triton"):  # once, for all children; it does not touch CUDA
+        if find_spec("triton") is not None:
+            import_module(heavy)
     out = args.out.resolve()
     settings = (rehearsed(out) if args.rehearse else on_a_gpu(out))._replace(operations=chosen)
     if args.rehearse:

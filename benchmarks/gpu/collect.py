@@ -82,7 +82,7 @@ def _book(root: Path, facts: Line, settings: Line, batch: int, suffix: str = "")
 
 
 def comparison(outcomes: Iterable[Line], turns: Sequence[Line]) -> Comparison:
-    """Of the rounds in which every variant that was still there had its turn."""
+    """Of the rounds in which every variant that is timed at all, and was not lost, had its turn."""
     lost = {t["variant"]: f"{t['verdict']}: {t['why']}" for t in turns if t["verdict"] != "measured"}
     found: dict[str, Outcome] = {}
     for line in outcomes:
@@ -91,11 +91,14 @@ def comparison(outcomes: Iterable[Line], turns: Sequence[Line]) -> Comparison:
         error = line.get("error") or (line.get("why") if line["verdict"] in ("dead", "hung") else None)
         error = error or lost.get(line["variant"])
         found[line["variant"]] = Outcome({}, memory, line.get("check") or {}, missing, error)
-    timed = [name for name, outcome in found.items() if not outcome.error and not outcome.missing]
     by_round: dict[int, dict[str, dict[str, float]]] = {}
     for turn in turns:
-        if turn["variant"] in timed:
+        if not found[turn["variant"]].error:
             by_round.setdefault(turn["round"], {})[turn["variant"]] = turn["seconds"]
+    timed = list(by_round.get(0, ()))
+    for name, outcome in found.items():
+        if name not in timed and not outcome.error and not outcome.missing:
+            found[name] = outcome._replace(missing="no time for its turn")
     whole = [taken for _, taken in sorted(by_round.items()) if set(taken) == set(timed)]
     for name in timed if whole else ():
         phases = whole[0][name]

@@ -24,12 +24,16 @@ from .runner import Facts, Job, Run, work_through
 from .settings import BUILD, Settings
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "pytest", "ninja", "numpy")
+NEEDED = ("torchvision", "triton", "gcc", "Python.h")  # the last two by Triton, for its launchers
 TOOLS = ("nvidia-smi", "gcc", "nvcc", "compute-sanitizer", "ncu")
 BUILD_LIMIT = 150.0  # seconds for the library, where none was brought along
 
 
 def preflight(run: Run) -> None:
-    run.journal.line("software", **software())
+    found = software()
+    missing = [name for name in NEEDED if not found[name]] if run.settings.on_gpu else []
+    verdict = {"verdict": "failed", "error": f"not here: {', '.join(missing)}"} if missing else {"verdict": "measured"}
+    run.journal.line("software", **found, **verdict)
     if run.settings.on_gpu and shutil.which("nvidia-smi"):
         told = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=10).stdout
         (run.settings.out / "nvidia-smi.txt").write_text(told)

@@ -35,7 +35,7 @@ GOOD = ("right", "measured", "not run")
 DEATHS = 3  # of a job's children, after which its other cases are not run
 LOG_LIMIT = 8 << 20  # bytes of all children's output that are kept
 
-ERROR = re.compile(r"Error\b|error:|^planted")  # what a lost child's last words are found by
+ERROR = re.compile(r"[Ee]rror\b|^planted")  # what a lost child's last words are found by
 
 Facts = dict[str, Any]
 

@@ -32,8 +32,8 @@ def smoke(run: Run, operations: Sequence[str] = NAMES) -> None:
     settings = run.settings
     jobs = [
         Job("smoke", list(cases(settings, backend, operation)), partial(start, settings))
-        for operation in operations
         for backend in settings.backends
+        for operation in operations
     ]
     work_through(run, jobs, settings.parallel)
 

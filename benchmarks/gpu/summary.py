@@ -135,7 +135,7 @@ def _profile(lines: Sequence[Line]) -> str:
         for launch in line.get("kernels", ()):
             if _number(launch) >= _number(longest.get(launch["kernel"], {})):
                 longest[launch["kernel"]] = launch
-        for name, launch in sorted(longest.items(), key=lambda item: -_number(item[1]))[:8]:
+        for name, launch in sorted(longest.items(), key=lambda item: -_number(item[1]))[:4]:
             rows.append([line["backend"], name[-48:], *(launch.get(metric, "-") for metric in PROFILED)])
     return Table(["ncu", "kernel", *PROFILED], rows).text() if rows else ""
 
