@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 CPP := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench report build test-wheel clean
+.PHONY: help setup test lint format demo bench report gpu-bundle build test-wheel clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv with the pinned development environment and this package
 
@@ -46,6 +46,9 @@ bench: $(READY) ## speed and memory against every peer; options: make bench BENC
 
 report: $(READY) ## tables and pictures from the results of bench, into README.md and docs/
 	$(BIN)/python -m benchmarks.report
+
+gpu-bundle: $(READY) ## the compiled library to take to a machine with a GPU and without a network (docs/on_a_gpu.md)
+	$(BIN)/python -m benchmarks.gpu.bundle
 
 build: $(READY) ## build the sdist and the wheel into dist/
 	rm -rf dist

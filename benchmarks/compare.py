@@ -28,6 +28,7 @@ from .variants import BASELINE, BY_NAME, Variant
 BATCHES = 5  # of images, at most, in a check
 
 Results = dict[str, Tensor]
+Known = dict[tuple[str, int], tuple[Results, dict[str, float]]]  # by family and batch: what is exact, stock's errors
 
 
 class Workload(NamedTuple):
@@ -202,7 +203,7 @@ def compare(workload: Workload, variants: Sequence[Variant], effort: Effort) -> 
     left = effort.compile_limit
     for variant in variants:
         start = time.monotonic()
-        outcomes[variant.name], step = _prepare(variant, reference, left)
+        outcomes[variant.name], step = prepare(variant, reference, left)
         if variant.compile is not None:
             left = max(0.0, left - (time.monotonic() - start))
         if step is not None:
@@ -216,7 +217,7 @@ def compare(workload: Workload, variants: Sequence[Variant], effort: Effort) -> 
     return Comparison(outcomes, turns)
 
 
-def _prepare(variant: Variant, reference: "Reference", compile_limit: float) -> tuple[Outcome, Step | None]:
+def prepare(variant: Variant, reference: "Reference", compile_limit: float) -> tuple[Outcome, Step | None]:
     """What is known of a variant before it is timed, and its step if it may be."""
     workload = reference.workload
     missing = variant.why_not(workload.subject, workload.device, workload.dtype)
@@ -247,9 +248,10 @@ def weigh(step: Step) -> StepMemory:
 class Reference:
     """The exact results of each family's stock net on each batch, and how far stock channels_last is off them."""
 
-    def __init__(self, workload: Workload):
+    def __init__(self, workload: Workload, known: Known | None = None):
+        """known: what another process has found out about the same workload."""
         self.workload = workload
-        self._known: dict[tuple[str, int], tuple[Results, dict[str, float]]] = {}
+        self.known: Known = {} if known is None else known
 
     def check(self, variant: Variant, step: Step) -> dict[str, tuple[float, float]]:
         """By name of a result: the variant's error, and the error allowed."""
@@ -268,7 +270,7 @@ class Reference:
         return {name: (least[name], 2 * most[name]) for name in least}
 
     def _on(self, family: str, number: int) -> tuple[Results, dict[str, float]]:
-        if (family, number) not in self._known:
+        if (family, number) not in self.known:
             variant = BY_NAME[BASELINE if family == "stock" else family]
             dtype = torch.float64 if self.workload.dtype == torch.float32 else torch.float32
             exact, stock = (
@@ -279,8 +281,8 @@ class Reference:
             for step in (exact, stock):
                 step.load(images(self.workload, number))
                 results.append(step.results())
-            self._known[family, number] = results[0], errors(results[1], results[0])
-        return self._known[family, number]
+            self.known[family, number] = results[0], errors(results[1], results[0])
+        return self.known[family, number]
 
 
 def errors(got: Results, exact: Results) -> dict[str, float]:

@@ -110,7 +110,9 @@ def pytest_configure(config: pytest.Config) -> None:
     setting = f"{option.model}-{option.image}-{option.batch}-{option.dtype}"
     if option.allocator == "default":
         setting += "-default-allocator"
-    config.stash[BOOK] = results.Book(option.results, device, setting, {name: getattr(option, name) for name in names})
+    config.stash[BOOK] = results.Book(
+        option.results, machine.facts(device), setting, {name: getattr(option, name) for name in names}
+    )
     config.stash[COMPARISONS] = {}
 
 

@@ -2,6 +2,8 @@
 
 import ctypes
 import datetime
+import hashlib
+import json
 import os
 import platform
 import re
@@ -12,6 +14,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
+MEASURED = ("csrc", "densenet_fast")  # what decides a figure
+CARRIED = ROOT / "build" / "gpu-bundle" / "manifest.json"  # names the commit where there is no git (gpu/bundle.py)
 
 
 def describe(device: torch.device) -> str:
@@ -51,9 +55,9 @@ def model(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 
 
-def slug(device: torch.device) -> str:
+def slug(facts: dict[str, object]) -> str:
     """A directory's name for this kind of machine: "nvidia-h200", "amd-epyc-2-threads"."""
-    name = model(device) if device.type == "cuda" else f"{model(device)} {torch.get_num_threads()} threads"
+    name = f"{facts['model']}" if facts["device"] == "cuda" else f"{facts['model']} {facts['threads']} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -61,9 +65,27 @@ def commit() -> str:
     """The commit at hand, "-dirty" where the kernels or the package have uncommitted changes."""
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
-        return head + ("-dirty" if _git("status", "--porcelain", "--", "csrc", "densenet_fast") else "")
+        return head + ("-dirty" if _git("status", "--porcelain", "--", *MEASURED) else "")
     except (OSError, subprocess.CalledProcessError):
+        return _carried_commit()
+
+
+def _carried_commit() -> str:
+    if not CARRIED.exists():
         return "unknown"
+    told = json.loads(CARRIED.read_text())
+    return told["commit"] + ("" if told["package"] == digest(*MEASURED) else "-dirty")
+
+
+def digest(*names: str) -> str:
+    """Of the sources in files and folders of the tree: what tells without git whether they are the same."""
+    found = hashlib.sha256()
+    for top in (ROOT / name for name in names):
+        for path in sorted([top] if top.is_file() else top.rglob("*")):
+            if path.is_file() and path.suffix not in (".so", ".pyc"):
+                content = path.read_bytes()
+                found.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def changed_since(measured: str) -> bool | None:
@@ -71,9 +93,14 @@ def changed_since(measured: str) -> bool | None:
     if measured.endswith("-dirty"):
         return True
     try:
-        return bool(_git("diff", "--name-only", measured, "HEAD", "--", "csrc", "densenet_fast"))
+        return bool(_git("diff", "--name-only", measured, "HEAD", "--", *MEASURED))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def compute_capability() -> str:
+    """Of the first card, without touching CUDA: "9.0"."""
+    return _gpu_query("compute_cap") or "9.0"
 
 
 def keep_freed_memory() -> None:

@@ -42,7 +42,7 @@ class Call(NamedTuple):
             self.args[i].copy_(value)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Keeps every call of a densenet_fast operator."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class _Recorder(TorchDispatchMode):
 def record(workload: Workload) -> dict[str, list[Call]]:
     """The calls of one step, by operation, in the order in which the net makes them."""
     step = build(BY_NAME["eager"], workload)
-    with _Recorder() as recorder, torch.set_grad_enabled(workload.training):
+    with Recorder() as recorder, torch.set_grad_enabled(workload.training):
         y = step.call(step.x)
         if workload.training:
             mean_square(y).backward()

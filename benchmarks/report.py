@@ -11,11 +11,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import machine, pictures, results
 from .results import Record
 from .rounds import DISTURBED, ratio, spread
+from .table import Table
 from .variants import BASELINE, BY_NAME
 
 START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -33,23 +34,6 @@ TITLES = {
     "growth": "Against growth rate: DenseNet-BC, 40 layers, 32x32",
     "batch": "Against the batch",
 }
-
-
-class Table(NamedTuple):
-    header: Sequence[str]
-    rows: list[Sequence[str]]
-
-    def markdown(self) -> str:
-        rule = ["---", *("---:" for _ in self.header[1:])]
-        return "\n".join("| " + " | ".join(row) + " |" for row in (self.header, rule, *self.rows))
-
-    def text(self) -> str:
-        widths = [max(len(row[i]) for row in (self.header, *self.rows)) for i in range(len(self.header))]
-        first, *rest = widths
-        return "\n".join(
-            "  ".join([row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], rest, strict=True))]).rstrip()
-            for row in (self.header, *self.rows)
-        )
 
 
 def tables(contents: Contents) -> list[Table]:
@@ -298,7 +282,7 @@ def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str
     if not any(contents["machine"]["device"] == "cuda" for contents in groups):
         parts.append("No figures have been measured on a GPU yet, and none are shown.")
     parts += [f"![{title}](docs/{name})" for name, title in images[:1]]
-    shown = [c for c in groups if c["group"] in ("training", "inference")]
+    shown = [c for c in groups if c["group"] in ("training", "inference") and not _is_smaller(c, groups)]
     for contents in shown:
         if contents["settings"]["allocator"] == "keep":
             parts += [f"**{TITLES[contents['group']]}**: {caption(contents)}.", *_markdown(contents)]
@@ -311,6 +295,15 @@ def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str
         "`python -m benchmarks.report` from the raw samples in `benchmarks/results/`."
     )
     return "\n\n".join(parts)
+
+
+def _is_smaller(contents: Contents, groups: Iterable[Contents]) -> bool:
+    """Whether the same was measured at a larger batch, which is what the README shows."""
+
+    def key(c: Contents) -> tuple[Any, ...]:
+        return c["machine"]["model"], c["group"], *(c["settings"][k] for k in ("model", "image", "dtype", "allocator"))
+
+    return any(key(c) == key(contents) and c["settings"]["batch"] > contents["settings"]["batch"] for c in groups)
 
 
 def _default_allocator(contents: Contents, groups: Iterable[Contents]) -> Iterator[str]:

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import machine
 from .compare import Comparison, Workload
 from .variants import BY_NAME
@@ -31,10 +29,11 @@ Record = dict[str, Any]
 class Book:
     """What one session has measured, by group."""
 
-    def __init__(self, root: Path, device: torch.device, setting: str, settings: dict[str, Any]):
-        self.folder = root / machine.slug(device)
+    def __init__(self, root: Path, facts: dict[str, Any], setting: str, settings: dict[str, Any]):
+        """facts: machine.facts where it was measured."""
+        self.folder = root / machine.slug(facts)
         self.setting, self.settings = setting, settings
-        self.machine = machine.facts(device)
+        self.machine = facts
         self.groups: dict[str, dict[str, Any]] = {}
 
     def group(self, name: str) -> dict[str, Any]:

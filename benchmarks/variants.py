@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -45,6 +45,8 @@ class Variant(NamedTuple):
         """Why it cannot be measured here, as a clause; None if it can."""
         if self.family not in ("stock", "ours") and not (subject.is_net and subject.name in TORCHVISION):
             return "another net is compared as a whole, on large images"
+        if self.name in ("timm", "vovnet39") and find_spec("timm") is None:
+            return "timm is not installed"
         if self.name == "timm" and not (subject.is_net and subject.name in TORCHVISION):
             return "timm has no DenseNet for small images and no block of its own"
         if device.type != "cuda" and (self.graph or self.compile == {"mode": "reduce-overhead"}):
@@ -61,6 +63,8 @@ def _checkpointed(subject: Subject) -> nn.Module:
 
 
 def _timm(subject: Subject) -> nn.Module:
+    import timm  # takes seconds, and a GPU machine may lack it
+
     return timm.create_model(subject.name)
 
 
@@ -69,6 +73,8 @@ def _resnet50(subject: Subject) -> nn.Module:
 
 
 def _vovnet39(subject: Subject) -> nn.Module:
+    import timm
+
     return timm.create_model("ese_vovnet39b")
 
 

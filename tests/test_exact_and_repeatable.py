@@ -1,6 +1,6 @@
 """Every backend on every device of this machine: sums of small integers are exact, and two runs are bitwise equal.
 
-Small shapes, so that they can also run under compute-sanitizer (benchmarks/on_gpu.sh).
+Small shapes, so that they can also run under compute-sanitizer.
 """
 
 import pytest

@@ -78,9 +78,9 @@ void head_bwd(const HeadBwd& op, const Launch& launch);
 // what a ReLU gave, and v gets its mask from it; without op.dnorm.dgamma there is no norm to end with.
 void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
 
-enum class RunningType : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
+enum class RunningType : int16_t { kFloat, kDouble, kHalf, kBFloat16 };
 
-// running += momentum * (batch - running) for one norm.
+// running += momentum * (batch - running) for one norm. No padding: a launch passes the same bytes each time.
 struct RunningStats {
   void *running_mean, *running_var;  // [C]
   const float *mean, *var;           // [C]

@@ -91,7 +91,7 @@ def test_gradients_that_a_rounded_relu_moves_get_another_batch():
     step = module.build(BY_NAME["eager"], work(subject))
     known = [reference._on("stock", number) for number in range(2)]
     off = {name: value * 1.5 for name, value in known[0][0].items()}
-    reference._known["stock", 0] = off, known[0][1]
+    reference.known["stock", 0] = off, known[0][1]
     check = reference.check(BY_NAME["eager"], step)
     assert all(error <= limit for error, limit in check.values())
     assert torch.equal(step.x, module.images(reference.workload, 0).contiguous(memory_format=torch.channels_last))

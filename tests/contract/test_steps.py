@@ -146,12 +146,14 @@ def test_saved_tensors_may_go_elsewhere(backend, pack):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_memory_formats_agree(backend, training):
-    model = backend.put(net(Shape((1,), 12, True, ()))).train(training)
-    x = images(model, Shape((1,), 12, True, ()), margin=0.0).to(backend.dtype)
+    shape = Shape((1,), 12, True, ())
+    nets = trio(backend, lambda model: model.train(training), shape)
+    x = images(nets.exact, shape)
     nhwc = {"memory_format": torch.channels_last}
-    first = copy.deepcopy(model)(x)
-    assert torch.equal(copy.deepcopy(model)(x.contiguous(**nhwc)), first)
-    assert torch.equal(copy.deepcopy(model).to(**nhwc)(x), first)
+    first, second = (copy.deepcopy(nets.ours)(x.to(backend.dtype, **given)) for given in ({}, nhwc))
+    assert torch.equal(first, second)
+    nets.ours.to(**nhwc)
+    backend.check(*outputs(nets, x))
 
 
 @pytest.mark.parametrize("plain", [False, True])
