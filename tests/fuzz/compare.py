@@ -6,6 +6,7 @@ case amplifies roundings (a ReLU at zero, a norm of two values), and what ours d
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -86,6 +87,15 @@ class _Verdict:
         return _run_stock(self.case, torch.float64, True, False, None)
 
     @cached_property
+    def peaks(self) -> dict[str, float]:
+        """The largest value of each kind."""
+        peaks: dict[str, float] = defaultdict(float)
+        for what, value in self.right.values.items():
+            kind = what.split()[0]
+            peaks[kind] = max(peaks[kind], _largest(value))
+        return peaks
+
+    @cached_property
     def rounded(self) -> list[tuple[Outcome, Outcome, Outcome]]:
         """(right, stock, ours) of the same numbers otherwise rounded."""
         size = 1e-13 if self.dtype == torch.float64 else self.eps
@@ -138,14 +148,14 @@ class _Verdict:
         found, scale = _distance(value, right), _largest(right)
         if what.startswith("caller's") or not value.is_floating_point():
             return None if torch.equal(value, stock) else f"{_distance(value, stock):.1e}, expected nothing"
-        if self.dtype == torch.float64:
-            # What cancels to nothing leaves roundings of larger numbers of its kind.
-            kind = what.split()[0]
-            least = 1e-9 * scale + 1e-12 * max(_largest(v) for w, v in self.right.values.items() if w.startswith(kind))
-        else:
-            least = self.eps * scale
+        exact = self.dtype == torch.float64
+        least = (1e-9 if exact else self.eps) * scale
         if found <= least + 2 * _distance(stock, right):
             return None
+        if exact:  # what cancels to nothing leaves roundings of larger numbers of its kind
+            least += 1e-12 * self.peaks[what.split()[0]]
+            if found <= least:
+                return None
         return self._explain(what, found, least)
 
     def _explain(self, what: str, found: float, least: float) -> str | None:

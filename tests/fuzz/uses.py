@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .build import Rounding, copied, image_like
+from .build import Rounding, copied, image_like, seed
 from .cases import Case, Hook
 
 
@@ -61,7 +61,7 @@ def run(
     if backend:
         _set_backend(model, case, backend)
     _hook(model, case, seen)
-    torch.manual_seed(0)
+    seed(0)
     try:
         _steps(model, case, dtype, at_once, bool(backend), seen)
     except Exception as error:
