@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CPP := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench report build test-wheel clean
+.PHONY: help setup test lint format demo bench report docs build test-wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,13 +47,16 @@ bench: $(READY) ## speed and memory against every peer; options: make bench BENC
 report: $(READY) ## tables and pictures from the results of bench, into README.md and docs/
 	$(BIN)/python -m benchmarks.report
 
+docs: $(READY) ## build the documentation site into build/site, without the network; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 build: $(READY) ## build the sdist and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
 # The tests that need nothing of the source tree, in a directory that has the wheel's package instead of it.
 WHEEL := build/test-wheel
-WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/benchmarks
+WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/test_readme.py --ignore tests/benchmarks
 test-wheel: ## run the tests on the wheel of `make build`, the source tree hidden
 	rm -rf $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) dist/*.whl
