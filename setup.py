@@ -186,6 +186,12 @@ def resources(objects: list[str]) -> list[str]:
     return rows
 
 
+def remove_libraries(folder: str) -> None:
+    """Those of earlier builds: Python takes one named for itself alone before one for all."""
+    for older in glob(os.path.join(folder, "_C.*.so")):
+        os.remove(older)
+
+
 def extension(cuda: bool) -> dict[str, object]:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -205,11 +211,12 @@ def extension(cuda: bool) -> dict[str, object]:
                 folder = os.path.abspath(os.path.join(self.build_temp, "cuda"))
                 ext.extra_objects += compile_cuda(folder, ext.include_dirs)
                 ext.define_macros.append(("DENSENET_FAST_RESOURCES", f'"{folder}/resources.inc"'))
+            remove_libraries(os.path.dirname(self.get_ext_fullpath(ext.name)))
             super().build_extension(ext)
-            built = os.path.abspath(self.get_ext_fullpath(ext.name))
-            for older in glob(os.path.join(os.path.dirname(built), "_C.*.so")):
-                if not os.path.samefile(older, built):
-                    os.remove(older)  # of another name, for one Python alone: Python would take it first
+
+        def copy_extensions_to_source(self):
+            remove_libraries("densenet_fast")
+            super().copy_extensions_to_source()
 
     facts = {"COMPILER": compiler_version(), "FLAGS": " ".join(FLAGS), "TORCH": torch.__version__}
     sources = set(glob("csrc/*.cpp"))

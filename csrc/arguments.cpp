@@ -165,7 +165,7 @@ Dropout Arguments::dropout(double drop_rate, const MaybeTensor& seed) const {
   dtype_and_device("seed", *seed, ScalarType::Long);
   if (seed->numel() != 1) refuse("sizes of seed", text(sizes_of(*seed)), "a scalar");
   if (!(drop_rate >= 0 && drop_rate <= 1)) refuse("drop_rate", std::to_string(drop_rate), "a number between 0 and 1");
-  const auto threshold = static_cast<uint64_t>(std::nearbyint(drop_rate * (1 << 24)));
+  const auto threshold = static_cast<uint32_t>(std::nearbyint(drop_rate * (1 << 24)));
   const float kept = 1.f / static_cast<float>(drop_rate < 1 ? 1 - drop_rate : 1);
   return {seed->const_data_ptr<int64_t>(), threshold, kept};
 }

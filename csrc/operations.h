@@ -35,10 +35,11 @@ struct NormGradient {
   float *a, *b;           // [C]
 };
 
-// Dropout of row-major elements [M, G] by ops/bn_relu_conv3x3.py; threshold 0 stands for none.
+// Dropout of row-major elements [M, G] by ops/bn_relu_conv3x3.py; threshold 0 stands for none. No padding: a launch
+// passes the same bytes each time.
 struct Dropout {
   const int64_t* seed;  // in the device's memory
-  uint64_t threshold;   // an element is kept if 24 random bits are at least this
+  uint32_t threshold;   // an element is kept if 24 random bits are at least this
   float multiplier;     // of a kept element
 };
 

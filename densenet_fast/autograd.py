@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import block
-from .buffer import Buffer, Gradient, allocate
-from .steps import Consumer, Kept, Layer, Output, Wanted, flatten, unflatten
+from .buffer import Buffer, Gradient, allocate, handed_out, laid_out, memory_format
+from .steps import Consumer, Kept, Layer, Norm, Output, Wanted, flatten, unflatten
 
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
 
@@ -74,16 +74,19 @@ def run(
     """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
     steps: list[Layer | Consumer] = [*layers] if consumer is None else [*layers, consumer]
     leaves = flatten(steps)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *leaves) if isinstance(t, Tensor))
+    if differentiable:
+        leaves = flatten(_with_own_statistics(steps))
     constants = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     stage = Stage(ops, tuple(map(type, steps)), constants, consumer is not None, efficient, extend, wanted)
-    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
+    if differentiable:
         mean, var = stats or (None, None)
         y, y_mean, y_var, mean, var, *of_z = StageFunction.apply(stage, x, mean, var, *tensors)
         output = Output(y, y_mean, y_var)
         z_stats = list(zip(of_z[::2], of_z[1::2], strict=True))
     else:
-        output, buffer, kept = _forward(stage, x, stats, layers, consumer, keep_z=False, infer=True)
+        output, buffer, kept = _forward(stage, x, stats, layers, consumer, differentiable=False)
         mean, var = buffer.mean, buffer.var
         z_stats = [(k.mean, k.var) for k in kept]
 
@@ -97,6 +100,21 @@ def run(
     if consumer is not None:
         batch_stats.append((mean, var) if consumer.norm.uses_batch else None)
     return Result(output, batch_stats)
+
+
+def _with_own_statistics(steps: list[Any]) -> list[Any]:
+    """The steps with copies of the statistics given to their norms: before a backward reads them, another forward may
+    have updated the running statistics that they are."""
+    norms = [field for step in steps for field in step if isinstance(field, Norm)]
+    given = [vector for norm in norms for vector in (norm.mean, norm.var) if vector is not None]
+    if not given:
+        return steps
+    copies = iter(torch.cat(given).split([vector.shape[0] for vector in given]))
+
+    def own(norm: Norm) -> Norm:
+        return norm if norm.uses_batch else norm._replace(mean=next(copies), var=next(copies))
+
+    return [type(step)(*[own(field) if isinstance(field, Norm) else field for field in step]) for step in steps]
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -113,18 +131,22 @@ def _forward(
     layers: Sequence[Layer],
     consumer: Consumer | None,
     *,
-    keep_z: bool,
-    infer: bool,
+    differentiable: bool,
 ) -> tuple[Output, Buffer, list[Kept]]:
-    """The forward pass itself. `infer` lets layers on running statistics take their inference operation."""
+    """The forward pass itself. Where it is not to be differentiated and no norm takes statistics of the batch, the
+    layers take their inference operation."""
     norms = [norm for layer in layers for norm in layer.norms]
     norms += [consumer.norm] if consumer is not None else []
     tracked = any(norm.uses_batch for norm in norms)
     channels = x.shape[1] + sum(layer.growth for layer in layers)
     with _without_autocast(x):
         buffer = Buffer.start(stage.ops, x, stats, channels, tracked, stage.extend)
+        keep_z, infer = differentiable and not stage.efficient, not (differentiable or tracked)
         kept = block.forward(stage.ops, buffer, layers, x.shape[1], keep_z=keep_z, infer=infer)
         output = Output(buffer.x) if consumer is None else consumer.forward(stage.ops, buffer, stage.wanted)
+        if stage.wanted.layout is not None and output.y.dim() == 4:
+            shared = consumer is None and (differentiable or channels == x.shape[1])
+            output = output._replace(y=handed_out(output.y, stage.wanted.layout, shared))
     return output, buffer, kept
 
 
@@ -140,8 +162,8 @@ class StageFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         stats = None if mean is None or var is None else (mean, var)
         layers, consumer = stage.steps(tensors)
-        output, buffer, kept = _forward(stage, x, stats, layers, consumer, keep_z=not stage.efficient, infer=False)
-        ctx.stage, ctx.tracked, ctx.channels = stage, buffer.tracked, x.shape[1]
+        output, buffer, kept = _forward(stage, x, stats, layers, consumer, differentiable=True)
+        ctx.stage, ctx.tracked, ctx.channels, ctx.layout = stage, buffer.tracked, x.shape[1], memory_format(x)
         ctx.save_for_backward(buffer.x, buffer.mean, buffer.var, *flatten(kept), *tensors)
         ctx.set_materialize_grads(False)
 
@@ -163,13 +185,13 @@ class StageFunction(torch.autograd.Function):
         x, mean, var, *saved = ctx.saved_tensors
         types = (Kept,) * stage.num_layers
         size = len(types) * len(Kept._fields)
-        kept = unflatten(types, saved[:size])
+        kept = [k._replace(z=k.z if k.z is None else laid_out(k.z)) for k in unflatten(types, saved[:size])]
         layers, consumer = stage.steps(saved[size:])
         needs_x, needs = ctx.needs_input_grad[1], stage.flags(ctx.needs_input_grad[4:])
         with _without_autocast(x):
             dx, gradients = _backward(
                 stage.ops,
-                Buffer(x, mean, var, ctx.tracked),
+                Buffer(laid_out(x), mean, var, ctx.tracked),
                 layers,
                 consumer,
                 kept,
@@ -178,6 +200,8 @@ class StageFunction(torch.autograd.Function):
                 needs,
                 ctx.channels,
             )
+        if dx is not None:
+            dx = handed_out(dx, ctx.layout, shared=False)
         leaves = zip(flatten(gradients), stage.constants, strict=True)
         of_tensors = [gradient for gradient, constant in leaves if constant is TENSOR]
         wanted = zip(of_tensors, ctx.needs_input_grad[4:], strict=True)

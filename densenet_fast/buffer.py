@@ -23,8 +23,13 @@ def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory, its rows on 16-byte boundaries."""
     n, channels, h, w = shape
     stride = row_stride(channels, like.dtype)
-    whole = torch.empty((n, stride, h, w), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    whole = dense((n, stride, h, w), like)
     return whole if stride == channels else whole[:, :channels]
+
+
+def dense(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory without gaps."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def extended(head: Tensor, channels: int) -> Tensor:
@@ -51,6 +56,37 @@ def is_nhwc(x: Tensor) -> bool:
         and (w == 1 or h == 1 or x.stride(2) == w * row)
         and (n == 1 or h * w == 1 or x.stride(0) == h * w * row)
     )
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format that PyTorch's layers give their outputs for an input or a weight with the strides of x
+    [N, C, H, W]: channels_last where, from one dimension to the next, C, W, H, N are ever further apart."""
+    span = 0
+    for dim in (1, 3, 2, 0):
+        size, stride = x.shape[dim], x.stride(dim)
+        ambiguous = (dim == 1 and stride == 0) or (dim == 0 and span == x.stride(1))
+        if size == 0 or stride < span or ambiguous:
+            return torch.contiguous_format
+        span = stride * size
+    return torch.channels_last
+
+
+def convolved_format(layout: torch.memory_format, weight: Tensor) -> torch.memory_format:
+    """The memory format that PyTorch gives the convolution of an input in `layout`."""
+    return layout if layout == torch.channels_last else memory_format(weight)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x [N, C, H, W] in NHWC memory, where a hook on saved tensors may have given it another."""
+    return x if is_nhwc(x) else allocate(x.shape, like=x).copy_(x)
+
+
+def handed_out(y: Tensor, layout: torch.memory_format, shared: bool) -> Tensor:
+    """y [N, C, H, W] in NHWC memory as others may have and change it: dense in `layout`, not `shared` with anybody."""
+    _, c, h, w = y.shape
+    nhwc = layout == torch.channels_last
+    strides = (c * h * w, 1, w * c, c) if nhwc else (c * h * w, h * w, w, 1)
+    return y.clone(memory_format=layout) if shared or y.stride() != strides else y
 
 
 class Buffer:

@@ -28,15 +28,15 @@ def rename_keys(state_dict: dict[str, Tensor], prefix: str, features: nn.Sequent
                 name = _LAST_NORM.sub(f"features.{last_norm}.", name)
             key = prefix + name
         state_dict[key] = value
-    _add_counters(state_dict, prefix)
+    _add_counters(state_dict, prefix, features)
 
 
-def _add_counters(state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Zero `num_batches_tracked` behind every `running_var`, if the file has none."""
+def _add_counters(state_dict: dict[str, Tensor], prefix: str, features: nn.Sequential) -> None:
+    """Zero `num_batches_tracked` beside the `running_var` of norms that count, if the file has none."""
     own = [key for key in state_dict if key.startswith(prefix)]
     if any(key.endswith(".num_batches_tracked") for key in own):
         return
-    for key in own:
-        if key.endswith(".running_var"):
-            counter = key.removesuffix("running_var") + "num_batches_tracked"
-            state_dict[counter] = torch.tensor(0, dtype=torch.long)
+    for name, _ in features.named_buffers(f"{prefix}features"):
+        norm, _, buffer = name.rpartition(".")
+        if buffer == "num_batches_tracked" and f"{norm}.running_var" in state_dict:
+            state_dict[name] = torch.tensor(0, dtype=torch.long)

@@ -4,6 +4,7 @@ The fused path reads a module's tensors and never calls it, so it must be sure t
 its class says: a stock forward, stock attributes, nobody listening.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,7 +21,7 @@ def is_traced(x: object) -> bool:
 
 def why_not_now() -> str | None:
     """A transform or hook that is active around the call and that the fused stage has no rule for."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.maybe_current_level() is not None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
@@ -43,8 +44,12 @@ def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
-    if not isinstance(module, cls) or not runs_as(module, cls):
+    if not isinstance(module, cls):
         return f"is {type(module).__name__}, not {cls.__name__}"
+    if "forward" in module.__dict__:
+        return "has a forward that was replaced on the instance"
+    if type(module).forward is not cls.forward:
+        return f"is {type(module).__name__}, whose forward is not {cls.__name__}'s"
     if is_hooked(module):
         return "has hooks"
     return None
@@ -69,6 +74,11 @@ def why_not_conv(module: nn.Module, kernel: int) -> str | None:
 
 
 def why_not_norm(module: nn.Module) -> str | None:
+    """Why `module` is neither a BatchNorm2d nor torchvision's FrozenBatchNorm2d, which has no parameters."""
+    if not isinstance(module, nn.BatchNorm2d):
+        torchvision = sys.modules.get("torchvision.ops.misc")  # where nobody has imported it, there is none
+        if torchvision is not None and isinstance(module, torchvision.FrozenBatchNorm2d):
+            return why_not(module, torchvision.FrozenBatchNorm2d)
     reason = why_not(module, nn.BatchNorm2d)
     if reason is None and module.training and module.track_running_stats and module.momentum is None:
         return None if module.num_batches_tracked is not None else "has no num_batches_tracked"

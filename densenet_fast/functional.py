@@ -54,6 +54,7 @@ def dense_stage(
     extend: bool = False,
     output_stats: bool = False,
     output_room: int = 0,
+    memory_format: torch.memory_format | None = torch.channels_last,
     efficient: bool = False,
     backend: str = "auto",
 ) -> StageOutput:
@@ -66,32 +67,41 @@ def dense_stage(
             (W+1)//2], or None -> [N, C_total, H, W].
         stats: mean and biased variance [C0] of x if the producer of x already has them.
         extend: x is the y of a stage whose `output_room` is what these layers add, and nothing else writes behind it:
-            the layers do, and x is not copied.
+            the layers do, and x is not copied unless autocast converts it.
         output_stats: also return them for y (transition and stem).
         output_room: channels of memory behind y for the layers of the stage that extends it (transition and stem).
+        memory_format: of y, where output_room is 0: a dense tensor that belongs to the caller, who may change it in
+            place. None: y is read by stages only, its rows may be padded and it may be the buffer itself.
         efficient: recompute the bottleneck outputs z in backward. Kept for backward, per pixel: C_total values with
             it, C_total + sum(K) without.
         backend: "auto", "native", "triton" or "eager".
+
+    Under autocast a stage with convolutions computes in autocast's dtype; y has the dtype that PyTorch's layers give
+    it: float32 where x is, unless the last step is a convolution.
 
     Raises:
         ValueError: wrong dimensions or channels, no room behind an x to extend, an image too small to pool, one value
             per channel where a norm uses batch statistics.
         RuntimeError: dtypes or devices differ, or the backend is not available.
     """
-    dtype = _compute_dtype(x)
+    convolves = bool(layers) or isinstance(consumer, Transition)
+    dtype = _compute_dtype(x) if convolves else x.dtype
     layers, consumer = _fitted_stage(x, layers, consumer, dtype)
     ops = backends.operations(backend, x.device, dtype)
+    layout = None if output_room else memory_format
     result = autograd.run(
         ops,
         x.to(dtype),
         stats,
         layers,
         consumer,
-        wanted=Wanted(output_stats, output_room),
-        extend=extend,
+        wanted=Wanted(output_stats, output_room, layout),
+        extend=extend and x.dtype == dtype,
         efficient=efficient,
     )
     y, mean, var = result.output
+    if layout is not None and not isinstance(consumer, Transition):  # which ends in a convolution
+        y = y.to(torch.promote_types(x.dtype, dtype))
     return StageOutput(y, None if mean is None or var is None else (mean, var), result.batch_stats)
 
 

@@ -40,7 +40,8 @@ class DenseNet(nn.Module):
     Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W any size the poolings leave a pixel of.
 
     Raises:
-        ValueError: compression outside (0, 1], an unknown backend.
+        ValueError: compression outside (0, 1] or so small that it leaves no channel, a count below 1 (layers: below 0),
+            a probability outside [0, 1], an unknown backend.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class DenseNet(nn.Module):
                     "num_init_features) use densenet_fast.torchvision.DenseNet, or keywords"
                 )
             raise ValueError(f"compression: got {compression}, expected a number in (0, 1]{hint}")
+        if num_init_features < 1:
+            raise ValueError(f"num_init_features: got {num_init_features}, expected at least 1")
         few_blocks = len(block_config) < 4
         small_inputs = few_blocks if small_inputs is None else small_inputs
         num_classes = (10 if few_blocks else 1000) if num_classes is None else num_classes
@@ -85,6 +88,10 @@ class DenseNet(nn.Module):
             channels += num_layers * growth_rate
             if i < len(block_config):
                 kept = int(channels * compression)
+                if kept == 0:
+                    raise ValueError(
+                        f"compression: got {compression}, which leaves none of the {channels} channels of block {i}"
+                    )
                 self.features.add_module(f"transition{i}", Transition(channels, kept, backend))
                 channels = kept
         self.features.add_module("norm_final" if small_inputs else "norm5", nn.BatchNorm2d(channels))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from . import backends, functional
+from .buffer import convolved_format, memory_format
 from .eligibility import (
     Predicate,
     is_traced,
@@ -29,19 +30,28 @@ from .eligibility import (
 from .running_stats import Transaction, transaction
 from .uncompiled import uncompiled
 
+Norm = Any  # nn.BatchNorm2d, or torchvision's FrozenBatchNorm2d, which need not be installed
+
 
 # Buffers and children are looked up in their dictionaries, ten times as fast as attributes; a parameter may be
 # parametrized, which only the attribute knows.
-def uses_batch(module: nn.BatchNorm2d) -> bool:
-    """Whether a BatchNorm takes statistics of the batch in its present mode."""
-    return module.training or module._buffers["running_mean"] is None
+def uses_batch(module: Norm) -> bool:
+    """Whether a norm takes statistics of the batch in its present mode."""
+    return isinstance(module, nn.BatchNorm2d) and (module.training or module._buffers["running_mean"] is None)
 
 
-def norm_of(module: nn.BatchNorm2d) -> functional.Norm:
-    """The tensors of a BatchNorm in its present mode."""
+def norm_of(module: Norm) -> functional.Norm:
+    """The tensors of a norm in its present mode."""
     buffers = module._buffers
     mean, var = (None, None) if uses_batch(module) else (buffers["running_mean"], buffers["running_var"])
     return functional.Norm(mean, var, module.weight, module.bias, module.eps)
+
+
+def _check_counts(**counts: int | None) -> None:
+    """Refuse what is not a positive number, or None."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: got {count}, expected at least 1")
 
 
 # What the fused path takes children for, by their names.
@@ -95,6 +105,7 @@ class DenseLayer(nn.Module):
         drop_rate: float = 0.0,
     ):
         super().__init__()
+        _check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size)
         if not 0 <= drop_rate <= 1:
             raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
         self.norm1 = nn.BatchNorm2d(num_input_features)
@@ -118,7 +129,7 @@ class DenseLayer(nn.Module):
         return (self.conv2 if self.has_bottleneck else self.conv1).out_channels
 
     @property
-    def norms(self) -> tuple[nn.BatchNorm2d, ...]:
+    def norms(self) -> tuple[Norm, ...]:
         children = cast(dict[str, Any], self._modules)
         return (children["norm1"], children["norm2"]) if self.has_bottleneck else (children["norm1"],)
 
@@ -127,7 +138,7 @@ class DenseLayer(nn.Module):
         inputs: list[Any] = list(features)
         if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
             inputs = list(inputs[0])
-        x = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+        x = torch.cat(inputs, 1)  # also of one input: relu1 may then overwrite what norm1, replaced, returns
         x = self.conv1(self.relu1(self.norm1(x)))
         if self.has_bottleneck:
             x = self.conv2(self.relu2(self.norm2(x)))
@@ -210,16 +221,18 @@ def run_stage(
     updates: Transaction,
     block: "DenseBlock | None" = None,
     consumer: functional.Consumer | None = None,
-    consumer_norm: nn.BatchNorm2d | None = None,
+    consumer_norm: Norm | None = None,
     *,
     backend: str,
     stats: functional.Stats | None = None,
     extend: bool = False,
     following: "DenseBlock | None" = None,
+    layout: torch.memory_format = torch.channels_last,
 ) -> functional.StageOutput:
     """`functional.dense_stage` on the tensors of modules, its batch statistics reported to `updates`.
 
-    The output has what the block `following` wants of it, which may then `extend` it.
+    The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
+    see, in the memory format `layout`.
     """
     result = functional.dense_stage(
         x,
@@ -229,6 +242,7 @@ def run_stage(
         extend=extend,
         output_stats=following is not None and any(map(uses_batch, following.norms)),
         output_room=following.growth if following is not None else 0,
+        memory_format=layout if following is None else None,
         efficient=block is not None and block.efficient,
         backend=backend,
     )
@@ -263,6 +277,8 @@ class DenseBlock(Fusable, nn.ModuleDict):
         backend: str = "auto",
     ):
         super().__init__(backend)
+        if num_layers < 0:
+            raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate)
             self.add_module(f"denselayer{i + 1}", layer)
@@ -274,8 +290,8 @@ class DenseBlock(Fusable, nn.ModuleDict):
         return self
 
     def fused(self, x: Tensor, updates: Transaction) -> Tensor:
-        """[N, C0, H, W] -> [N, C0 + L * k, H, W], channels_last."""
-        return run_stage(x, updates, self, backend=self.backend).y
+        """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
+        return run_stage(x, updates, self, backend=self.backend, layout=memory_format(x)).y
 
     def plain(self, x: Tensor) -> Tensor:
         features = [x]
@@ -302,7 +318,7 @@ class DenseBlock(Fusable, nn.ModuleDict):
         return sum(layer.growth_rate for layer in self.layers())
 
     @property
-    def norms(self) -> list[nn.BatchNorm2d]:
+    def norms(self) -> list[Norm]:
         return [norm for layer in self.layers() for norm in layer.norms]
 
     def steps(self, device: torch.device) -> list[functional.Bottleneck | functional.Plain]:
@@ -326,14 +342,16 @@ class Transition(Fusable, nn.Sequential):
 
     def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto"):
         super().__init__(backend)
+        _check_counts(num_input_features=num_input_features, num_output_features=num_output_features)
         self.norm = nn.BatchNorm2d(num_input_features)
         self.relu = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
         self.pool = nn.AvgPool2d(2, 2)
 
     def fused(self, x: Tensor, updates: Transaction) -> Tensor:
-        """[N, C, H, W] -> [N, C', H // 2, W // 2], channels_last."""
-        return run_stage(x, updates, None, self.step(), self.norm, backend=self.backend).y
+        """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
+        layout = convolved_format(memory_format(x), self.conv.weight)
+        return run_stage(x, updates, None, self.step(), self.norm, backend=self.backend, layout=layout).y
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)

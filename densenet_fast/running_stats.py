@@ -41,20 +41,30 @@ class Transaction:
             self._updates.append(_Update(norm, mean, var, count, backend))
 
     def guard(self, module: nn.Module) -> None:
-        """Remember the running statistics in `module`, about to run as a plain module, to restore them on failure."""
-        for norm in module.modules():
-            if norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                self._former += [(b, b.clone()) for b in norm.buffers(recurse=False)]
+        """Remember the running statistics in `module`, about to run as a plain module, to restore them on failure.
+
+        What was reported of a norm that is in it too is written first: it was first to run.
+        """
+        norms = [m for m in module.modules() if m.training and isinstance(m, nn.modules.batchnorm._NormBase)]
+        for norm in norms:
+            self._former += [(b, b.clone()) for b in norm.buffers(recurse=False)]
+        early = [update for update in self._updates if update.norm in norms]
+        self._updates = [update for update in self._updates if update.norm not in norms]
+        self._write_in_order(early)
 
     def roll_back(self) -> None:
         with torch.no_grad():
             for buffer, former in self._former:
                 buffer.copy_(former)
 
-    @torch.no_grad()
     def commit(self) -> None:
-        """Write all reports; a norm that reported more than once is updated in that order."""
-        pending = self._updates
+        """Write all reports."""
+        self._write_in_order(self._updates)
+
+    @staticmethod
+    @torch.no_grad()
+    def _write_in_order(pending: list[_Update]) -> None:
+        """A norm that reported more than once is updated in that order."""
         while pending:
             first_of_each: list[_Update] = []
             again: list[_Update] = []
@@ -68,27 +78,35 @@ class Transaction:
 
 
 def _write(backend: str, updates: list[_Update]) -> None:
+    """Write the reports of different norms."""
     buffers = [u.norm._buffers for u in updates]  # found ten times as fast as attributes
     counters = [n for b in buffers if (n := b["num_batches_tracked"]) is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    ops = backends.operations(backend, updates[0].mean.device, updates[0].mean.dtype)
-    ops.update_running_stats(
-        [b["running_mean"] for b in buffers],
-        [b["running_var"] for b in buffers],
-        [u.mean for u in updates],
-        [u.var for u in updates],
-        [u.size for u in updates],
-        [_momentum(u.norm) for u in updates],
-    )
+    moving = [(u, b) for u, b in zip(updates, buffers, strict=True) if u.norm.momentum is not None]
+    if moving:
+        ops = backends.operations(backend, updates[0].mean.device, updates[0].mean.dtype)
+        ops.update_running_stats(
+            [b["running_mean"] for _, b in moving],
+            [b["running_var"] for _, b in moving],
+            [u.mean for u, _ in moving],
+            [u.var for u, _ in moving],
+            [u.size for u, _ in moving],
+            [u.norm.momentum for u, _ in moving],
+        )
+    for update in updates:
+        if update.norm.momentum is None:
+            _average(update)
 
 
-def _momentum(norm: nn.BatchNorm2d) -> float:
-    """The weight of the new batch; momentum=None is the cumulative average."""
-    if norm.momentum is not None:
-        return norm.momentum
+def _average(update: _Update) -> None:
+    """momentum=None: the running statistics are the average over all batches, whose number is on the device."""
+    norm, mean, var, size, _ = update
     assert norm.num_batches_tracked is not None, "eligibility.why_not_norm lets no such norm run fused"
-    return 1 / int(norm.num_batches_tracked)
+    weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (size / (size - 1)))):
+        assert running is not None, "`report` drops what is not tracked"
+        running.data.copy_(torch.lerp(running.to(batch.dtype), batch, weight))
 
 
 _current: ContextVar[Transaction | None] = ContextVar("running statistics", default=None)

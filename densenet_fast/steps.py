@@ -11,9 +11,10 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from .buffer import Buffer, Gradient, allocate
+from .buffer import Buffer, Gradient, allocate, dense
 
 
 class Norm(NamedTuple):
@@ -205,10 +206,12 @@ class Plain(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the next stage wants beside y: its statistics, and `room` channels behind it in memory for its layers."""
+    """What is wanted of y. For the next stage: its statistics, and `room` channels behind it in memory for its layers;
+    for anybody else: a dense tensor of its own in the memory format `layout`."""
 
     stats: bool = False
     room: int = 0
+    layout: torch.memory_format | None = None
 
 
 class Output(NamedTuple):
@@ -220,9 +223,11 @@ class Output(NamedTuple):
 
     @classmethod
     def new(cls, buffer: Buffer, channels: int, height: int, width: int, wanted: "Wanted") -> "Output":
-        """Uninitialised, y [N, channels, height, width] the head of the next block's buffer."""
-        whole = allocate((buffer.x.shape[0], channels + wanted.room, height, width), like=buffer.x)
-        y = whole[:, :channels] if wanted.room else whole
+        """Uninitialised, in NHWC memory: y [N, channels, height, width] is dense for others; for the next stage, it is
+        the head of that one's buffer."""
+        shape = (buffer.x.shape[0], channels + wanted.room, height, width)
+        y = allocate(shape, like=buffer.x) if wanted.layout is None else dense(shape, like=buffer.x)
+        y = y[:, :channels] if wanted.room else y
         return cls(y, *buffer.mean.new_empty((2, channels)).unbind()) if wanted.stats else cls(y)
 
 

@@ -1,16 +1,18 @@
 """The trunk of a DenseNet: an nn.Sequential that runs neighbours fused when nobody watches the tensor between them."""
 
 from collections import deque
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import backends, functional
+from .buffer import convolved_format, memory_format
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .functional import Stats
-from .modules import DenseBlock, Fusable, Transition, norm_of, run_stage
+from .modules import DenseBlock, Fusable, Norm, Transition, norm_of, run_stage
 from .running_stats import Transaction, transaction
 from .uncompiled import uncompiled
 from .validation import check_input
@@ -42,7 +44,7 @@ class Trunk(nn.Sequential):
                 module.set_backend(backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last module's output, in the memory format of x [N, channels, H, W]."""
+        """The last module's output, in the memory format that PyTorch's layers give it for x [N, channels, H, W]."""
         if self._is_plain(x):
             return super().forward(x)
         return self._run(x, pooled=False)
@@ -50,7 +52,7 @@ class Trunk(nn.Sequential):
     def pooled(self, x: Tensor) -> Tensor:
         """ReLU and global average of `forward`, [N, C]."""
         if self._is_plain(x) or is_hooked(self) or not runs_as(self, Trunk):
-            return relu_pool(self(x))
+            return self._relu_pool(self(x))
         return self._run(x, pooled=True)
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -61,32 +63,52 @@ class Trunk(nn.Sequential):
     def _run(self, x: Tensor, pooled: bool) -> Tensor:
         check_input(self, x)
         with transaction() as updates:
-            y, is_pooled = self._run_children(x.contiguous(memory_format=torch.channels_last), updates, pooled)
-        if pooled:
-            return y if is_pooled else relu_pool(y)
-        was_nchw = x.is_contiguous() and x.stride(1) != 1
-        return y.contiguous() if was_nchw else y
+            y, is_pooled = self._run_children(x, updates, pooled)
+        return self._relu_pool(y) if pooled and not is_pooled else y
+
+    def _relu_pool(self, x: Tensor) -> Tensor:
+        """ReLU and global average: [N, C, H, W] -> [N, C].
+
+        In place as in torchvision, so that who keeps what the last norm returns finds it rectified; not where a full
+        backward hook returned it, which autograd does not let anybody change.
+        """
+        last = [self, *self.children()][-1]
+        inplace = not (
+            self._backward_hooks or self._backward_pre_hooks or last._backward_hooks or last._backward_pre_hooks
+        )
+        return torch.flatten(F.adaptive_avg_pool2d(F.relu(x, inplace), (1, 1)), 1)
 
     def _run_children(self, x: Tensor, updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
         """The last output, and whether the head has already pooled it."""
         waiting = deque(self.children())
+        layout = memory_format(x)  # in which others see what stages return, as PyTorch's layers would return it
         stats: Stats | None = None  # of x, where its producer has them
         following: DenseBlock | None = None  # the first of `waiting`, if it will extend x
         while waiting:
-            module, block = waiting.popleft(), following
-            extend, following = block is not None, None
+            block, following = following, None
+            extend = block is not None
             consumer: functional.Consumer | None
-            if (norm := _stem_norm(module, waiting, x)) is not None:
-                del waiting[0], waiting[0]
-                consumer = functional.Stem(norm_of(norm))
-            elif (block := block or _fused(module, DenseBlock, x)) is not None:
+            if (block := block or _fused(waiting[0], DenseBlock, x)) is not None:
+                waiting.popleft()
                 consumer, norm = self._consumer(waiting, x, pooled)
+            elif (norm := _stem_norm(waiting, x)) is not None:
+                del waiting[0], waiting[0], waiting[0]
+                consumer = functional.Stem(norm_of(norm))
             else:
+                module = waiting.popleft()
                 updates.guard(module)
-                x, stats = module(x), None
+                if _is_seen_by_a_stage_alone(module, waiting, x):
+                    layout = convolved_format(layout, module.weight)
+                    x = module(x.contiguous(memory_format=torch.channels_last))
+                else:
+                    x = module(x)
+                    layout = memory_format(x)
+                stats = None
                 continue
             if consumer is not None and waiting:
                 following = _fused(waiting[0], DenseBlock, x)
+            if isinstance(consumer, functional.Transition):
+                layout = convolved_format(layout, consumer.weight)
             x, stats, _ = run_stage(
                 x,
                 updates,
@@ -97,15 +119,14 @@ class Trunk(nn.Sequential):
                 stats=stats,
                 extend=extend,
                 following=following,
+                layout=layout,
             )
             if isinstance(consumer, functional.Head):
                 return x, True
         return x, False
 
     @staticmethod
-    def _consumer(
-        waiting: deque[nn.Module], x: Tensor, pooled: bool
-    ) -> tuple[functional.Consumer | None, nn.BatchNorm2d | None]:
+    def _consumer(waiting: deque[nn.Module], x: Tensor, pooled: bool) -> tuple[functional.Consumer | None, Norm | None]:
         """The consumer of a block's buffer and its norm, taken from `waiting` if the two can run as one stage."""
         if not waiting:
             return None, None
@@ -113,16 +134,10 @@ class Trunk(nn.Sequential):
         if transition is not None:
             waiting.popleft()
             return transition.step(), transition.norm
-        norm = waiting[0]
-        if pooled and len(waiting) == 1 and isinstance(norm, nn.BatchNorm2d) and why_not_norm(norm) is None:
-            waiting.popleft()
+        if pooled and len(waiting) == 1 and why_not_norm(waiting[0]) is None:
+            norm = waiting.popleft()
             return functional.Head(norm_of(norm)), norm
         return None, None
-
-
-def relu_pool(x: Tensor) -> Tensor:
-    """ReLU and global average: [N, C, H, W] -> [N, C]."""
-    return torch.flatten(F.adaptive_avg_pool2d(F.relu(x), (1, 1)), 1)
 
 
 def _fused(module: nn.Module, cls: type[_Module], x: Tensor) -> _Module | None:
@@ -132,16 +147,27 @@ def _fused(module: nn.Module, cls: type[_Module], x: Tensor) -> _Module | None:
     return None
 
 
-def _stem_norm(norm: nn.Module, behind: deque[nn.Module], x: Tensor) -> nn.BatchNorm2d | None:
-    """`norm` if it and the two modules behind it are a stock BN, ReLU and 3x3 max pooling."""
+def _is_seen_by_a_stage_alone(module: nn.Module, waiting: Sequence[nn.Module], x: Tensor) -> TypeGuard[nn.Conv2d]:
+    """Whether `module` is a convolution of which nobody but the stage behind it, which reads channels_last, sees input
+    and output. Gradients of x would show."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and why_not(module, nn.Conv2d) is None
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and bool(waiting)
+        and (_stem_norm(waiting, x) is not None or _fused(waiting[0], DenseBlock, x) is not None)
+    )
+
+
+def _stem_norm(waiting: Sequence[nn.Module], x: Tensor) -> Norm | None:
+    """The first of `waiting` if it and the two modules behind it are a stock BN, ReLU and 3x3 max pooling."""
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
     if (
-        len(behind) >= 2
-        and isinstance(norm, nn.BatchNorm2d)
-        and why_not_norm(norm) is None
-        and why_not(behind[0], nn.ReLU) is None
-        and why_not_pool(behind[1], nn.MaxPool2d, **pool) is None
+        len(waiting) >= 3
+        and why_not_norm(waiting[0]) is None
+        and why_not(waiting[1], nn.ReLU) is None
+        and why_not_pool(waiting[2], nn.MaxPool2d, **pool) is None
         and x.shape[0] > 0
     ):
-        return norm
+        return waiting[0]
     return None

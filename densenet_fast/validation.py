@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import functional
+from .eligibility import why_not, why_not_norm
 from .modules import DenseBlock, Transition
 
 
@@ -19,10 +20,10 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
     """
     if x.dim() != 4:
         raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
-    if not x.is_floating_point():
-        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
     first = next(trunk.children(), None)
-    if isinstance(first, nn.Conv2d):
+    if isinstance(first, nn.Conv2d) and why_not(first, nn.Conv2d) is None:  # else it may convert x, or its own weight
+        if not x.is_floating_point():
+            raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
         if x.shape[1] != first.in_channels:
             raise ValueError(
                 f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels}"
@@ -49,12 +50,11 @@ def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Modul
     """Each child with the image size at its input, as far as the children are known."""
     for name, module in trunk.named_children():
         yield name, module, h, w
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            h, w = (_pooled_size(module, size, i) for i, size in enumerate((h, w)))
-        elif isinstance(module, Transition):
-            h, w = (_pooled_size(module.pool, size, i) for i, size in enumerate((h, w)))
-        elif not isinstance(module, DenseBlock | nn.BatchNorm2d | nn.ReLU):
-            return
+        for part in module.children() if isinstance(module, Transition) else (module,):
+            if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                h, w = (_pooled_size(part, size, i) for i, size in enumerate((h, w)))
+            elif not isinstance(part, DenseBlock | nn.ReLU) and why_not_norm(part) is not None:
+                return
     yield "the last module", nn.Identity(), h, w
 
 

@@ -19,7 +19,27 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton") is not None:
         import triton  # noqa: F401
+STAND_INS = {"machine", "executed"}  # fixtures: the CUDA kernels and Triton's, as PTX
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "without_gpu: with a stand-in for a GPU, or about having none")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items) -> None:
+    """Where there is a GPU, its stand-ins prove nothing that it does not, and take its time."""
+    if torch.cuda.is_available():
+        left_out = [i for i in items if i.get_closest_marker("without_gpu") or STAND_INS & {*i.fixturenames}]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header() -> str:
+    if torch.cuda.is_available():
+        return "GPU: there is one, so tests on stand-ins for it, marked without_gpu, are left out"
+    return "GPU: there is none, so tests run on stand-ins for it, marked without_gpu"
 
 
 def pytest_sessionstart() -> None:
@@ -47,3 +67,18 @@ def _reproducible():
     torch.use_deterministic_algorithms(True)  # also fills torch.empty with NaN
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def _machine(request):
+    from .cuda.device import Machine, build
+
+    return Machine(build(request.config.cache.mkdir("densenet_fast_cuda")))
+
+
+@pytest.fixture
+def machine(_machine):
+    """The CUDA kernels on a GPU of PTX, compiled once for the present sources."""
+    _machine.reset()
+    yield _machine
+    _machine.reset()

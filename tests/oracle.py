@@ -15,13 +15,16 @@ def batch_norm(x: Tensor, norm: Norm) -> Tensor:
     return F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, norm.mean is None, 0.1, norm.eps)
 
 
-def dropout(y: Tensor, layer: Bottleneck | Plain) -> Tensor:
-    if layer.seed is None:
-        return y
+def dropped(y: Tensor, drop_rate: float, seed: Tensor) -> Tensor:
+    """Dropout by the mask that all backends make of a seed."""
     rows = y.detach().permute(0, 2, 3, 1).reshape(-1, y.shape[1])
-    mask = dropout_mask(rows, layer.drop_rate, layer.seed)
+    mask = dropout_mask(rows, drop_rate, seed)
     n, _, h, w = y.shape
     return y * mask.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def dropout(y: Tensor, layer: Bottleneck | Plain) -> Tensor:
+    return y if layer.seed is None else dropped(y, layer.drop_rate, layer.seed)
 
 
 def layer(x: Tensor, step: Bottleneck | Plain) -> Tensor:

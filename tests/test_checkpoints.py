@@ -119,3 +119,19 @@ def test_weights_enums_are_torchvision_s():
     from densenet_fast.torchvision import DenseNet121_Weights
 
     assert DenseNet121_Weights is stock.DenseNet121_Weights
+
+
+def test_norms_that_count_no_batches_make_the_round_trip():
+    """num_batches_tracked is None where somebody has taken it away; a state dict has no key for it."""
+    model = source()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.num_batches_tracked = None
+    other = DenseNet(**CONFIG)
+    other.features.norm_final.num_batches_tracked = None
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*norm_final\.num_batches_tracked"):
+        other.load_state_dict(source().state_dict())
+    other.load_state_dict(model.state_dict())
+    model.load_state_dict(model.state_dict())
+    loaded = other.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from benchmarks.memory import measure
 from densenet_fast import DenseNet
 from densenet_fast.modules import DenseBlock, DenseLayer
 
@@ -51,6 +52,10 @@ SURGERY = {
         "denselayer1.conv1 is Scaled",
     ),
     "hook": (lambda layer: layer.norm1.register_forward_hook(lambda *_: None), "denselayer1.norm1 has hooks"),
+    "hook that is always called": (
+        lambda layer: layer.conv2.register_forward_hook(lambda *_: None, always_call=True),
+        "denselayer1.conv2 has hooks",
+    ),
     "layer hook": (lambda layer: layer.register_forward_pre_hook(lambda *_: None), "denselayer1 has hooks"),
     "backward hook": (
         lambda layer: layer.conv1.register_full_backward_hook(lambda *_: None),
@@ -58,7 +63,7 @@ SURGERY = {
     ),
     "patched forward": (
         lambda layer: setattr(layer, "forward", lambda x: DenseLayer.forward(layer, x)),
-        "denselayer1 is",
+        "denselayer1 has a forward that was replaced on the instance",
     ),
 }
 
@@ -190,17 +195,19 @@ def test_a_subclass_with_its_own_forward_is_called():
     assert error(block(x), expected) < 1e-12
 
 
-def test_torch_compile_keeps_the_stages(recwarn):
-    """The same step, the graph broken around the trunk, nothing of a dense layer compiled."""
-    model, compiled, graphs = net(), net(), []
+@pytest.mark.parametrize("small", [True, False])
+def test_torch_compile_keeps_the_stages(recwarn, small):
+    """The same step, the graph broken around the trunk, nothing of it compiled, and the same bytes kept."""
+    model, compiled, graphs = net(small_inputs=small), net(small_inputs=small), []
 
     def record(graph, _):
         graphs.append(graph)
         return graph
 
-    x = image()
+    x = torch.randn(4, 3, 48, 48, dtype=torch.float64)
     model(x).square().sum().backward()
-    torch.compile(compiled, backend=record)(x).square().sum().backward()
+    call = torch.compile(compiled, backend=record)
+    call(x).square().sum().backward()
     for got, expected in zip(compiled.parameters(), model.parameters(), strict=True):
         assert error(got.grad, expected.grad) < 1e-12
     for got, expected in zip(compiled.buffers(), model.buffers(), strict=True):
@@ -208,6 +215,7 @@ def test_torch_compile_keeps_the_stages(recwarn):
     called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
     assert any("linear" in name for name in called)
     assert not any("conv2d" in name or "batch_norm" in name for name in called)
+    assert measure(compiled, x, call=call).live == measure(model, x).live
     assert not recwarn.list
 
 

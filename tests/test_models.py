@@ -289,6 +289,23 @@ def test_slices_keep_the_backend():
     assert DenseNet(4, (2, 2), backend="eager").features[:2].backend == "eager"
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"bn_size": 0}, "bn_size: got 0, expected at least 1"),
+        ({"growth_rate": -2}, "growth_rate: got -2, expected at least 1"),
+        ({"block_config": (2, -1)}, "num_layers: got -1, expected at least 0"),
+        ({"num_init_features": 0}, "num_init_features: got 0, expected at least 1"),
+        ({"compression": 0.05}, "compression: got 0.05, which leaves none of the 10 channels of block 1"),
+        ({"drop_rate": 1.5}, r"drop_rate: got 1.5, expected a probability in \[0, 1\]"),
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_net_are_refused(argument, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        DenseNet(**{"growth_rate": 4, "block_config": (2, 2), "num_init_features": 2} | argument)
+
+
 def test_compression_outside_its_range():
     with pytest.raises(ValueError, match=r"compression: got 0, expected a number in \(0, 1\]"):
         DenseNet(12, (2, 2), 0)
@@ -310,5 +327,5 @@ def test_a_block_extends_the_output_before_it(monkeypatch, hooked, copies):
         return buffer
 
     monkeypatch.setattr(Buffer, "start", spy)
-    model(torch.randn(2, 3, 32, 32))
+    model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
     assert sum(copied) == copies

@@ -238,9 +238,30 @@ def test_changing_a_saved_tensor_is_detected():
     steps = require_grad(make_stage(6, (4,), None))
     y = dense_stage(torch.randn(3, 6, 6, 5, dtype=torch.float64), *steps).y
     with torch.no_grad():
-        y.mul_(2)
+        steps[0][0].weight1.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("consumer", [None, "transition", "stem"])
+@pytest.mark.parametrize("growths", [(), (4, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_output_is_dense_and_belongs_to_the_caller(consumer, growths, layout):
+    """As in PyTorch it may be changed in place, and backward goes through the change; x is untouched."""
+    steps = require_grad(make_stage(5, growths, consumer))
+    x = torch.randn(3, 5, 6, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    before = x.detach().clone()
+    y = dense_stage(x, *steps, memory_format=layout).y
+    assert y.stride() == torch.empty_like(y, memory_format=layout).stride()
+    expected = oracle.stage(x, *steps)
+    cotangent = torch.randn(y.shape, dtype=y.dtype)
+    exact = torch.autograd.grad(expected.mul(3).relu(), x, cotangent)[0]
+    got = torch.autograd.grad(y.mul_(3).relu_(), x, cotangent)[0]
+    assert error(got, exact) < 1e-10
+    assert torch.equal(x, before)
+    with torch.no_grad():
+        dense_stage(x, *steps, memory_format=layout).y.zero_()
+    assert torch.equal(x, before)
 
 
 def test_nan_and_infinity_pass_through_as_in_pytorch():
@@ -265,7 +286,7 @@ def test_extended_output_is_the_next_buffer(consumer, growth):
 
     def run(room, extend):
         y = dense_stage(x, *first, output_room=room).y
-        whole = dense_stage(y, *second, extend=extend).y
+        whole = dense_stage(y, *second, extend=extend, memory_format=None).y
         return y, whole, *gradients(whole, whole.detach(), x, [[*first[0], *second[0]], first[1]])
 
     y, whole, *got = run(2 * growth, True)

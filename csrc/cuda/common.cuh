@@ -17,11 +17,14 @@ inline void check(cudaError_t error) {
   throw std::runtime_error(std::string("densenet_fast: CUDA: ") + cudaGetErrorString(error));
 }
 
+// Before a launch of `kernel` on the current device: what goes beyond 48 KB, static shared memory included, the driver
+// wants to be told of. Asked once for each kernel and device, and once more for more.
+void allow_shared_bytes(const void* kernel, int dynamic_bytes, const Device& device);
+
 template <class params_t>
 void launch(void (*kernel)(params_t), dim3 grid, int threads, int shared_bytes, const Launch& where,
             const params_t& params) {
-  if (shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  if (shared_bytes > 0) allow_shared_bytes(reinterpret_cast<const void*>(kernel), shared_bytes, where.device);
   kernel<<<grid, threads, shared_bytes, where.stream>>>(params);
   check(cudaGetLastError());
 }

@@ -23,10 +23,12 @@ class Workspace {
 enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
 
 struct Device {
+  int index;
   int multiprocessors;
   int shared_bytes;  // dynamic shared memory that a block may ask for, beside kStaticBytes
 };
-constexpr int kStaticBytes = 16;  // of shared memory, that kernels with dynamic shared memory have besides
+// The most static shared memory of a kernel that has dynamic besides: a flag, up to where the dynamic may start.
+constexpr int kStaticBytes = 128;
 
 Device device(int index);
 
@@ -76,9 +78,9 @@ void head_bwd(const HeadBwd& op, const Launch& launch);
 // what a ReLU gave, and v gets its mask from it; without op.dnorm.dgamma there is no norm to end with.
 void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
 
-enum class RunningType : int32_t { kFloat, kDouble, kHalf, kBFloat16 };
+enum class RunningType : int16_t { kFloat, kDouble, kHalf, kBFloat16 };
 
-// running += momentum * (batch - running) for one norm.
+// running += momentum * (batch - running) for one norm. No padding: a launch passes the same bytes each time.
 struct RunningStats {
   void *running_mean, *running_var;  // [C]
   const float *mean, *var;           // [C]

@@ -5,6 +5,7 @@ first asked for. Beside the backends, "plain" runs a model's own layers under or
 """
 
 import os
+import threading
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ _PREFERENCE_ON_CUDA = ("triton", "native", "eager")
 NAMES = ("auto", *PREFERENCE, "plain")
 
 _loaded: set[str] = set()
+_loading = threading.Lock()
 
 
 def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
@@ -43,12 +45,11 @@ def _why_not_cuda(device: torch.device) -> str | None:
     """Why the CUDA kernels of the library, which can be loaded, do not run on `device`."""
     from .. import _C
 
-    compiled = _C.build_facts().get("architectures")
-    if compiled is None:
-        return "the compiled library was built without CUDA kernels (setup.py says why)"
+    if (reason := _C.why_not_cuda()) is not None:
+        return reason
     if not torch.cuda.is_available():
         return "no CUDA device can be used here"
-    return why_not_compiled_for(torch.cuda.get_device_capability(device), compiled.split())
+    return why_not_compiled_for(torch.cuda.get_device_capability(device), _C.build_facts()["architectures"].split())
 
 
 def why_not_compiled_for(capability: tuple[int, int], architectures: list[str]) -> str | None:
@@ -133,7 +134,9 @@ def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float
     """The operations of the backend that `choose` gives, loaded."""
     chosen = choose(name, device, dtype)
     if chosen not in _loaded:
-        module = import_module(f"{__name__}.{chosen}")
-        ops.register(chosen, module, module.DISPATCH_KEY)
-        _loaded.add(chosen)
+        with _loading:
+            if chosen not in _loaded:  # by another thread, in the meantime
+                module = import_module(f"{__name__}.{chosen}")
+                ops.register(chosen, module, module.DISPATCH_KEY)
+                _loaded.add(chosen)
     return ops.of(chosen)

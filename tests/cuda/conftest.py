@@ -6,27 +6,15 @@ import torch
 from densenet_fast import backends
 
 from ..native import cases
-from .device import Machine, build, why_not
+from .device import why_not
 
 
 def pytest_collection_modifyitems(items):
     reason = why_not()
     if reason is not None:
         for item in items:
-            if "tests/cuda" in str(item.path) and "a_gpu" not in item.name:
+            if "machine" in item.fixturenames:
                 item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(scope="session")
-def _machine(request):
-    return Machine(build(request.config.cache.mkdir("densenet_fast_cuda")))
-
-
-@pytest.fixture
-def machine(_machine):
-    _machine.reset()
-    yield _machine
-    _machine.reset()
 
 
 @pytest.fixture

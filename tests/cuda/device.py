@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -29,6 +30,13 @@ ENTRIES = (
     *("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "dense_block", "head", "stem"),
     "transition",
 )
+NVCC = f"nvcc -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 -code=compute_80 -I{INCLUDE} -Xcompiler=-fPIC"
+CXX = (
+    f"c++ -std=c++17 -O1 -fPIC -fvisibility=hidden -DDENSENET_FAST_CUDA -DUSE_CUDA -I{INCLUDE} -I{ROOT / 'csrc'} "
+    f"-I{sysconfig.get_path('include')}"
+)
+TORCH_CPU = f"-L{INCLUDE.parent / 'lib'} -ltorch_cpu"
+TORCH = f"{TORCH_CPU} -Wl,--no-as-needed -ltorch"
 
 
 def why_not() -> str | None:
@@ -41,33 +49,35 @@ def why_not() -> str | None:
 
 
 def compile_to(folder: Path) -> None:
-    """Into `folder` the PTX of every kernel file, for one architecture, and the library of entries and launches."""
-    nvcc = (
-        f"nvcc -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 -code=compute_80 -I{INCLUDE} -Xcompiler=-fPIC"
-    )
-    cxx = (
-        f"c++ -std=c++17 -O1 -fPIC -fvisibility=hidden -DDENSENET_FAST_CUDA -DUSE_CUDA -I{INCLUDE} -I{ROOT / 'csrc'} "
-        f"-I{sysconfig.get_path('include')}"
-    )
+    """Into `folder` the PTX of every kernel file, for one architecture, and libraries of entries and launches: on
+    runtime.cpp; on csrc's own context (context.so); that without libtorch (alone.so). And the stub runtime."""
     lines = [
         "rule nvcc",
-        f"  command = mkdir -p $out.d && {nvcc} -keep -keep-dir $out.d -c $in -o $out",
+        f"  command = mkdir -p $out.d && {NVCC} -keep -keep-dir $out.d -c $in -o $out",
         "rule cxx",
-        f"  command = {cxx} $flags -c $in -o $out",
+        f"  command = {CXX} $flags -c $in -o $out",
         "rule link",
-        f"  command = c++ -shared $in -L{INCLUDE.parent / 'lib'} -ltorch_cpu -o $out",
+        "  command = c++ -shared $in $flags -o $out",
     ]
     objects = []
     for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-        if source.stem != "device":
-            lines.append(f"build {source.stem}.cu.o: nvcc {source}")
-            objects.append(f"{source.stem}.cu.o")
+        lines.append(f"build {source.stem}.cu.o: nvcc {source}")
+        objects.append(f"{source.stem}.cu.o")
     for name in ENTRIES:
         lines += [f"build {name}.o: cxx {ROOT / 'csrc' / name}.cpp", f"  flags = -include {HERE / 'ptx_device.h'}"]
         objects.append(f"{name}.o")
     lines += [
         f"build runtime.o: cxx {HERE / 'runtime.cpp'}",
         f"build library.so: link {shlex.join(objects)} runtime.o",
+        f"  flags = {TORCH_CPU}",
+        f"build context.o: cxx {ROOT / 'csrc/cuda_context.cpp'}",
+        f"build context.so: link {shlex.join(objects)} context.o",
+        f"  flags = {TORCH}",
+        f"build alone.so: link {shlex.join(objects)} context.o",
+        f"  flags = {TORCH_CPU}",
+        f"build stub_runtime.o: nvcc {HERE / 'stub_runtime.cpp'}",
+        "build libcuda.so.1: link stub_runtime.o",
+        "  flags = -Wl,-soname,libcuda.so.1",
         "",
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,9 +89,21 @@ def compile_to(folder: Path) -> None:
 def sources_hash() -> str:
     """Of everything that `compile_to` reads."""
     files = [f for pattern in ("*.h", "*.cpp", "*.cuh", "*.cu") for f in (ROOT / "csrc").rglob(pattern)]
-    files += [HERE / "runtime.cpp", HERE / "ptx_device.h", HERE / "device.py"]
+    files += [*HERE.glob("*.h"), *HERE.glob("*.cpp"), HERE / "device.py"]
     content = b"".join(f.read_bytes() for f in sorted(files)) + torch.__version__.encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def define() -> tuple[torch.library.Library, dict[str, Callable]]:
+    """The operators that a library of `compile_to` registers: their schemas, which last as long as the library
+    returned, and they by name."""
+    schemas = torch.library.Library("densenet_fast_ptx", "FRAGMENT")
+    operations = {}
+    for operation in ops.OPERATIONS + ops.OPTIONAL:
+        schemas.define(f"{operation.name}.native{operation.schema}")
+        schemas.impl(f"{operation.name}.native", operation.fake, "Meta")
+        operations[operation.name] = getattr(torch.ops.densenet_fast_ptx, operation.name).native
+    return schemas, operations
 
 
 class Region(ctypes.Structure):
@@ -133,6 +155,12 @@ def _spans(regions: list[Region]) -> list[tuple[int, torch.Tensor]]:
     return [(a, torch.frombuffer((ctypes.c_uint8 * (b - a)).from_address(a), dtype=torch.uint8)) for a, b in spans]
 
 
+def words(content: bytes, is_address: Callable[[int], bool]) -> list[int | str]:
+    """A kernel's parameters in words of 8 bytes, with "address" for each that is one."""
+    padded = memoryview(content.ljust(-(-len(content) // 8) * 8, b"\0")).cast("Q")
+    return ["address" if is_address(word) else word for word in padded]
+
+
 class Launched(NamedTuple):
     kernel: str
     grid: tuple[int, ...]
@@ -143,7 +171,7 @@ class Launched(NamedTuple):
 class Machine:
     """A GPU of PTX. `device`: its multiprocessors and shared memory; `order`: from the number of CTAs, the order in
     which they arrive; `replacement`: kernels to run instead, by `stem`; `launches`: what was launched, and unless
-    `idle` was run."""
+    `idle` was run; `parameters`: of each, in `words`, if `noting`."""
 
     _SIGNATURE = ctypes.CFUNCTYPE(
         None,
@@ -155,6 +183,7 @@ class Machine:
         ctypes.POINTER(Region),
         ctypes.c_int64,
     )
+    _FACTS = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int))
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -166,22 +195,16 @@ class Machine:
         self.fault: BaseException | None = None
         self._library = ctypes.CDLL(str(folder / "library.so"))
         self._library.counter_left.restype = ctypes.c_bool
-        self._callback = self._SIGNATURE(self._launch)
-        self._library.set_launch(self._callback)
+        self._callbacks = self._SIGNATURE(self._launch), self._FACTS(self._facts)
+        self._library.set_callbacks(*self._callbacks)
         self.reset()
-        everything = ops.OPERATIONS + ops.OPTIONAL
-        self._schemas = torch.library.Library("densenet_fast_ptx", "FRAGMENT")
-        for operation in everything:
-            self._schemas.define(f"{operation.name}.native{operation.schema}")
-            self._schemas.impl(f"{operation.name}.native", operation.fake, "Meta")
-        namespace = torch.ops.densenet_fast_ptx
-        self.operations = SimpleNamespace(
-            **{o.name: self._checked(getattr(namespace, o.name).native) for o in everything}
-        )
+        self._schemas, operations = define()
+        self.operations = SimpleNamespace(**{name: self._checked(o) for name, o in operations.items()})
 
     def reset(self) -> None:
         self.launches: list[Launched] = []
-        self.idle = False
+        self.noting, self.parameters = False, []
+        self.set_idle(False)
         self.order = self.replacement = None
         self.device = (4, 232448)  # multiprocessors, shared memory of a block
         self.set(tf32=False)
@@ -189,6 +212,11 @@ class Machine:
 
     def set(self, tf32: bool) -> None:
         self._library.set_machine(*self.device, tf32)
+
+    def set_idle(self, idle: bool) -> None:
+        """Whether launches are only noted, and memory is left as it is."""
+        self.idle = idle
+        self._library.set_idle(idle)
 
     def refuse_shared_memory(self, refuse: bool) -> None:
         """More of it than every block gets."""
@@ -221,17 +249,34 @@ class Machine:
             return
         try:
             self.launches.append(Launched(name.decode(), tuple(grid.contents), threads, shared))
+            if self.noting:
+                self._note(params, regions[:count])
             if not self.idle:
                 self._run(*self.launches[-1], params, regions[:count])
         except BaseException as fault:
             self.fault = fault
 
+    def _note(self, params, regions):
+        content = ctypes.string_at(params, self.facts(self.launches[-1].kernel)[2])
+        self.parameters.append(words(content, lambda word: any(r.data <= word < r.end for r in regions)))
+
+    def kernel(self, name: str) -> ptx.Launch:
+        return self.kernels.get(name) or self.kernels.setdefault(name, ptx.Launch(self.texts[name], name))
+
+    def _facts(self, name, static_bytes, most_threads):
+        static_bytes[0], most_threads[0], _ = self.facts(name.decode())
+
+    def facts(self, name: str) -> tuple[int, int, int]:
+        """What a driver reads from a compiled kernel: static shared memory, the most threads, bytes of parameters."""
+        kernel = self.kernel(name).kernel
+        limit = re.search(rf"\.entry {name}\(.*?\.maxntid (\d+)", self.texts[name], re.DOTALL)
+        return kernel.shared_bytes, int(limit[1]), kernel.parameters[0].size
+
     def _run(self, name, grid, threads, shared, params, regions):
         if self.replacement is not None and stem(name) in self.replacement:
             kernel = self.replacement[stem(name)]
         else:
-            kernel = self.kernels.get(name) or self.kernels.setdefault(name, ptx.Launch(self.texts[name], name))
-        assert kernel.kernel.shared_bytes + shared <= max(48 * 1024, self.device[1]), "more shared memory than there is"
+            kernel = self.kernel(name)
         content = ctypes.string_at(params, kernel.kernel.parameters[0].size)
         parameters = Parameters(content, regions)
         before = [view.clone() for view in parameters.fields]

@@ -25,7 +25,7 @@ def layers(batch: int, growth: int = 32) -> Iterator[Geometry]:
 
 def launches(machine: Machine, name: str, geometry: Geometry, dtype: torch.dtype = torch.bfloat16) -> list[Launched]:
     """Those of an operation; none is run."""
-    machine.idle = True
+    machine.set_idle(True)
     machine.launches.clear()
     getattr(machine.operations, name)(*map(clone, make(name, geometry, dtype).args))
     return list(machine.launches)

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "arguments.h"
+#include "driver.h"
 
 using namespace densenet_fast;
 
@@ -20,21 +21,19 @@ struct Region {
 
 using launch_t = void (*)(const char* kernel, const unsigned* grid, int threads, int64_t shared, const void* params,
                           const Region* regions, int64_t count);
-
-struct Extent {
-  unsigned x, y, z;
-};
+using facts_t = void (*)(const char* kernel, int* static_bytes, int* most_threads);
+using driver::Extent;
 
 struct State {
   launch_t launch;
-  cuda::Device device{4, 232448};
-  bool tf32 = false;
+  facts_t facts;
+  int device, multiprocessors, most_shared_bytes;  // the present device, and its blocks' limit
+  bool tf32 = false, idle = false;
   int element_size;
   bool counter_left = false;  // not zero after its operation
   bool refuse = false;        // dynamic shared memory beyond 48 KB
   int last_error = 0;
-  std::map<const void*, const char*> kernels;  // by host function
-  std::map<const void*, int> shared_bytes;     // allowed
+  std::map<const void*, driver::Kernel> kernels;  // by host function
   std::vector<Region> workspace, operands;
   Extent grid, block;
   size_t shared;
@@ -45,6 +44,12 @@ struct State {
 State& machine() {
   static State state;
   return state;
+}
+
+driver::Kernel& kernel_of(const void* function) {
+  driver::Kernel& kernel = machine().kernels.at(function);
+  if (kernel.most_threads == 0) machine().facts(kernel.name, &kernel.static_bytes, &kernel.most_threads);
+  return kernel;
 }
 
 void add(const void* data, int64_t rows, int64_t columns, int64_t stride, int64_t size, bool written) {
@@ -180,7 +185,8 @@ class ExactWorkspace final : public cuda::Workspace {
   void release() {
     for (const Region& r : machine().workspace)
       for (const unsigned* counters : counters_)
-        for (int64_t i = 0; r.data == counters && i < r.columns / 4; i++) machine().counter_left |= counters[i] != 0;
+        for (int64_t i = 0; r.data == counters && !machine().idle && i < r.columns / 4; i++)
+          machine().counter_left |= counters[i] != 0;
     for (void* p : blocks_) {
       for (size_t i = machine().workspace.size(); i-- > 0;)
         if (machine().workspace[i].data == p) machine().workspace.erase(machine().workspace.begin() + i);
@@ -197,7 +203,7 @@ class ExactWorkspace final : public cuda::Workspace {
  private:
   void* allocate(int64_t count, int content) {
     void* const p = std::aligned_alloc(256, (count + 255) / 256 * 256);
-    std::memset(p, content, count);
+    if (!machine().idle) std::memset(p, content, count);
     blocks_.push_back(p);
     machine().workspace.push_back({p, 1, count, count, true});
     return p;
@@ -220,7 +226,7 @@ CudaDevice::Context::Context(const Arguments& check) : state_(new State) {
                           : check.dtype() == ScalarType::Half   ? cuda::Math::kHalf
                           : machine().tf32                      ? cuda::Math::kTf32
                                                                 : cuda::Math::kTf32x3;
-  state_->launch = {math, machine().device, nullptr, &state_->workspace};
+  state_->launch = {math, cuda::device(machine().device), nullptr, &state_->workspace};
 }
 CudaDevice::Context::~Context() { delete state_; }
 CudaDevice::Context::operator const cuda::Launch&() const { return state_->launch; }
@@ -266,12 +272,21 @@ void CudaDevice::update_running_stats(const std::vector<cuda::RunningStats>& nor
 // What compiled .cu files ask of the CUDA runtime.
 extern "C" {
 
-__attribute__((visibility("default"))) void set_launch(launch_t launch) { machine().launch = launch; }
+__attribute__((visibility("default"))) void set_callbacks(launch_t launch, facts_t facts) {
+  machine().launch = launch, machine().facts = facts;
+}
+// Another device each time: what was allowed on the last one is not on this.
 __attribute__((visibility("default"))) void set_machine(int multiprocessors, int shared_bytes, bool tf32) {
-  machine().device = {multiprocessors, shared_bytes - cuda::kStaticBytes}, machine().tf32 = tf32;
+  machine().device++, machine().multiprocessors = multiprocessors, machine().most_shared_bytes = shared_bytes;
+  machine().tf32 = tf32;
 }
 
-__attribute__((visibility("default"))) void refuse_shared_memory(bool refuse) { machine().refuse = refuse; }
+// Memory and counters are left as they are, for launches that nobody runs.
+__attribute__((visibility("default"))) void set_idle(bool idle) { machine().idle = idle; }
+
+__attribute__((visibility("default"))) void refuse_shared_memory(bool refuse) {
+  machine().refuse = refuse, machine().device++;
+}
 
 __attribute__((visibility("default"))) bool counter_left() { return std::exchange(machine().counter_left, false); }
 
@@ -284,7 +299,7 @@ void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 0; }
 void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, void*, void*, void*, void*,
                             int*) {
-  machine().kernels[function] = name;
+  machine().kernels[function] = {name, 0, 0, {}};
 }
 unsigned __cudaPushCallConfiguration(Extent grid, Extent block, size_t shared, void* stream) {
   machine().grid = grid, machine().block = block, machine().shared = shared, machine().stream = stream;
@@ -294,23 +309,35 @@ int __cudaPopCallConfiguration(Extent* grid, Extent* block, size_t* shared, void
   *grid = machine().grid, *block = machine().block, *shared = machine().shared, *stream = machine().stream;
   return 0;
 }
+int cudaDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 16 ? machine().multiprocessors : machine().most_shared_bytes;
+  return 0;
+}
+// The first member of cudaFuncAttributes is the static shared memory.
+int cudaFuncGetAttributes(size_t* attributes, const void* function) {
+  *attributes = kernel_of(function).static_bytes;
+  return 0;
+}
 int cudaFuncSetAttribute(const void* function, int, int value) {
-  machine().shared_bytes[function] = value;
-  if (value > machine().device.shared_bytes || machine().refuse) machine().last_error = 1;
-  return machine().last_error;
+  const int most = machine().refuse ? driver::kUnasked : machine().most_shared_bytes;
+  return machine().last_error = kernel_of(function).allow(machine().device, value, most);
 }
 int __cudaGetKernel(const void** kernel, const void* function) {
   *kernel = function;
   return 0;
 }
 int __cudaLaunchKernel(const void* kernel, Extent grid, Extent block, void** args, size_t shared, void*) {
-  if (shared > 48 * 1024 && static_cast<size_t>(machine().shared_bytes[kernel]) < shared) return 1;
+  const driver::Kernel& launched = kernel_of(kernel);
+  machine().last_error = launched.refuses(machine().device, grid, block, shared);
+  if (machine().last_error != driver::kSuccess) return machine().last_error;
   std::vector<Region> regions = machine().operands;
   regions.insert(regions.end(), machine().workspace.begin(), machine().workspace.end());
-  machine().launch(machine().kernels.at(kernel), &grid.x, block.x, shared, args[0], regions.data(),
+  machine().launch(launched.name, &grid.x, block.x, shared, args[0], regions.data(),
                    static_cast<int64_t>(regions.size()));
   return 0;
 }
 int cudaGetLastError() { return std::exchange(machine().last_error, 0); }
-const char* cudaGetErrorString(int) { return "too much shared memory"; }
+const char* cudaGetErrorString(int error) {
+  return error == driver::kInvalidValue ? "invalid argument" : "invalid configuration argument";
+}
 }

@@ -13,8 +13,6 @@ from . import traffic
 from .compare import FORMATS, arguments, check_error
 from .conftest import DEVICE
 
-pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="the kernels run on the GPU here")
-
 ODD = Geometry(2, 5, 7, 37, 48, 12)  # sizes and channels that are no multiple of anything
 DEEP = Geometry(2, 13, 12, 330, 128, 32)  # loops longer than their pipelines by two steps at least
 NAMES = [o.name for o in ops.OPERATIONS if o.name != "update_running_stats"]

@@ -44,6 +44,8 @@ def update_running_stats(
     count: list[int],
     momentum: list[float],
 ) -> None:
+    # Without a new version, as PyTorch's BatchNorm writes them: plain layers have saved them, but do not read them.
+    running_mean, running_var = ([running.data for running in each] for each in (running_mean, running_var))
     dtype = [running.dtype for running in running_mean]
     keep = [1 - m for m in momentum]
     unbiased = [m * n / (n - 1) for m, n in zip(momentum, count, strict=True)]

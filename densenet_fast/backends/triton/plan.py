@@ -162,7 +162,7 @@ class Plan:
         for i in self._copied:
             tensors[i] = tensors[i].contiguous(memory_format=_layout(tensors[i]))
         place = tensors[0].device
-        tensors.append(torch.empty(self._scratch, dtype=torch.uint8, device=place))
+        tensors.append(self._uninitialized(place))
         tensors.append(torch.zeros(self._zeros, dtype=torch.uint8, device=place))
         addresses = [0 if t is None else t.data_ptr() for t in tensors]
         if place.type != "meta":  # where there are no addresses
@@ -181,6 +181,14 @@ class Plan:
                 for i, tensor, offset in pointers:
                     values[i] = addresses[tensor] + offset
                 start(*values, stream=stream)
+
+    def _uninitialized(self, place: torch.device) -> Tensor:
+        """Scratch memory. Where algorithms must be deterministic, torch.empty would fill it, hundreds of megabytes for
+        each call, though nothing in it is read before it is written. Interpreted it may: there tests see to that."""
+        if self._index is None:
+            return torch.empty(self._scratch, dtype=torch.uint8, device=place)
+        memory = torch.UntypedStorage(self._scratch, device=place)
+        return torch.empty(0, dtype=torch.uint8, device=place).set_(memory)
 
     def _check_memory(self, addresses: Sequence[int]) -> None:
         spans = sorted((a, a + size) for a, size in zip(addresses, self._extents, strict=False) if size)

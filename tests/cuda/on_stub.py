@@ -1,0 +1,119 @@
+"""csrc's own context and launches on the stub runtime, which must be preloaded: `python -m tests.cuda.on_stub LIBRARY`,
+run as a process of its own. Reads what is known of each kernel, and prints what the runtime saw, as JSON."""
+
+import ctypes
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+
+from densenet_fast import backends
+from densenet_fast.backends import operations as operations_of  # of every backend
+
+from ..native.cases import Geometry, clone
+from .cases import make
+from .device import define, words
+from .step import training_step
+
+FACTS = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.POINTER(ctypes.c_int)] * 3)
+STUB = ctypes.CDLL(os.environ["LD_PRELOAD"])
+STUB.stub_call.restype = ctypes.c_char_p
+STUB.stub_device_of.argtypes = [ctypes.c_void_p]
+HERE, OTHER = torch.device("cuda:0"), torch.device("cuda:1")
+
+
+def seen(run: Callable[[], None]) -> list:
+    """What the runtime saw: names of calls, and launches with all there is to know of them."""
+    STUB.stub_clear()
+    run()
+    return [_readable(STUB.stub_call(i).decode()) for i in range(STUB.stub_calls())]
+
+
+def _readable(call: str):
+    if not call.startswith("launch "):
+        return call
+    _, kernel, *numbers, content = call.split()
+    devices = set()
+
+    def is_address(word: int) -> bool:
+        device = STUB.stub_device_of(word)
+        devices.update({device} - {-1})
+        return device >= 0
+
+    parameters = words(bytes.fromhex(content), is_address)
+    *extents, shared, stream, device = map(int, numbers)
+    return {
+        "kernel": kernel,
+        "launch": [*extents, shared],
+        "parameters": parameters,
+        "stream": stream,
+        "device": device,
+        "memory": sorted(devices),
+    }
+
+
+def refused(run: Callable[[], None]) -> str:
+    try:
+        run()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def channel_stats(operations: SimpleNamespace, device: torch.device) -> Callable[[], None]:
+    x = clone(make("channel_stats", Geometry(2, 5, 7, 24, 16, 4), torch.bfloat16).args[0]).to(device)
+    return lambda: operations.channel_stats(x)
+
+
+def in_a_thread(run: Callable[[], None]) -> None:
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def everything(operations: SimpleNamespace) -> dict:
+    found = {}
+    backends.operations = lambda *_: operations
+    step = training_step(operations, HERE)
+    found["first"], found["second"] = seen(step), seen(step)
+    stream = torch.cuda.Stream(HERE)
+    with torch.cuda.stream(stream):
+        found["side"], found["stream"] = seen(step), stream.cuda_stream
+        found["other"] = seen(training_step(operations, OTHER))
+        found["current"] = torch.cuda.current_device()
+    stats = channel_stats(operations, OTHER)
+    found["thread"] = seen(lambda: in_a_thread(stats))
+    STUB.stub_fail_launches(True)
+    found["failed"] = refused(stats)
+    STUB.stub_fail_launches(False)
+    found["after"] = refused(stats)
+    if backends.why_unavailable("native", HERE) is None:
+        found["built"] = refused(channel_stats(operations_of("native", HERE), HERE))
+    return found
+
+
+def main(library: str) -> None:
+    facts = json.load(sys.stdin)
+
+    def of_kernel(name, static_bytes, most_threads, parameter_bytes):
+        if name.decode() in facts:
+            static_bytes[0], most_threads[0], parameter_bytes[0] = facts[name.decode()]
+
+    callback = FACTS(of_kernel)
+    STUB.stub_begin(callback)
+    _schemas, operations = define()
+    torch.ops.load_library(library)
+    try:
+        found = everything(SimpleNamespace(**operations))
+    except RuntimeError as error:
+        found = {"refused": str(error).partition("\n")[0]}
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # PyTorch's own end would ask the runtime for more than the stub has
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,80 @@
+"""No launch of a real net is one that a driver would refuse (driver.h): every layer of the published DenseNets at batch
+1 to 256 in every dtype, planned and launched by the product's own code, run by nobody."""
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+
+from densenet_fast import ops
+
+from ..native import cases
+from ..native.cases import Geometry
+from .cases import MATHS, make
+
+# Growth, channels of the stem, layers of each block, its images: DenseNet-121, 169, 201 and 161 for ImageNet, and
+# DenseNet-BC of depth 100, 250 and 190 for CIFAR; and images of odd sizes.
+LARGE, SMALL = (56, 28, 14, 7), (32, 16, 8)
+NETS = [
+    *((32, 64, layers, LARGE) for layers in ((6, 12, 24, 16), (6, 12, 32, 32), (6, 12, 48, 32))),
+    (48, 96, (6, 12, 36, 24), LARGE),
+    *((growth, 2 * growth, ((depth - 4) // 6,) * 3, SMALL) for depth, growth in ((100, 12), (250, 24), (190, 40))),
+    (12, 24, (2, 2), (33, 5)),
+]
+NAMES = [operation.name for operation in ops.OPERATIONS]
+DEVICES = {"A10": (72, 101376), "H200": (132, 232448)}  # multiprocessors, shared memory: the least and the most
+
+
+def blocks() -> Iterator[tuple[int, list[int], int, int]]:
+    """Size of the images, channels before each layer and behind the last, growth, channels behind the transition."""
+    for growth, channels, layers_of, sizes in NETS:
+        for count, size in zip(layers_of, sizes, strict=True):
+            inputs = [channels + i * growth for i in range(count + 1)]
+            channels = inputs[-1] // 2
+            yield size, inputs, growth, channels
+
+
+def calls(name: str) -> Iterator[tuple[Geometry, Iterable[int]]]:
+    """All geometries of the nets, of one image, and batches: 1 to 256 where tiles are planned by all sizes at once
+    (3x3) and for the most channels of each size of image; else, as channels and rows are cut independently, some."""
+    found = set()
+    for size, inputs, growth, halved in blocks():
+        if "3x3" in name:
+            found.add(Geometry(1, size, size, 1, 4 * growth, growth))
+        elif "1x1" in name or name == "bottleneck_infer":
+            found |= {Geometry(1, size, size, c, 4 * growth, growth) for c in inputs[:-1]}
+        elif name.startswith("stem"):
+            found |= {Geometry(1, 112, 112, c, 1, 1) for c in (64, 96)}
+        else:
+            found.add(Geometry(1, size, size, inputs[-1], halved, 1))
+    widest = {g.h: g for g in sorted(found)}.values()
+    for geometry in found:
+        yield geometry, range(1, 257) if "3x3" in name or geometry in widest else (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def of_batch(argument, n: int, size: int):
+    """An argument for one image of 2x2, for n of size x size: their memory is asked for and never touched."""
+    if not isinstance(argument, torch.Tensor) or argument.dim() < 2:
+        return argument
+    if argument.dim() == 2:
+        return torch.empty(n, argument.shape[1], dtype=argument.dtype)
+    if not cases.is_slice(argument):
+        return argument
+    _, c, h, w = argument.shape
+    shape = (n, h * size // 2, w * size // 2, c + 2 * cases.ROOM)
+    return torch.empty(shape, dtype=argument.dtype).permute(0, 3, 1, 2)[:, cases.ROOM : cases.ROOM + c]
+
+
+@pytest.mark.parametrize("room", [8], indirect=True, ids=["aligned"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("device", "math"), [*(("H200", m) for m in MATHS), ("A10", "bf16"), ("A10", "fp32")])
+def test_a_driver_takes_every_launch(machine, room, name, math, device):
+    torch.use_deterministic_algorithms(False)  # which would fill all memory
+    machine.device = DEVICES[device]
+    machine.set_idle(True)
+    operation = getattr(machine.operations, name)
+    for geometry, batches in calls(name):
+        args = make(name, geometry._replace(h=2, w=2), MATHS[math].dtype).args
+        for n in batches:
+            machine.set(tf32=MATHS[math].tf32)  # a device on which no launch before has asked for shared memory
+            operation(*(of_batch(a, n, geometry.h) for a in args))

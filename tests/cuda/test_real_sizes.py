@@ -1,0 +1,106 @@
+"""Stages on the CUDA kernels against PyTorch's own layers in float64 where small tests do not reach: the wide tile of
+the 1x1 convolution, more than 64 tiles to merge, real layers. On a GPU as nets call them, and on the PTX machine as far
+as it gets."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from densenet_fast import backends
+from densenet_fast.functional import dense_stage
+
+from ..oracle import as_under_autocast, leaves_to, make_stage, parameters, require_grad, rms_error, stage
+from .cases import MATHS
+
+
+class Stage(NamedTuple):
+    channels: int
+    growths: tuple[int, ...]
+    consumer: str
+    n: int
+    size: int  # of the images
+
+
+def label(value) -> str:
+    return f"{value.channels}+{len(value.growths)}-{value.consumer}-{value.n}x{value.size}"
+
+
+# The ends of DenseNet-121's blocks at batch 32, its last block at 256, DenseNet-161's and DenseNet-BC's blocks.
+REAL = [
+    Stage(64, (), "stem", 32, 112),
+    Stage(192, (32, 32), "transition", 32, 56),
+    Stage(448, (32, 32), "transition", 64, 28),
+    Stage(960, (32, 32), "transition", 32, 14),
+    Stage(960, (32, 32), "head", 32, 7),
+    Stage(960, (32, 32), "head", 256, 7),
+    Stage(672, (48, 48), "transition", 16, 28),
+    Stage(192, (12, 12), "transition", 64, 32),
+]
+# Wide tiles, on a device of one multiprocessor; and 72 tiles of 128 rows.
+WIDE = Stage(176, (32,), "transition", 1, 12)
+MANY_TILES = [Stage(8, (4,), "transition", 1, 96), Stage(8, (), "head", 4, 48), Stage(8, (), "stem", 1, 96)]
+
+maths = pytest.mark.parametrize("math", ["bf16", "fp16", "fp32"])
+
+
+def values(run, steps, x, cotangent) -> list[torch.Tensor]:
+    """The output and every gradient."""
+    steps, x = require_grad(steps), x.clone().requires_grad_()
+    y = run(x, steps)
+    return [y, *torch.autograd.grad(y, [x, *parameters(steps)], cotangent.to(y.dtype))]
+
+
+def check(made: Stage, dtype: torch.dtype, device: str, backend: str) -> None:
+    """The median over seeds of RMS errors is at most twice that of PyTorch's layers; two runs give the same bits."""
+    errors = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        steps = as_under_autocast(make_stage(made.channels, made.growths, made.consumer), dtype)
+        x = torch.randn(made.n, made.channels, made.size, made.size).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        steps, x = tree_map(lambda t: t.to(device) if isinstance(t, torch.Tensor) else t, (steps, x))
+        exact_steps = leaves_to(steps, torch.float64)
+        with torch.no_grad():
+            cotangent = torch.randn_like(stage(x.double(), *exact_steps))
+        exact = values(lambda x, s: stage(x, *s), exact_steps, x.double(), cotangent)
+        stock = values(lambda x, s: stage(x, *s), steps, x, cotangent)
+        ours = values(lambda x, s: dense_stage(x, *s, backend=backend).y, steps, x, cotangent)
+        errors.append([(rms_error(a, e), rms_error(b, e)) for a, b, e in zip(ours, stock, exact, strict=True)])
+    for i in range(len(ours)):
+        our, their = (sorted(of_seed[i][side] for of_seed in errors)[1] for side in (0, 1))
+        assert our <= 2 * their + torch.finfo(dtype).eps, f"value {i}: {our:.2e}, stock {their:.2e}"
+    again = values(lambda x, s: dense_stage(x, *s, backend=backend).y, steps, x, cotangent)
+    assert all(map(torch.equal, ours, again))
+
+
+@pytest.mark.filterwarnings("ignore:.* does not have a deterministic implementation")  # PyTorch's maximum pooling
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@maths
+@pytest.mark.parametrize("made", REAL, ids=label)
+def test_real_layers_on_a_gpu(monkeypatch, made, math):
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    check(made, MATHS[math].dtype, "cuda", "native")
+
+
+@pytest.fixture
+def on_ptx(machine, monkeypatch):
+    monkeypatch.setattr(backends, "operations", lambda *_: machine.operations)
+    return machine
+
+
+@maths
+def test_wide_tiles(on_ptx, math):
+    on_ptx.device = (1, 232448)
+    on_ptx.set(tf32=False)
+    check(WIDE, MATHS[math].dtype, "cpu", "eager")
+    assert any("conv1x1_fwd_kernel" in run.kernel and "Li128E" in run.kernel for run in on_ptx.launches)
+
+
+@maths
+@pytest.mark.parametrize("made", MANY_TILES, ids=label)
+def test_more_tiles_than_one_block_merges(on_ptx, made, math):
+    check(made, MATHS[math].dtype, "cpu", "eager")
+    assert made.n * made.size**2 > 64 * 128
