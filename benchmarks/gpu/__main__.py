@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .. import results
-from . import background, collect, kernels, model, more, preflight, rehearsal, sanitizer, smoke, speed, summary
+from . import background, collect, cpu, kernels, model, more, preflight, rehearsal, sanitizer, smoke, speed, summary
 from .runner import GOOD, Run, Step, environment, interrupted, run_steps
 from .settings import Settings, on_a_gpu
 from .settings import rehearsal as rehearsed
@@ -37,6 +37,7 @@ SECONDS = {
     "profile": 55.0,
     "memory": 45.0,
 }
+BY_NAME_ONLY = {"cpu": 60.0}
 AGAIN = ("smoke", "model", "ceilings", "training", "operations")
 
 
@@ -59,6 +60,7 @@ def functions(what: str, settings: Settings) -> dict[str, Callable[[Run], None]]
         "operations": partial(kernels.each_operation, names=[n for n in kernels.NAMES if not names or n in names]),
         "profile": kernels.profile,
         "memory": speed.memory,
+        "cpu": cpu.cpu,
     }
 
 
@@ -71,11 +73,12 @@ def planned(what: str, names: Sequence[str], limit: float, settings: Settings) -
     if what == "more":
         left = limit - FAR_END
         return [steps[0], *(Step(name, partial(more.more, name=name), left) for name in names or more.COMMANDS)]
-    chosen = [name for name in SECONDS if name in (names or (SECONDS if what == "first" else AGAIN))]
-    scale = (limit - FAR_END - PREFLIGHT) / sum(SECONDS[name] for name in chosen)
+    seconds = SECONDS | BY_NAME_ONLY
+    chosen = [name for name in seconds if name in (names or (SECONDS if what == "first" else AGAIN))]
+    scale = (limit - FAR_END - PREFLIGHT) / sum(seconds[name] for name in chosen)
     until = PREFLIGHT
     for name in chosen:
-        until += scale * SECONDS[name]
+        until += scale * seconds[name]
         steps.append(Step(name, functions(what, settings)[name], until))
     return steps
 
@@ -85,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=(*LIMITS, "results"))
-    parser.add_argument("steps", nargs="*", help=f"some of {', '.join(SECONDS)}; of more: {', '.join(more.COMMANDS)}")
+    steps = (*SECONDS, *BY_NAME_ONLY)
+    told = f"some of {', '.join(steps)}; of more: {', '.join(more.COMMANDS)}; of results: {', '.join(LIMITS)}"
+    parser.add_argument("steps", nargs="*", help=told)
     default = Path(os.environ.get("OUT", "build/gpu/out"))
     parser.add_argument("--out", type=Path, default=default, help="folder of what is measured (default: $OUT)")
     parser.add_argument("--operations", default="", help="check and time these alone, with commas between them")
@@ -93,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny nets, faults planted")
     parser.add_argument("--results", type=Path, default=results.ROOT, help="where `results` writes")
     args = parser.parse_args(arguments)
-    known: Sequence[str] = {"more": tuple(more.COMMANDS), "results": tuple(LIMITS)}.get(args.what, tuple(SECONDS))
+    known: Sequence[str] = {"more": tuple(more.COMMANDS), "results": tuple(LIMITS)}.get(args.what, steps)
     for name in args.steps:
         if name not in known:
             parser.error(f"unknown step: got {name!r}, expected some of {', '.join(known)}")

@@ -16,6 +16,7 @@ from tests.cuda.cases import make
 from tests.native.cases import Geometry
 
 from . import smoke, speed
+from .children import Lost
 from .runner import Run
 from .settings import Settings
 
@@ -40,9 +41,13 @@ def hear_of_variants(run: Run) -> None:
     child = run.facts.pop("variants", None)
     if child is not None:
         try:
-            run.journal.line("variants", **child.receive(run.until))
+            facts = child.receive(run.until)
+        except Lost as lost:
+            late = lost.verdict == "hung"
+            facts = {"verdict": "not run" if late else "dead", "why": "not compiled in time" if late else lost.why}
         finally:
             run.end(child)
+        run.journal.line("variants", **facts)
 
 
 def compile_variants(pipe: Connection, settings: Settings, device: tuple[int, int]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from ..compare import Comparison, Outcome, Workload
 from ..memory import StepMemory
-from ..results import Book
+from ..results import Book, write
 from ..rounds import Turns
 from ..subjects import net
 from ..variants import BY_NAME
@@ -38,11 +38,15 @@ def of(lines: Iterable[Line], kind: str) -> list[Line]:
 
 def save(out: Path, command: str, root: Path) -> list[Path]:
     """Write every results file of a run, and beside them its lines and its summary, which say what else was seen."""
-    made = books(read(out / f"{command}.jsonl"), root)
-    paths = [path for book in made for path in book.save()]
+    lines = read(out / f"{command}.jsonl")
+    paths = [path for book in books(lines, root) for path in book.save()]
+    for line in of(lines, "results"):  # of `more`, whole files
+        paths.append(root / line["folder"] / line["file"])
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        write(paths[-1], line["contents"])
     for name in (f"{command}.jsonl", f"{command}.txt"):
-        if made and (out / name).exists():
-            paths.append(made[0].folder / name)
+        if paths and (out / name).exists():
+            paths.append(paths[0].parent / name)
             shutil.copyfile(out / name, paths[-1])
     return paths
 

@@ -43,6 +43,7 @@ def preflight(run: Run) -> None:
         facts = child.receive(run.until)
     except Lost as lost:
         run.journal.line("machine", verdict=lost.verdict, why=lost.why, tail=lost.tail)
+        run.over = "this machine has no GPU that works" if run.settings.on_gpu else "this machine cannot be told"
         return
     finally:
         run.end(child)
@@ -51,6 +52,10 @@ def preflight(run: Run) -> None:
     run.journal.tell(f"{facts['model']}, torch {facts['torch']}, commit {facts['commit']}")
     cases = [{"backend": b} for b in run.settings.backends]
     work_through(run, [Job("backend", [case], lambda: partial(_runs, run.settings)) for case in cases], len(cases))
+    # One that does not run at all is told once, not by every case.
+    told = [line for line in run.journal.lines if line["kind"] == "backend" and line["verdict"] == "right"]
+    running = {line["backend"] for line in told}
+    run.settings = run.settings._replace(backends=tuple(b for b in run.settings.backends if b in running))
 
 
 def software() -> Facts:
