@@ -1,7 +1,7 @@
 """One autograd.Function per stage: a dense block together with what consumes its buffer.
 
 The buffer is born and dies inside the Function, so every norm that reads it, the consumer's too, defers its correction
-into one pair of vectors, and saved tensors are freed stage by stage. docs/design.md, "Stages".
+into one pair of vectors, and saved tensors are freed stage by stage. docs/internals/algorithm.md, "Stages".
 """
 
 from collections.abc import Iterable, Sequence
@@ -219,7 +219,7 @@ def _backward(
     needs: Any,
     channels: int,
 ) -> tuple[Tensor | None, list[Any]]:
-    """Gradients of x, or None if it needs none, and of the steps; a step that needs none keeps its place."""
+    """Gradients of x, or None if it needs none, and of the steps; a step that needs none is returned unchanged."""
     g = allocate(buffer.x.shape, like=buffer.x)
     gradient = Gradient(buffer, g)
     dconsumer = []

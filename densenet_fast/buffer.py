@@ -1,7 +1,7 @@
 """The state of one stage: the concatenation buffer in forward, its gradient and deferred corrections in backward.
 
 Layout: [N, C_total, H, W] in NHWC memory. A layer that has C channels before it reads `x[:, :C]` and owns the slice
-behind it. docs/design.md, "One buffer per block" and "Deferred correction".
+behind it. docs/internals/algorithm.md, "One buffer per block" and "Deferred correction".
 """
 
 from collections.abc import Sequence
