@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CPP := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench report gpu-bundle build test-wheel clean
+.PHONY: help setup test lint format demo bench report gpu-bundle docs build test-wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,13 +50,16 @@ report: $(READY) ## tables and pictures from the results of bench, into README.m
 gpu-bundle: $(READY) ## the compiled library to take to a machine with a GPU and without a network (docs/on_a_gpu.md)
 	$(BIN)/python -m benchmarks.gpu.bundle
 
+docs: $(READY) ## build the documentation site into build/site, without the network; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 build: $(READY) ## build the sdist and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
 # The tests that need nothing of the source tree, in a directory that has the wheel's package instead of it.
 WHEEL := build/test-wheel
-WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/benchmarks
+WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/test_readme.py --ignore tests/benchmarks
 test-wheel: ## run the tests on the wheel of `make build`, the source tree hidden
 	rm -rf $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) dist/*.whl

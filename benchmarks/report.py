@@ -1,8 +1,8 @@
 """Tables and pictures from the raw results: `python -m benchmarks.report [--results benchmarks/results] [--check]`.
 
-Writes docs/benchmarks.md with every table, docs/*.png, and the README's section between `<!-- benchmarks -->` and
-`<!-- /benchmarks -->`. Figures whose kernels have changed since they were measured carry a dagger. `--check` writes
-nothing and fails if the files are not what the results make.
+Writes docs/benchmarks.md with every table and picture, docs/*.png, and the README's section between
+`<!-- benchmarks -->` and `<!-- /benchmarks -->`, which has one of each. Figures whose kernels have changed since they
+were measured carry a dagger. `--check` writes nothing and fails if the files are not what the results make.
 """
 
 import argparse
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, pictures, results
+from .figures import megabytes, ms, number, times
 from .results import Record
 from .rounds import DISTURBED, ratio, spread
+from .summary import is_default, is_same_setting, summary
 from .table import Table
 from .variants import BASELINE, BY_NAME
 
@@ -71,11 +73,11 @@ def _turns(contents: Contents) -> Table:
                 [
                     *([record["case"]] if several else []),
                     record["label"],
-                    _number(record["batch"] / time.median),
-                    *([_ms(spread(forward).median) if forward else "-"] if phase != "inference" else []),
-                    f"{_ms(time.median)} ({_ms(time.p20)}-{_ms(time.p80)})",
-                    _times(ratio(stock, record["seconds"])) if stock else "-",
-                    *([_megabytes(record, "live"), _megabytes(record, "peak")] if phase != "inference" else []),
+                    number(record["batch"] / time.median),
+                    *([ms(spread(forward).median) if forward else "-"] if phase != "inference" else []),
+                    f"{ms(time.median)} ({ms(time.p20)}-{ms(time.p80)})",
+                    times(ratio(stock, record["seconds"])) if stock else "-",
+                    *([megabytes(record, "live"), megabytes(record, "peak")] if phase != "inference" else []),
                 ]
             )
     inference = all(r["phase"] == "inference" for r in contents["records"])
@@ -106,9 +108,9 @@ def _shapes(contents: Contents) -> Table:
                         case.replace("batch", "N"),
                         phase,
                         record["variant"],
-                        _ms(spread(record["seconds"]).median),
-                        _times(ratio(stock, record["seconds"])),
-                        _times(ratio(eager, record["seconds"])) if eager else "-",
+                        ms(spread(record["seconds"]).median),
+                        times(ratio(stock, record["seconds"])),
+                        times(ratio(eager, record["seconds"])) if eager else "-",
                     ]
                 )
     return Table(("shape", "phase", "backend", "ms", "times torchvision", "times the eager backend"), rows)
@@ -126,7 +128,7 @@ def _operations(contents: Contents) -> Table:
                     record["case"],
                     record["variant"],
                     str(record["calls"]),
-                    _ms(seconds),
+                    ms(seconds),
                     f"{record['bytes'] / 1e6:.0f}",
                     f"{rate / 1e9:.1f}",
                     f"{rate / ceilings['copy_bytes_per_s']:.0%}",
@@ -146,8 +148,8 @@ def _curve(contents: Contents, what: str) -> Table:
         if record is None:
             return "-"
         if what == "images/s":
-            return _number(record["batch"] / spread(record["seconds"]).median)
-        return _megabytes(record, what.split()[0].replace("kept", "live"))
+            return number(record["batch"] / spread(record["seconds"]).median)
+        return megabytes(record, what.split()[0].replace("kept", "live"))
 
     rows = [[label, *(value(curve.get(x)) for x in points)] for label, curve in curves_of(contents).items()]
     return Table([f"{what}, {contents['group']}", *map(str, points)], rows)
@@ -188,17 +190,18 @@ def losses(contents: Contents) -> list[str]:
             for peer in peers:
                 ahead = ratio(best["seconds"], peer["seconds"])
                 if ahead.median > 1:
-                    clause = f"{peer['label']} is {_times(ahead)} times as fast as {best['label']} ({case}, {phase})"
+                    clause = f"{peer['label']} is {times(ahead)} times as fast as {best['label']} ({case}, {phase})"
                     behind.append((ahead.median, clause))
         least = min((r["peak"] for r in ours if r.get("peak")), default=0)
         for r in peers:
             if r["family"] == "stock" and r.get("peak") and r["peak"] < least:
                 behind.append(
-                    (least / r["peak"], f"{r['label']} peaks at {r['peak'] / least:.2f} of our least ({case})")
+                    (least / r["peak"], f"peak memory of {r['label']} is {r['peak'] / least:.2f} times ours ({case})")
                 )
     if contents["group"] in ("training", "inference") or not behind:
         return [clause for _, clause in behind]
-    return [f"{TITLES[contents['group']]}: {len(behind)} times in {len(comparisons)} cases, at worst {max(behind)[1]}"]
+    count = f"{len(behind)} times in {len(comparisons)} cases"
+    return [f"{TITLES[contents['group']]}: {count}, the worst of them: {max(behind)[1]}"]
 
 
 def notes(contents: Contents) -> list[str]:
@@ -277,74 +280,44 @@ def markdown(contents: Contents) -> str:
 
 
 def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str:
-    """The README's section: whole nets, the GPU's first, pictures, and where we lose."""
-    parts = []
+    """The README's section: one picture, one small table for each machine, and where we lose."""
+    parts = [f"![{title}](docs/{name})" for name, title in images[:1]]
+    for model in dict.fromkeys(contents["machine"]["model"] for contents in groups):
+        largest = max(
+            (c for c in groups if c["machine"]["model"] == model and c["group"] == "training" and not is_default(c)),
+            key=lambda c: (c["settings"]["image"], c["settings"]["batch"]),
+            default=None,
+        )
+        if largest is not None:
+            parts += [summary(largest, groups).markdown(), f"{caption(largest)}.", *warnings(largest)]
     if not any(contents["machine"]["device"] == "cuda" for contents in groups):
-        parts.append("No figures have been measured on a GPU yet, and none are shown.")
-    parts += [f"![{title}](docs/{name})" for name, title in images[:1]]
-    shown = [c for c in groups if c["group"] in ("training", "inference") and not _is_smaller(c, groups)]
-    for contents in shown:
-        if contents["settings"]["allocator"] == "keep":
-            parts += [f"**{TITLES[contents['group']]}**: {caption(contents)}.", *_markdown(contents)]
-            parts += [*_default_allocator(contents, shown), *warnings(contents)]
-    parts += [f"![{title}](docs/{name})" for name, title in images[1:]]
+        parts.append("None of these figures is from a GPU: none has been measured on one yet.")
     ahead = [line for contents in groups for line in losses(contents)]
     parts.append("Where we lose: " + ("; ".join(dict.fromkeys(ahead)) + "." if ahead else "nowhere in these runs."))
     parts.append(
-        "Every table, and what was not measured and why: [docs/benchmarks.md](docs/benchmarks.md), made by "
-        "`python -m benchmarks.report` from the raw samples in `benchmarks/results/`."
+        "Every peer, net and operation, with the spread of each ratio: [docs/benchmarks.md](docs/benchmarks.md), made "
+        "by `python -m benchmarks.report` from the raw samples in `benchmarks/results/`."
     )
     return "\n\n".join(parts)
 
 
-def _is_smaller(contents: Contents, groups: Iterable[Contents]) -> bool:
-    """Whether the same was measured at a larger batch, which is what the README shows."""
-
-    def key(c: Contents) -> tuple[Any, ...]:
-        return c["machine"]["model"], c["group"], *(c["settings"][k] for k in ("model", "image", "dtype", "allocator"))
-
-    return any(key(c) == key(contents) and c["settings"]["batch"] > contents["settings"]["batch"] for c in groups)
-
-
 def _default_allocator(contents: Contents, groups: Iterable[Contents]) -> Iterator[str]:
     """The ratios of the same comparison under glibc's own allocator, as a sentence."""
-    keys = ("model", "image", "batch", "dtype")
     for other in groups:
-        same = all(other["settings"][key] == contents["settings"][key] for key in keys)
-        if same and other["group"] == contents["group"] and other["settings"]["allocator"] == "default":
+        is_it = other["group"] == contents["group"] and is_default(other) and not is_default(contents)
+        if is_it and is_same_setting(other, contents):
             for lines in by_comparison(other["records"]).values():
                 stock = _seconds(lines, BASELINE)
                 ours = [r for r in lines if r["family"] == "ours" and r["seconds"] and r["phase"] != "forward"]
                 for record in ours if stock else []:
                     yield (
                         "Both sides keep freed memory; with glibc's default allocator, page faults included, "
-                        f"{record['label']} is {_times(ratio(stock, record['seconds']))} times as fast as torchvision."
+                        f"{record['label']} is {times(ratio(stock, record['seconds']))} times as fast as torchvision."
                     )
-
-
-def _markdown(contents: Contents) -> list[str]:
-    return [table.markdown() for table in tables(contents)]
 
 
 def _seconds(lines: Iterable[Record], variant: str) -> list[float]:
     return next((r["seconds"] for r in lines if r["variant"] == variant), [])
-
-
-def _ms(seconds: float) -> str:
-    return _number(seconds * 1000)
-
-
-def _number(value: float) -> str:
-    """Three digits, and no fraction of a thousand."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _times(r: Any) -> str:
-    return f"{r.median:.2f} ({r.p20:.2f}-{r.p80:.2f})"
-
-
-def _megabytes(record: Record, what: str) -> str:
-    return "-" if record.get(what) is None else f"{record[what] / record['batch'] / 1e6:.1f}"
 
 
 def ordered(groups: Iterable[Contents]) -> list[Contents]:
@@ -365,7 +338,7 @@ def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
     for contents in groups:
         heading = f"## {contents['machine']['model']}"
         sections += [heading] if heading not in sections else []
-        sections.append(markdown(contents))
+        sections += [markdown(contents), *_default_allocator(contents, groups)]
     introduction = (
         "# Benchmarks\n\nMade by `python -m benchmarks.report` from the raw samples in `benchmarks/results/`; do not "
         "edit. `pytest benchmarks/` measures, `--help` lists its options. Variants take turns; a ratio is that of the "
@@ -376,9 +349,11 @@ def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
     old = path.read_text()
     if not re.search(f"{START}.*{END}", old, re.DOTALL):
         raise ValueError(f"README.md has no section: expected {START} and {END}")
-    section = f"{START}\n{readme(groups, pictures.available(groups))}\n{END}"
+    images = pictures.available(groups)
+    section = f"{START}\n{readme(groups, images)}\n{END}"
     new = re.sub(f"{START}.*{END}", lambda _: section, old, count=1, flags=re.DOTALL)
-    return {root / "docs" / "benchmarks.md": "\n\n".join([introduction, *sections]) + "\n", path: new}
+    drawn = [f"![{title}]({name})" for name, title in images]
+    return {root / "docs" / "benchmarks.md": "\n\n".join([introduction, *drawn, *sections]) + "\n", path: new}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

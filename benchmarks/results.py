@@ -54,15 +54,20 @@ class Book:
         self.group(group)["records"] += records(workload, comparison, x)
 
     def save(self) -> list[Path]:
-        """Write every group's file, a record on each line; returns the paths."""
+        """Write every group's file; returns the paths."""
         self.folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for name, contents in self.groups.items():
             paths.append(self.folder / f"{name}-{self.setting}.json")
-            lines = ",\n".join(json.dumps(record) for record in contents["records"])
-            head = json.dumps({**contents, "records": []}, indent=1)
-            paths[-1].write_text(head.replace('"records": []', f'"records": [\n{lines}\n]') + "\n")
+            write(paths[-1], contents)
         return paths
+
+
+def write(path: Path, contents: dict[str, Any]) -> None:
+    """A group's file, a record on each line."""
+    lines = ",\n".join(json.dumps(record) for record in contents["records"])
+    head = json.dumps({**contents, "records": []}, indent=1)
+    path.write_text(head.replace('"records": []', f'"records": [\n{lines}\n]') + "\n")
 
 
 def records(workload: Workload, comparison: Comparison, x: float | None = None) -> list[Record]:

@@ -2,14 +2,14 @@
 
 For every row of the table (densenet_fast/backends/triton/tiles.py) the row's tile and its neighbours run on one layer
 of a DenseNet at 56x56, batch 128. Printed are the old tile and the fastest one, with microseconds, to be put into the
-table by hand. Tiles that do not compile for the GPU or spill registers are left out. --dry-run lists the candidates
-without a GPU.
+table by hand. All candidates are compiled first, by many processes; tiles that do not compile for the GPU or spill
+registers are left out. --dry-run plans the candidates of every architecture without a GPU and lists them.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,66 +18,114 @@ from triton.testing import do_bench
 
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import tiles
-from densenet_fast.backends.triton.launch import device_of, launch, recorded
+from densenet_fast.backends.triton.launch import Device, Launch, device_of, launch, recorded
+from densenet_fast.backends.triton.precompile import Variant, compile_all
 from densenet_fast.backends.triton.tiles import Tile
 
 from .machine import describe
 
 BATCH, SIZE, CHANNELS = 128, 56, 256
-WIDEST = 192  # outputs where a row has no limit
+WIDTHS = (192, 320)  # outputs where a row has no limit: the second where the first take another kernel
+DEVICES = (Device(80, 108), Device(90, 132), Device(100, 148))  # A100, H200, B200
 
 
-def candidates(operation: str, tile: Tile) -> list[Tile]:
-    """The tile and its neighbours, which differ in one field: a size halved or doubled, other warps or stages."""
-    whole = operation == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
-    sizes = {
-        name: (size // 2, size * 2) for name, size in zip("mnk", tile[:3], strict=True) if name != "n" or not whole
-    }
-    other = {"num_warps": (4, 8), "num_stages": (1, 2, 3, 4)}
-    found = [tile._replace(**{field: v}) for field, values in {**sizes, **other}.items() for v in values]
-    return [tile, *(t for t in found if t != tile and min(t[:3]) >= 16 and max(t[:3]) <= 256)]
+class Row(NamedTuple):
+    """A row of the table."""
+
+    operation: str
+    architecture: int
+    kind: str
+    most: int  # outputs
+    tile: Tile
+
+    def __str__(self) -> str:
+        upto = "any" if self.most == tiles.ANY else f"up to {self.most}"
+        return f"{self.operation} sm_{self.architecture} {self.kind}, {upto} outputs"
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.operation, self.architecture, self.kind
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.kind == tiles.HALF else torch.float32
+
+    def candidates(self) -> list[Tile]:
+        """The tile and its neighbours, which differ in one field: a size halved or doubled, other warps or stages."""
+        whole = self.operation == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
+        named = zip("mnk", self.tile[:3], strict=True)
+        sizes = {name: (size // 2, size * 2) for name, size in named if name != "n" or not whole}
+        other = {"num_warps": (4, 8), "num_stages": (1, 2, 3, 4)}
+        found = [self.tile._replace(**{field: v}) for field, values in {**sizes, **other}.items() for v in values]
+        return [self.tile, *(t for t in found if t != self.tile and min(t[:3]) >= 16 and max(t[:3]) <= 256)]
+
+    @contextmanager
+    def taking(self, tile: Tile) -> Iterator[None]:
+        """`tile` for all layers of the row's key, whose kind of product is the one in force."""
+        rows, precision = tiles.TABLE[self.key], torch.backends.cudnn.conv.fp32_precision
+        tiles.TABLE[self.key] = ((tiles.ANY, tile),)
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if self.kind == tiles.TF32 else "ieee"
+        try:
+            yield
+        finally:
+            tiles.TABLE[self.key], torch.backends.cudnn.conv.fp32_precision = rows, precision
+
+    def launched(self, run: Callable[[], Any], tile: Tile, device: Device | None = None) -> Launch | None:
+        """The launch of the row's kernel among those of `run`, planned as for `device` if one is given."""
+        with self.taking(tile), recorded(device) as launches:
+            run()
+        return next((e for e in launches if e.kernel.__name__ == f"{self.operation}_kernel"), None)
+
+    def outputs(self, device: Device) -> int:
+        """Of a layer that takes the row's kernel."""
+        for outputs in (self.most,) if self.most < tiles.ANY else WIDTHS:
+            if self.launched(layer(self.operation, outputs, self.dtype, "meta"), self.tile, device):
+                return outputs
+        raise RuntimeError(f"{self}: no layer takes it, tried {WIDTHS} outputs")
 
 
-@contextmanager
-def choice(key: tuple[str, int, str], tile: Tile) -> Iterator[None]:
-    """`tile` for all layers of the key."""
-    rows = tiles.TABLE[key]
-    tiles.TABLE[key] = ((tiles.ANY, tile),)
-    try:
-        yield
-    finally:
-        tiles.TABLE[key] = rows
+def rows(device: Device, chosen: list[str]) -> list[Row]:
+    """The rows that the device takes, of the chosen operations, or of all if none is."""
+    keys = [key for key in tiles.TABLE if key[1] == tiles.family(device) and (not chosen or key[0] in chosen)]
+    return [Row(*key, most, tile) for key in keys for most, tile in tiles.TABLE[key]]
 
 
-def layer(operation: str, outputs: int, dtype: torch.dtype) -> Callable[[], Any]:
+def plan(row: Row, device: Device) -> dict[Tile, Launch]:
+    """The launch of each candidate, on the meta device."""
+    run = layer(row.operation, row.outputs(device), row.dtype, "meta")
+    planned = {tile: row.launched(run, tile, device) for tile in row.candidates()}
+    return {tile: entry for tile, entry in planned.items() if entry is not None}
+
+
+def layer(operation: str, outputs: int, dtype: torch.dtype, device: str) -> Callable[[], Any]:
     """A call that contains the operation's kernel, for a layer with so many outputs."""
 
     def image(channels: int, size: int = SIZE) -> Tensor:
-        x = torch.randn(BATCH, channels, size, size, dtype=dtype, device="cuda")
+        x = torch.randn(BATCH, channels, size, size, dtype=dtype, device=device)
         return x.contiguous(memory_format=torch.channels_last)
 
     def norm(channels: int) -> tuple[Any, ...]:
-        zero, one = torch.zeros(channels, device="cuda"), torch.ones(channels, device="cuda")
+        zero, one = torch.zeros(channels, device=device), torch.ones(channels, device=device)
         return zero, one, one, zero, 1e-5
 
     def weight(out: int, channels: int, kernel: int) -> Tensor:
-        w = torch.randn(out, channels, kernel, kernel, dtype=dtype, device="cuda")
+        w = torch.randn(out, channels, kernel, kernel, dtype=dtype, device=device)
         return w.contiguous(memory_format=torch.channels_last)
 
     def into(x: Tensor) -> tuple[Any, ...]:
-        vector = torch.zeros(x.shape[1], device="cuda")
+        vector = torch.zeros(x.shape[1], device=device)
         return True, x, vector, vector
 
     family, _, part = operation.rpartition("_")
-    zero = torch.zeros(outputs, device="cuda")
+    zero = torch.zeros(outputs, device=device)
     if family == "bn_relu_conv3x3":
         growth = outputs // 4 if part == "dgrad" else outputs
         width = 4 * growth
         z, y, w = image(width), image(growth), weight(growth, width, 3)
-        of_y = torch.zeros(growth, device="cuda")
+        of_y = torch.zeros(growth, device=device)
         if part == "fwd":
             return lambda: operations.bn_relu_conv3x3_fwd(z, *norm(width), w, 0.0, None, y, of_y, of_y.clone())
-        rest = True, None, torch.zeros(width, device="cuda"), torch.zeros(width, device="cuda"), True
+        rest = True, None, torch.zeros(width, device=device), torch.zeros(width, device=device), True
         return lambda: operations.bn_relu_conv3x3_bwd(y, y, of_y, of_y, of_y, z, *norm(width), w, 0.0, None, *rest)
     x, w = image(CHANNELS), weight(outputs, CHANNELS, 1)
     if family == "transition":
@@ -92,39 +140,47 @@ def layer(operation: str, outputs: int, dtype: torch.dtype) -> Callable[[], Any]
     return lambda: operations.bn_relu_conv1x1_bwd(z, z, *of_z, x, *norm(CHANNELS), w, *into(image(CHANNELS)), True)
 
 
-def microseconds(run: Callable[[], Any], kernel: str) -> float | None:
-    """The time of the kernel's launch among those of `run`; None if a tile does not compile or spills."""
+def microseconds(entry: Launch, architecture: int) -> float | None:
+    """The time of a launch; None if its kernel does not fit on the GPU or spills."""
+    compiled = entry.compile(architecture)
     try:
-        with recorded() as launches:
-            run()
-    except (TritonError, RuntimeError):  # the compiler's own passes fail with RuntimeError
+        compiled.run  # noqa: B018  (loads it, which counts its spills)
+    except (TritonError, RuntimeError):
         return None
-    entry = next(e for e in launches if e.kernel.__name__ == kernel)
-    compiled = entry.compile(device_of(torch.empty(0, device="cuda")).architecture)
-    compiled.run  # noqa: B018  (loads it, which counts its spills)
     if compiled.n_spills:
         return None
     return 1000 * do_bench(lambda: launch(entry.kernel, entry.grid, **entry.options, **entry.arguments))
 
 
-def tune(key: tuple[str, int, str], row: int) -> None:
-    operation, _, kind = key
-    most, old = tiles.TABLE[key][row]
-    outputs = min(most, WIDEST)
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if kind == tiles.TF32 else "ieee"
-    run = layer(operation, outputs, torch.bfloat16 if kind == tiles.HALF else torch.float32)
+def tune(row: Row, compiling: list[Tile], device: Device) -> None:
+    """Time the tiles that compile, and print the best."""
+    run = layer(row.operation, row.outputs(device), row.dtype, "cuda")
     times: dict[Tile, float] = {}
-    for tile in candidates(operation, old):
-        with choice(key, tile):
-            time = microseconds(run, f"{operation}_kernel")
+    for tile in compiling:
+        try:
+            entry = row.launched(run, tile)
+        except (TritonError, RuntimeError):  # too much shared memory
+            continue
+        time = entry and microseconds(entry, device.architecture)
         if time is not None:
             times[tile] = time
     if not times:
-        print(f"{operation} {kind} up to {most}: no tile runs")
+        print(f"{row}: no tile runs")
         return
     new = min(times, key=lambda tile: times[tile])
-    before = f"{times[old]:.1f} us" if old in times else "does not run"
-    print(f"{operation} {kind} up to {most}: old {tuple(old)} {before}, new {tuple(new)} {times[new]:.1f} us")
+    before = f"{times[row.tile]:.1f} us" if row.tile in times else "does not run"
+    print(f"{row}: old {tuple(row.tile)} {before}, new {tuple(new)} {times[new]:.1f} us", flush=True)
+
+
+def tune_all(chosen: list[str], device: Device) -> None:
+    """Compile the candidates of all rows that the GPU here takes, then time them, row by row."""
+    print(describe(torch.device("cuda")))
+    plans = {row: plan(row, device) for row in rows(device, chosen)}
+    outcomes = compile_all((entry for planned in plans.values() for entry in planned.values()), device.architecture)
+    print(f"{len(outcomes)} kernels compiled, {sum(why is not None for why in outcomes.values())} refused", flush=True)
+    for row, planned in plans.items():
+        compiling = [t for t, entry in planned.items() if outcomes[Variant.of(entry, device.architecture)] is None]
+        tune(row, compiling, device)
 
 
 def main() -> None:
@@ -132,21 +188,16 @@ def main() -> None:
     parser.add_argument("operation", nargs="*", help="only these operations of the table")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates, time nothing")
     options = parser.parse_args()
-    chosen = [key for key in tiles.TABLE if not options.operation or key[0] in options.operation]
     if options.dry_run:
-        for key in chosen:
-            for most, tile in tiles.TABLE[key]:
-                print(f"{key[0]} sm_{key[1]} {key[2]} up to {most}: {len(candidates(key[0], tile))} candidates")
-                print("  " + " ".join(str(tuple(t)) for t in candidates(key[0], tile)))
+        for device in DEVICES:
+            for row in rows(device, options.operation):
+                planned = plan(row, device)
+                print(f"{row}: {len(planned)} candidates of {row.outputs(device)} outputs")
+                print("  " + " ".join(str(tuple(tile)) for tile in planned))
         return
     if not torch.cuda.is_available():
         parser.error("no CUDA device: got none, expected one to time on; --dry-run lists the candidates")
-    print(describe(torch.device("cuda")))
-    family = tiles.family(device_of(torch.empty(0, device="cuda")))
-    for key in chosen:
-        if key[1] == family:
-            for row in range(len(tiles.TABLE[key])):
-                tune(key, row)
+    tune_all(options.operation, device_of(torch.empty(0, device="cuda")))
 
 
 if __name__ == "__main__":

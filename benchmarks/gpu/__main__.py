@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from .. import results
-from . import background, collect, kernels, model, more, preflight, rehearsal, sanitizer, smoke, speed, summary
+from . import background, collect, cpu, kernels, model, more, preflight, rehearsal, sanitizer, smoke, speed, summary
 from .runner import GOOD, Run, Step, environment, interrupted, run_steps
 from .settings import Settings, on_a_gpu
 from .settings import rehearsal as rehearsed
@@ -35,6 +37,7 @@ SECONDS = {
     "profile": 55.0,
     "memory": 45.0,
 }
+BY_NAME_ONLY = {"cpu": 60.0}
 AGAIN = ("smoke", "model", "ceilings", "training", "operations")
 
 
@@ -43,7 +46,7 @@ def compiled(run: Run) -> None:
     speed.wait_for_compiling(run)
 
 
-def functions(settings: Settings) -> dict[str, Callable[[Run], None]]:
+def functions(what: str, settings: Settings) -> dict[str, Callable[[Run], None]]:
     """What the steps do."""
     names = settings.operations
     return {
@@ -52,11 +55,12 @@ def functions(settings: Settings) -> dict[str, Callable[[Run], None]]:
         "sanitizer": sanitizer.sanitizer,
         "compiled": compiled,
         "ceilings": speed.ceilings,
-        "training": speed.training_large,
+        "training": partial(speed.training_large, names=speed.TRAINING if what == "first" else speed.OURS),
         "batches": speed.the_rest,
         "operations": partial(kernels.each_operation, names=[n for n in kernels.NAMES if not names or n in names]),
         "profile": kernels.profile,
         "memory": speed.memory,
+        "cpu": cpu.cpu,
     }
 
 
@@ -69,12 +73,13 @@ def planned(what: str, names: Sequence[str], limit: float, settings: Settings) -
     if what == "more":
         left = limit - FAR_END
         return [steps[0], *(Step(name, partial(more.more, name=name), left) for name in names or more.COMMANDS)]
-    chosen = [name for name in SECONDS if name in (names or (SECONDS if what == "first" else AGAIN))]
-    scale = (limit - FAR_END - PREFLIGHT) / sum(SECONDS[name] for name in chosen)
+    seconds = SECONDS | BY_NAME_ONLY
+    chosen = [name for name in seconds if name in (names or (SECONDS if what == "first" else AGAIN))]
+    scale = (limit - FAR_END - PREFLIGHT) / sum(seconds[name] for name in chosen)
     until = PREFLIGHT
     for name in chosen:
-        until += scale * SECONDS[name]
-        steps.append(Step(name, functions(settings)[name], until))
+        until += scale * seconds[name]
+        steps.append(Step(name, functions(what, settings)[name], until))
     return steps
 
 
@@ -83,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=(*LIMITS, "results"))
-    parser.add_argument("steps", nargs="*", help=f"some of {', '.join(SECONDS)}; of more: {', '.join(more.COMMANDS)}")
+    steps = (*SECONDS, *BY_NAME_ONLY)
+    told = f"some of {', '.join(steps)}; of more: {', '.join(more.COMMANDS)}; of results: {', '.join(LIMITS)}"
+    parser.add_argument("steps", nargs="*", help=told)
     default = Path(os.environ.get("OUT", "build/gpu/out"))
     parser.add_argument("--out", type=Path, default=default, help="folder of what is measured (default: $OUT)")
     parser.add_argument("--operations", default="", help="check and time these alone, with commas between them")
@@ -91,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny nets, faults planted")
     parser.add_argument("--results", type=Path, default=results.ROOT, help="where `results` writes")
     args = parser.parse_args(arguments)
-    known: Sequence[str] = {"more": tuple(more.COMMANDS), "results": tuple(LIMITS)}.get(args.what, tuple(SECONDS))
+    known: Sequence[str] = {"more": tuple(more.COMMANDS), "results": tuple(LIMITS)}.get(args.what, steps)
     for name in args.steps:
         if name not in known:
             parser.error(f"unknown step: got {name!r}, expected some of {', '.join(known)}")
@@ -106,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit = args.limit or LIMITS[args.what]
     start = time.monotonic()
     environment()
+    for heavy in ("triton", "densenet_fast.backends.triton"):  # once, for all children; it does not touch CUDA
+        if find_spec("triton") is not None:
+            import_module(heavy)
     out = args.out.resolve()
     settings = (rehearsed(out) if args.rehearse else on_a_gpu(out))._replace(operations=chosen)
     if args.rehearse:

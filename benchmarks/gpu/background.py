@@ -16,6 +16,7 @@ from tests.cuda.cases import make
 from tests.native.cases import Geometry
 
 from . import smoke, speed
+from .children import Lost
 from .runner import Run
 from .settings import Settings
 
@@ -40,9 +41,13 @@ def hear_of_variants(run: Run) -> None:
     child = run.facts.pop("variants", None)
     if child is not None:
         try:
-            run.journal.line("variants", **child.receive(run.until))
+            facts = child.receive(run.until)
+        except Lost as lost:
+            late = lost.verdict == "hung"
+            facts = {"verdict": "not run" if late else "dead", "why": "not compiled in time" if late else lost.why}
         finally:
             run.end(child)
+        run.journal.line("variants", **facts)
 
 
 def compile_variants(pipe: Connection, settings: Settings, device: tuple[int, int]) -> None:
@@ -75,7 +80,7 @@ def launches_of(settings: Settings, device: tuple[int, int]) -> list[Any]:
     launches = [launch for net in nets for launch in planned(*net, torch.bfloat16, card)]
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # as the checks have it
     with recorded(card) as checks, torch.no_grad(), torch.device("meta"):
-        for operation in reversed(smoke.NAMES):
+        for operation in reversed(smoke.NAMES[1:]):  # a block launches what its layers' operations do
             for case in smoke.cases(settings._replace(device=torch.device("cuda")), "triton", operation):
                 options = next((o for o in smoke.OPTIONS.get(operation, ()) if case.get("option") in o), {})
                 made = make(operation, Geometry(*case["shape"]), getattr(torch, case["dtype"]), **options)

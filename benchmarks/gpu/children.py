@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -40,7 +41,9 @@ class Child:
         self.pipe, theirs = Pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forks beside threads, which all sleep
+            self.pid = os.fork()
         if self.pid == 0:
             self.pipe.close()
             _become(main, theirs, log)

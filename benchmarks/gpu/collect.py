@@ -13,7 +13,7 @@ import torch
 
 from ..compare import Comparison, Outcome, Workload
 from ..memory import StepMemory
-from ..results import Book
+from ..results import Book, write
 from ..rounds import Turns
 from ..subjects import net
 from ..variants import BY_NAME
@@ -38,11 +38,15 @@ def of(lines: Iterable[Line], kind: str) -> list[Line]:
 
 def save(out: Path, command: str, root: Path) -> list[Path]:
     """Write every results file of a run, and beside them its lines and its summary, which say what else was seen."""
-    made = books(read(out / f"{command}.jsonl"), root)
-    paths = [path for book in made for path in book.save()]
+    lines = read(out / f"{command}.jsonl")
+    paths = [path for book in books(lines, root) for path in book.save()]
+    for line in of(lines, "results"):  # of `more`, whole files
+        paths.append(root / line["folder"] / line["file"])
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        write(paths[-1], line["contents"])
     for name in (f"{command}.jsonl", f"{command}.txt"):
-        if made and (out / name).exists():
-            paths.append(made[0].folder / name)
+        if paths and (out / name).exists():
+            paths.append(paths[0].parent / name)
             shutil.copyfile(out / name, paths[-1])
     return paths
 
@@ -82,7 +86,7 @@ def _book(root: Path, facts: Line, settings: Line, batch: int, suffix: str = "")
 
 
 def comparison(outcomes: Iterable[Line], turns: Sequence[Line]) -> Comparison:
-    """Of the rounds in which every variant that was still there had its turn."""
+    """Of the rounds in which every variant that is timed at all, and was not lost, had its turn."""
     lost = {t["variant"]: f"{t['verdict']}: {t['why']}" for t in turns if t["verdict"] != "measured"}
     found: dict[str, Outcome] = {}
     for line in outcomes:
@@ -91,11 +95,14 @@ def comparison(outcomes: Iterable[Line], turns: Sequence[Line]) -> Comparison:
         error = line.get("error") or (line.get("why") if line["verdict"] in ("dead", "hung") else None)
         error = error or lost.get(line["variant"])
         found[line["variant"]] = Outcome({}, memory, line.get("check") or {}, missing, error)
-    timed = [name for name, outcome in found.items() if not outcome.error and not outcome.missing]
     by_round: dict[int, dict[str, dict[str, float]]] = {}
     for turn in turns:
-        if turn["variant"] in timed:
+        if not found[turn["variant"]].error:
             by_round.setdefault(turn["round"], {})[turn["variant"]] = turn["seconds"]
+    timed = list(by_round.get(0, ()))
+    for name, outcome in found.items():
+        if name not in timed and not outcome.error and not outcome.missing:
+            found[name] = outcome._replace(missing="no time for its turn")
     whole = [taken for _, taken in sorted(by_round.items()) if set(taken) == set(timed)]
     for name in timed if whole else ():
         phases = whole[0][name]

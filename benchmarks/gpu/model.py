@@ -24,7 +24,7 @@ def model(run: Run) -> None:
         for name, image, batch in settings.checked
         for backend in settings.backends
     ]
-    work_through(run, jobs, max(1, settings.parallel // 2))
+    work_through(run, jobs, max(1, settings.parallel // 2), silence=2 * settings.silence)
 
 
 def cases(run: Run, name: str, backend: str) -> Iterator[Facts]:

@@ -22,6 +22,7 @@ TREE = BUILD / "tree"
 TOPS = ("densenet_fast", "benchmarks", "tests", "csrc", "docs", "README.md", "pyproject.toml", "setup.py")
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+# By name, and for some what a rehearsal runs instead.
 COMMANDS = {
     "suite": (*PYTEST, "tests"),
     "tune": ("-m", "benchmarks.tune"),
@@ -66,8 +67,16 @@ def _start(settings: Settings) -> Callable[[Facts], Facts]:
     return measure
 
 
+REHEARSED = {
+    "suite": (*PYTEST, "tests/test_exact_and_repeatable.py", "-k", "test_two_training_steps"),
+    "tune": ("-m", "benchmarks.tune", "--dry-run"),
+    "peers": ("benchmarks/bench_model.py", "-k", "not allocator", "--rounds", "1", "--seconds", "0"),
+}
+
+
 def arguments(name: str, settings: Settings) -> Sequence[str]:
-    command = COMMANDS[name]
+    """Of Python."""
+    command = COMMANDS[name] if settings.on_gpu else REHEARSED.get(name, COMMANDS[name])
     if not command[0].startswith("benchmarks/"):
         return command
     options = {"device": settings.device.type, "model": settings.model, "image": settings.image}

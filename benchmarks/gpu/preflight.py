@@ -24,12 +24,16 @@ from .runner import Facts, Job, Run, work_through
 from .settings import BUILD, Settings
 
 PACKAGES = ("torch", "torchvision", "triton", "timm", "pytest", "ninja", "numpy")
+NEEDED = ("torchvision", "triton", "gcc", "Python.h")  # the last two by Triton, for its launchers
 TOOLS = ("nvidia-smi", "gcc", "nvcc", "compute-sanitizer", "ncu")
 BUILD_LIMIT = 150.0  # seconds for the library, where none was brought along
 
 
 def preflight(run: Run) -> None:
-    run.journal.line("software", **software())
+    found = software()
+    missing = [name for name in NEEDED if not found[name]] if run.settings.on_gpu else []
+    verdict = {"verdict": "failed", "error": f"not here: {', '.join(missing)}"} if missing else {"verdict": "measured"}
+    run.journal.line("software", **found, **verdict)
     if run.settings.on_gpu and shutil.which("nvidia-smi"):
         told = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=10).stdout
         (run.settings.out / "nvidia-smi.txt").write_text(told)
@@ -39,6 +43,7 @@ def preflight(run: Run) -> None:
         facts = child.receive(run.until)
     except Lost as lost:
         run.journal.line("machine", verdict=lost.verdict, why=lost.why, tail=lost.tail)
+        run.over = "this machine has no GPU that works" if run.settings.on_gpu else "this machine cannot be told"
         return
     finally:
         run.end(child)
@@ -47,6 +52,10 @@ def preflight(run: Run) -> None:
     run.journal.tell(f"{facts['model']}, torch {facts['torch']}, commit {facts['commit']}")
     cases = [{"backend": b} for b in run.settings.backends]
     work_through(run, [Job("backend", [case], lambda: partial(_runs, run.settings)) for case in cases], len(cases))
+    # One that does not run at all is told once, not by every case.
+    told = [line for line in run.journal.lines if line["kind"] == "backend" and line["verdict"] == "right"]
+    running = {line["backend"] for line in told}
+    run.settings = run.settings._replace(backends=tuple(b for b in run.settings.backends if b in running))
 
 
 def software() -> Facts:

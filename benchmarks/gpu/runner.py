@@ -35,7 +35,7 @@ GOOD = ("right", "measured", "not run")
 DEATHS = 3  # of a job's children, after which its other cases are not run
 LOG_LIMIT = 8 << 20  # bytes of all children's output that are kept
 
-ERROR = re.compile(r"Error\b|error:|^planted")  # what a lost child's last words are found by
+ERROR = re.compile(r"[Ee]rror\b|^planted")  # what a lost child's last words are found by
 
 Facts = dict[str, Any]
 
@@ -101,6 +101,7 @@ class Run:
         self.until = self.start + limit  # of the present step
         self.delay = 0.0  # by which all steps end later than planned
         self.facts: Facts = {}  # what one step has learnt for others
+        self.over: str | None = None  # why nothing more is worth running
         self.journal = Journal(settings.out / f"{command}.jsonl", self.start)
         self._log = settings.out / f"{command}-log.txt"
         self._log.unlink(missing_ok=True)
@@ -155,8 +156,8 @@ def run_steps(run: Run, steps: Iterable[Step]) -> None:
     """All steps, in order; one that raises costs itself alone."""
     for step in steps:
         run.until = run.start + min(step.until + run.delay, run.limit)
-        if run.left < LEAST:
-            run.journal.line("step", step=step.name, verdict="not run", why="no time", seconds=0.0)
+        if run.over or run.left < LEAST:
+            run.journal.line("step", step=step.name, verdict="not run", why=run.over or "no time", seconds=0.0)
             continue
         run.journal.tell(f"{step.name}: until {run.until - run.start:.0f} s")
         begun, first = time.monotonic(), len(run.journal.lines)

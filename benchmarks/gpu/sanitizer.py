@@ -21,7 +21,7 @@ from densenet_fast import backends
 from tests.cuda.cases import make
 from tests.native.cases import ROOM, Geometry, applies, is_slice, whole_of
 
-from . import bundle, smoke
+from . import blocks, bundle, smoke
 from .runner import Facts, Job, Run, work_through
 from .settings import SHAPES, Settings
 
@@ -63,15 +63,17 @@ def watch(case: Facts) -> Facts:
 
 
 def main(backend: str, device: torch.device) -> None:
-    """Every operation once, its results not looked at."""
+    """Every operation once and a block with its gradients, their results not looked at."""
     bundle.use()
     torch.set_grad_enabled(False)
     for dtype in DTYPES if device.type == "cuda" else DTYPES[1:]:
         table = backends.operations(backend, device, dtype)
         for shape in SHAPES[:2]:
             for name in smoke.NAMES:
-                if applies(name, Geometry(*shape)):
-                    print(name, dtype, shape, flush=True)
+                print(name, dtype, shape, flush=True)
+                if name == blocks.NAME:
+                    blocks.step(device, backend, shape, dtype)
+                elif applies(name, Geometry(*shape)):
                     made = make(name, Geometry(*shape), dtype)
                     getattr(table, name)(*(moved(argument, device) for argument in made.args))
     if device.type == "cuda":

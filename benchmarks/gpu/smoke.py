@@ -4,7 +4,7 @@ Right means: off by at most twice what the eager backend is in the same dtype, p
 bits both times. Arguments are those of tests/native/cases.py: slices of larger buffers whose remainder is NaN.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -14,10 +14,11 @@ from densenet_fast import backends, ops
 from tests.cuda.cases import make
 from tests.native.cases import Geometry, applies, run
 
+from . import blocks
 from .runner import Facts, Job, Run, work_through
 from .settings import Settings
 
-NAMES = tuple(operation.name for operation in ops.OPERATIONS)
+NAMES = (blocks.NAME, *(operation.name for operation in ops.OPERATIONS))
 # What an operation does only when it is asked to, at the second shape.
 OPTIONS = {
     "bn_relu_conv3x3_bwd": ({"accumulate": True}, {"drop_rate": 0.2}),
@@ -31,13 +32,16 @@ def smoke(run: Run, operations: Sequence[str] = NAMES) -> None:
     settings = run.settings
     jobs = [
         Job("smoke", list(cases(settings, backend, operation)), partial(start, settings))
-        for operation in operations
         for backend in settings.backends
+        for operation in operations
     ]
     work_through(run, jobs, settings.parallel)
 
 
 def cases(settings: Settings, backend: str, operation: str) -> Iterator[Facts]:
+    if operation == blocks.NAME:
+        yield from blocks.cases(settings, backend)
+        return
     for dtype in settings.dtypes(backend):
         few = backend == "eager" or dtype == torch.float16
         for i, shape in enumerate(settings.shapes[:FEW] if few else settings.shapes):
@@ -58,6 +62,9 @@ def start(settings: Settings) -> Callable[[Facts], Facts]:
 
 def check(device: torch.device, case: Facts) -> Facts:
     """One operation, once in each precision and then again."""
+    if case["operation"] == blocks.NAME:
+        first, again, stock, exact = map(_joined, zip(*blocks.check(device, case), strict=True))
+        return verdict(first, again, stock, exact, getattr(torch, case["dtype"]))
     dtype, name, shape = getattr(torch, case["dtype"]), case["operation"], case["shape"]
     options = next((o for o in OPTIONS.get(name, ()) if case.get("option") in o), {})
     table = backends.operations(case["backend"], device, dtype)
@@ -69,6 +76,16 @@ def check(device: torch.device, case: Facts) -> Facts:
         again, _ = run(getattr(table, name), made)
         stock, _ = run(getattr(eager, name), made)
         exact, _ = run(getattr(eager, name), made, torch.float64)
+    return verdict(first, again, stock, exact, dtype)
+
+
+def _joined(lists: Iterable[list[Tensor]]) -> list[Tensor]:
+    return [value for values in lists for value in values]
+
+
+def verdict(
+    first: list[Tensor], again: list[Tensor], stock: list[Tensor], exact: list[Tensor], dtype: torch.dtype
+) -> Facts:
     error, limit = off(first, exact), 2 * off(stock, exact) + torch.finfo(dtype).eps
     facts = {"verdict": "right", "off": error, "limit": limit}
     if not error <= limit:

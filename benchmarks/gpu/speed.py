@@ -1,7 +1,7 @@
 """Images per second: training and inference of whole nets, the ceilings of the machine, what a step keeps."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from .. import operations
@@ -14,6 +14,7 @@ from .workers import Worker, compare_in_turns
 COMPILE = "compile"
 TRAINING = (BASELINE, "torchvision-graph", COMPILE, "native", "native-graph", "triton", "triton-graph", "eager")
 UNCOMPILED = tuple(name for name in TRAINING if name != COMPILE)
+OURS = (BASELINE, "native", "native-graph", "triton", "triton-graph")
 OTHER_NETS = (BASELINE, "native-graph", "triton-graph", "native", "resnet50", "vovnet39")
 EFFICIENT = ("torchvision-efficient", "native-efficient", "triton-efficient")
 
@@ -58,9 +59,9 @@ def _ceilings(settings: Settings) -> Callable[[Facts], Facts]:
     return measure
 
 
-def training_large(run: Run) -> None:
-    names = TRAINING if COMPILE in run.facts.get("workers", {}) else UNCOMPILED
-    compare_in_turns(run, True, run.settings.large, names)
+def training_large(run: Run, names: Sequence[str] = TRAINING) -> None:
+    compiling = COMPILE in run.facts.get("workers", {})
+    compare_in_turns(run, True, run.settings.large, [name for name in names if name != COMPILE or compiling])
     if COMPILE in run.facts.get("workers", {}):
         run.facts["workers"].pop(COMPILE).end()  # another batch would be compiled anew
 

@@ -22,6 +22,7 @@ def text(lines: Sequence[Line], limit: float, took: float) -> str:
         _sanitizer(lines),
         _rates(lines),
         _memory(lines),
+        _cpu(lines),
         _profile(lines),
         _not_run(lines),
         _faults(lines),
@@ -31,9 +32,9 @@ def text(lines: Sequence[Line], limit: float, took: float) -> str:
 
 def _head(lines: Sequence[Line], limit: float, took: float) -> str:
     place = next((line for line in of(lines, "machine") if line.get("model")), None)
-    where = (
-        f"{place['model']}, torch {place['torch']}, commit {place['commit']}, {place['date']}" if place else "unknown"
-    )
+    where = "an unknown machine"
+    if place:
+        where = f"{place['model']}, torch {place['torch']}, commit {place['commit']}, {place['date']}"
     library = "".join(f"; library {line['why']}" for line in of(lines, "library"))
     variants = "".join(
         f"; {v['count']} Triton variants in {v['seconds']:.0f} s" for v in of(lines, "variants") if "count" in v
@@ -124,6 +125,21 @@ def _memory(lines: Sequence[Line]) -> str:
     return f"kept/peak MB per image, training {largest}: " + ", ".join(told) if told else ""
 
 
+def _cpu(lines: Sequence[Line]) -> str:
+    """Images per second on the CPU, ours and in brackets torchvision's, by the number of threads."""
+    rates = {
+        (c["threads"], c["workload"], c["variant"]): c["images_per_s"] for c in of(lines, "cpu") if "images_per_s" in c
+    }
+    workloads = list(dict.fromkeys(workload for _, workload, _ in rates))
+
+    def cell(threads: int, workload: str) -> str:
+        ours, stock = (rates.get((threads, workload, variant)) for variant in ("native", "torchvision"))
+        return f"{ours:.1f} ({stock:.1f})" if ours and stock else "-"
+
+    rows = [[str(n), *(cell(n, w) for w in workloads)] for n in sorted({threads for threads, _, _ in rates})]
+    return Table(["threads: native (torchvision) images/s", *workloads], rows).text() if rows else ""
+
+
 PROFILED = ("Duration", "DRAM Throughput", "Compute (SM) Throughput", "Achieved Occupancy")
 
 
@@ -135,7 +151,7 @@ def _profile(lines: Sequence[Line]) -> str:
         for launch in line.get("kernels", ()):
             if _number(launch) >= _number(longest.get(launch["kernel"], {})):
                 longest[launch["kernel"]] = launch
-        for name, launch in sorted(longest.items(), key=lambda item: -_number(item[1]))[:8]:
+        for name, launch in sorted(longest.items(), key=lambda item: -_number(item[1]))[:4]:
             rows.append([line["backend"], name[-48:], *(launch.get(metric, "-") for metric in PROFILED)])
     return Table(["ncu", "kernel", *PROFILED], rows).text() if rows else ""
 
@@ -160,14 +176,17 @@ def _short(line: Line) -> str:
 
 
 def _faults(lines: Sequence[Line]) -> str:
-    """Each with its reason; many of one operation as one."""
+    """Each with its reason; many of one operation, or of one reason, as one."""
     seen: dict[tuple[str, ...], list[Line]] = defaultdict(list)
     for line in lines:
         if line.get("verdict", "right") not in GOOD and line["kind"] != "step":
             key = (line["kind"], *(str(line.get(k)) for k in ("backend", "operation", "net", "workload", "verdict")))
             seen[key].append(line)
     seen |= {("step", s["step"]): [s] for s in of(lines, "step") if s["verdict"] == "failed"}
-    told = list(_told(seen.values()))
+    alike: dict[tuple[str, ...], list[Line]] = defaultdict(list)  # by backend, whatever the operation
+    for key, group in seen.items():
+        alike[key[0], str(group[0].get("backend")), key[-1], why(group[0])] += group
+    told = list(_told(alike.values()))
     more = [f"  {REST} and {len(told) - WORST} more lines like these"] if len(told) > WORST else []
     return "\n".join(["to mend:", *told[:WORST], *more]) if told else "to mend: nothing was found"
 

@@ -22,6 +22,7 @@ from .settings import BUILD, Settings
 ROUNDS = 3
 SHARE = 0.6  # of a comparison's time at most for getting ready
 PREPARATION = 45.0  # seconds for one variant
+TURN = 5.0  # seconds that a turn may take however late it is
 
 
 class Worker:
@@ -100,18 +101,25 @@ def compare_in_turns(run: Run, training: bool, batch: int, variants: Iterable[st
         run.journal.line("outcome", **case, **outcome)
         if outcome["verdict"] == "right":
             ready.append(name)
+        elif outcome["verdict"] != "not run":
+            workers.pop(name).end()  # its CUDA context may be lost
+    round_took = 0.0
     for number in range(ROUNDS):
+        round_begun = time.monotonic()
+        if run.left < round_took:
+            break
         for name in list(ready):
-            if run.left <= 0:
+            if run.left < -TURN:
                 break
             case = {**told, "variant": name, "round": number}
             try:
-                seconds = workers[name].turn(case, run.until)
+                seconds = workers[name].turn(case, time.monotonic() + max(TURN, run.left))
                 run.journal.line("turn", **case, verdict="measured", seconds=seconds)
                 _show(run, case, seconds)
             except Lost as lost:
                 ready.remove(name)
                 _lose(run, workers, name, "turn", case, lost)
+        round_took = time.monotonic() - round_begun
     for name in ready:
         try:
             workers[name].rest(time.monotonic() + 5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import machine, pictures, report
+from benchmarks.summary import summary
 
 MACHINE = {"model": "Card X", "device": "cuda", "threads": 2, "load": 0.1, "python": "3", "date": "2026-01-02"}
 MACHINE |= {"torch": "2.11.0", "commit": "unknown", "clocks": None}
@@ -58,7 +59,7 @@ def test_losses_name_every_peer_that_is_ahead():
     slower = contents([record("torchvision", [0.1]), record("native", [0.2])])
     assert len(report.losses(slower)) == 1
     smaller = contents([record("torchvision", [0.3], peak=60_000_000), record("native", [0.2])])
-    assert report.losses(smaller) == ["torchvision peaks at 0.75 of our least (densenet121, batch 4)"]
+    assert report.losses(smaller) == ["peak memory of torchvision is 0.75 times ours (densenet121, batch 4)"]
     assert report.losses(contents([record("torchvision", [0.3]), record("native", [0.2])])) == []
 
 
@@ -69,7 +70,7 @@ def test_losses_over_many_shapes_become_one_clause_with_the_worst():
         for v, s in [("torchvision", s0), ("native", s1)]
     ]
     (clause,) = report.losses(contents(lines, "shapes"))
-    assert "2 times in 3 cases, at worst torchvision is 3.00" in clause
+    assert "2 times in 3 cases, the worst of them: torchvision is 3.00" in clause
     assert "(B, batch 4" in clause
 
 
@@ -158,13 +159,41 @@ def test_only_the_readme_s_section_is_replaced(root):
     assert text.startswith(f"before\n{report.START}\n")
     assert text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text
-    assert "2.00 (2.00-2.00)" in text
-    assert "No figures have been measured on a GPU" not in text
+    assert "| densenet_fast native | 40 (2.00x) | 10.0 | - |" in text
+    assert "from a GPU" not in text
+    tables = (root / "docs" / "benchmarks.md").read_text()
+    assert "2.00 (2.00-2.00)" in tables
     for name in (pictures.DEPTH, pictures.BATCH, pictures.OPERATION):
-        assert f"docs/{name}" in text
+        assert f"]({name})" in tables
         assert (root / "docs" / name).stat().st_size > 10_000
-    assert "1234" in (root / "docs" / "benchmarks.md").read_text()
+    assert text.count(".png") == 1
+    assert "1234" in tables
     assert run(root, "--check") == 0
+
+
+def test_the_readme_s_table_is_stock_and_the_fastest_of_ours():
+    steps = [("torchvision", 0.2), ("torchvision-efficient", 0.4), ("native", 0.2), ("eager", 0.1)]
+    steps += [("native-efficient", 0.1), ("eager-efficient", 0.2), ("native-graph", 0.01), ("resnet50", 0.01)]
+    training = contents([record(v, [s], live=4_000_000 * i) for i, (v, s) in enumerate(steps, 1)])
+    inference = [record(v, [s], phase="inference") for v, s in [("torchvision", 0.1), ("eager", 0.05)]]
+    other = contents([record("eager", [9.0], phase="inference")], "inference", settings=SETTINGS | {"batch": 1})
+    default = contents(inference[:1], "inference", settings=SETTINGS | {"allocator": "default"})
+    table = summary(training, [other, default, training, contents(inference, "inference")])
+    assert [row[1:] for row in table.rows] == [
+        ["20", "1.0", "40"],
+        ["10 (0.50x)", "2.0", "as above"],
+        ["40 (2.00x)", "4.0", "80 (2.00x)"],
+        ["40 (2.00x)", "5.0", "as above"],
+    ]
+
+
+def test_the_readme_shows_the_largest_batch_of_each_machine():
+    smaller = contents(TRAINING["records"], settings=SETTINGS | {"batch": 2})
+    other = contents(TRAINING["records"], machine=MACHINE | {"model": "A", "device": "cpu"})
+    text = report.readme([smaller, TRAINING, other], [])
+    assert text.count("training, images/s") == 2
+    assert "batch 2" not in text
+    assert text.count("batch 4, float32; ") == 2
 
 
 def test_without_a_gpu_s_results_the_readme_says_so(root):
@@ -172,7 +201,7 @@ def test_without_a_gpu_s_results_the_readme_says_so(root):
         made = json.loads(path.read_text())
         path.write_text(json.dumps(made | {"machine": MACHINE | {"device": "cpu"}}))
     run(root)
-    assert "No figures have been measured on a GPU yet" in (root / "README.md").read_text()
+    assert "None of these figures is from a GPU" in (root / "README.md").read_text()
 
 
 def test_without_results_nothing_is_written(tmp_path, capsys):

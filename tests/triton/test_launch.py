@@ -1,11 +1,8 @@
 """The launch path: what is specialised, what is recorded, that nothing is imported early, offsets beyond 2**31."""
 
-import json
 import mmap
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -163,41 +160,3 @@ def test_offsets_beyond_32_bits(triton, eager):
         results.append([*ops.bn_relu_conv1x1_bwd(u.clone(), expected, *rest), dx_, a, b])
     for got, exact in zip(*results, strict=True):
         assert rms_error(got, exact) < 1e-5
-
-
-def without_gpu(part):
-    """What the driver of without_gpu.py saw."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.triton.without_gpu", part],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-@pytest.mark.without_gpu  # where there is one, every other test launches compiled kernels
-def test_compiled_path_without_a_gpu():
-    """Each variant is compiled once; addresses, constants and integers reach the launcher in the kernel's order."""
-    seen = without_gpu("variants")
-    conv, merge, update = "bn_relu_conv1x1_fwd_kernel", "merge_stats_kernel", "update_running_stats_kernel"
-    assert [name for name, *_ in seen["launched"]] == [conv, merge] * 4 + [update]
-    assert seen["compiled"] == [conv, merge, conv, update]
-    assert seen["launched"][-1][1:] == [3, 1, 1]
-
-
-@pytest.mark.without_gpu  # where there is one, every other test launches compiled kernels
-def test_a_planned_block_launches_what_its_layers_do():
-    """Kernel, grid, stream, every number and every address: of the tensors it was planned for, of others, while
-    another thread launches, and on another GPU. Another alignment and another eps have plans of their own."""
-    seen = without_gpu("blocks")
-    for one, each in seen["steps"]:
-        assert len(one) == 2 * (4 + 6)
-        assert one == each
-    assert seen["plans"] == 2 * 3  # forward and backward; which tensors are one tensor is not looked at
-    assert seen["threads"] == {"launched": (20 + 50) * 20, "mixed": 0}
-    assert seen["streams"] == [1001]
-    assert seen["compiled"]["elsewhere"] > 0

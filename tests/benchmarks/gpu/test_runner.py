@@ -149,6 +149,17 @@ def test_torch_compile_that_is_not_ready_in_time_is_given_up(run, monkeypatch):
     assert not lives(worker.child.pid)
 
 
+def test_without_a_gpu_it_ends_at_once_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "first", "--out", str(tmp_path)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    lines = collect.read(tmp_path / "first.jsonl")
+    steps = [line for line in lines if line["kind"] == "step"][1:]
+    assert {(line["verdict"], line["why"]) for line in steps} == {("not run", "this machine has no GPU that works")}
+    assert "to mend:\n  dead: machine: exit code 1" in (tmp_path / "first.txt").read_text()
+
+
 def test_a_run_that_is_told_to_stop_still_sums_up(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "first", "smoke", "--rehearse", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
