@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import machine
-from benchmarks.gpu import bundle, kernels, sanitizer, settings
+from benchmarks.gpu import bundle, kernels, sanitizer, settings, smoke
 from benchmarks.gpu.__main__ import FAR_END, SECONDS, main, planned
 from densenet_fast import backends
 
@@ -60,7 +60,7 @@ def test_what_the_sanitizer_watches_runs(backend, capsys):
     if (missing := backends.why_unavailable(backend, torch.device("cpu"))) is not None:
         pytest.skip(missing)
     sanitizer.main(backend, torch.device("cpu"))
-    assert len(capsys.readouterr().out.splitlines()) == 28  # 14 operations, 2 shapes
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(smoke.NAMES)  # shapes
     torch.set_grad_enabled(True)
 
 
@@ -151,7 +151,7 @@ def test_steps_share_the_time_in_proportion(tmp_path):
     [
         (["first", "smoek"], "unknown step: got 'smoek', expected some of smoke, model"),
         (["more", "smoke"], "unknown step: got 'smoke', expected some of suite, tune"),
-        (["again", "--operations", "head"], "unknown operation: got 'head', expected some of channel_stats"),
+        (["again", "--operations", "head"], "unknown operation: got 'head', expected some of dense_block"),
     ],
 )
 def test_unknown_names_are_refused(arguments, told, capsys):
