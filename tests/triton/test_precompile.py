@@ -10,6 +10,7 @@ from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton.launch import Device, Launch, recorded
 from densenet_fast.backends.triton.precompile import compile_all
 
+from .. import stub_driver
 from . import unfit
 
 H200 = Device(90, 132)
@@ -28,27 +29,37 @@ def some_launches():
 COUNT = """
 import os, pathlib
 from triton import knobs
+from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
+from triton.runtime import build
 from densenet_fast.backends.triton.launch import compile_variant
 from tests.triton.test_precompile import some_launches
 
-def hits():
-    found = []
+def counts():
+    found, built, compile_c = [], [], build._build
     knobs.compilation.listener = lambda *, cache_hit, **_: found.append(cache_hit)
+    build._build = lambda *arguments: (built.append(arguments), compile_c(*arguments))[1]
     compile_variant.cache_clear()
+    CudaUtils().__init__()
     for launch in some_launches():
-        launch.compile(90)
-    return [found.count(True), found.count(False)]
+        compiled = launch.compile(90)
+        CudaLauncher(compiled.src, compiled.metadata)
+    build._build = compile_c
+    return [found.count(True), found.count(False), len(built)]
 
-before = hits()
-for path in pathlib.Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.json"):
+before = counts()
+for path in pathlib.Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.*"):
     path.unlink()
-print(*before, *hits())
+print(*before, *counts())
 """
 
 
 def test_a_compiled_variant_is_found_in_the_cache(tmp_path, monkeypatch):
-    """By another process, which counts what it finds and what it must compile; then with the cache emptied."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    """By another process, which counts the kernels that it finds, those that it must compile, and the C code that it
+    must: two kinds of launchers and what loads kernels; then with the cache emptied."""
+    stub_driver.build(tmp_path)
+    for name in ("TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     launches = some_launches()
     kernels = [launch.kernel.__name__ for launch in launches]
     assert kernels == ["channel_stats_kernel", "merge_stats_kernel"] * 4
@@ -56,7 +67,7 @@ def test_a_compiled_variant_is_found_in_the_cache(tmp_path, monkeypatch):
     assert sorted((v.kernel, why) for v, why in outcomes.items()) == [(k, None) for k in sorted(kernels[:3])]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["3", "0", "0", "3"]
+    assert result.stdout.split() == ["3", "0", "0", "0", "3", "3"]
 
 
 def test_what_does_not_compile_is_told_and_the_rest_goes_on():

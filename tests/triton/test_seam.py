@@ -31,7 +31,7 @@ def test_a_step_reaches_the_driver_as_planned(findings):
     """Every parameter, grid, block, size of shared memory, stream and context, of training steps and of inference; a
     second step launches and does nothing else, so that a graph can capture it."""
     found = findings["nets"]
-    assert len(found) == 4 * 2 * 2
+    assert len(found) == 5 * 2
     assert not any(found.values()), found
 
 

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.errors import TritonError
 from triton.runtime.interpreter import InterpretedFunction
 
 Kernel = Any  # what @triton.jit returns
@@ -167,7 +168,26 @@ def _launch_compiled(
         compiled = launch.compile(_device(index).architecture, index)
         _variants[variant] = compiled
     with on(index):
-        compiled[whole(grid)](*values, stream=stream_of(index))
+        start = starter(kernel, compiled, grid)
+        try:
+            start(*values, stream=stream_of(index))
+        except RuntimeError as error:
+            raise refused(kernel, error) from error
+
+
+def starter(kernel: Kernel, compiled: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+    """What launches a compiled kernel when it is called; loads it onto the current device."""
+    try:
+        return compiled[whole(grid)]
+    except (RuntimeError, TritonError) as error:
+        raise refused(kernel, error) from error
+
+
+def refused(kernel: Kernel, error: Exception) -> RuntimeError:
+    """An error of loading or launching that names the kernel, which Triton's do not."""
+    return RuntimeError(
+        f"densenet_fast: cannot launch {kernel.__name__}: got {error}; backend='eager' needs no such kernels"
+    )
 
 
 def whole(grid: tuple[int, ...]) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from . import tiles
 from ._common import cdiv
 from .launch import (
     Device,
+    Kernel,
     Launch,
     compile_variant,
     device_of,
@@ -25,8 +26,9 @@ from .launch import (
     launch,
     on,
     recorded,
+    refused,
+    starter,
     stream_of,
-    whole,
 )
 
 MOST = 128  # plans kept, those used last; a net of four blocks has twelve for each size of its images
@@ -176,11 +178,14 @@ class Plan:
             return
         with on(self._index):
             stream = stream_of(self._index)
-            for start, arguments, pointers in self._ready:
+            for kernel, start, arguments, pointers in self._ready:
                 values = list(arguments)
                 for i, tensor, offset in pointers:
                     values[i] = addresses[tensor] + offset
-                start(*values, stream=stream)
+                try:
+                    start(*values, stream=stream)
+                except RuntimeError as error:
+                    raise refused(kernel, error) from error
 
     def _uninitialized(self, place: torch.device) -> Tensor:
         """Scratch memory. Where algorithms must be deterministic, torch.empty would fill it, hundreds of megabytes for
@@ -199,9 +204,9 @@ class Plan:
             )
 
     @cached_property
-    def _ready(self) -> list[tuple[Callable[..., None], tuple[Any, ...], list[tuple[int, int, int]]]]:
-        """Of each launch what starts it, its arguments in order, and which of them are addresses: (argument, tensor,
-        offset)."""
+    def _ready(self) -> list[tuple[Kernel, Callable[..., None], tuple[Any, ...], list[tuple[int, int, int]]]]:
+        """Of each launch its kernel, what starts it, its arguments in order, and which of them are addresses:
+        (argument, tensor, offset)."""
         found = []
         for entry, variant in self._launches:
             kernel = compile_variant(
@@ -209,7 +214,7 @@ class Plan:
             )
             values = tuple(entry.arguments.values())
             pointers = [(i, v.tensor, v.offset) for i, v in enumerate(values) if isinstance(v, Pointer)]
-            found.append((kernel[whole(entry.grid)], values, pointers))
+            found.append((entry.kernel, starter(entry.kernel, kernel, entry.grid), values, pointers))
         return found
 
 

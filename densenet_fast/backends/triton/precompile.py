@@ -14,6 +14,8 @@ from importlib import import_module
 from multiprocessing import connection, get_context
 from typing import Any, NamedTuple
 
+from triton.backends.nvidia.driver import CudaLauncher, CudaUtils, libcuda_dirs
+
 from .launch import Launch, compile_variant
 
 
@@ -93,8 +95,6 @@ def _compile(variant: Variant, sender: Any) -> None:
     try:
         compiled = variant.compile()
         if _has_driver():
-            from triton.backends.nvidia.driver import CudaLauncher
-
             CudaLauncher(compiled.src, compiled.metadata)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
@@ -104,8 +104,6 @@ def _compile(variant: Variant, sender: Any) -> None:
 @cache
 def _has_driver() -> bool:
     """Whether the driver's library, to which launchers are linked, is here."""
-    from triton.backends.nvidia.driver import libcuda_dirs
-
     try:
         return bool(libcuda_dirs())
     except AssertionError:  # its way to say no
@@ -117,7 +115,8 @@ def _serve() -> None:
     variants, processes = pickle.load(sys.stdin.buffer)
     for variant in variants:
         import_module(variant.module)
-    _has_driver()
+    if _has_driver():
+        CudaUtils()  # C code, too
     pickle.dump(dict(_outcomes(variants, processes)), answer)
 
 
