@@ -146,6 +146,12 @@ def test_steps_share_the_time_in_proportion(tmp_path):
     assert again[-1].until == pytest.approx(150 - FAR_END)
 
 
+def test_the_page_tells_when_each_step_has_ended(tmp_path):
+    page = (machine.ROOT / "docs" / "on_a_gpu.md").read_text()
+    told = [(name, int(until)) for until, name in re.findall(r"^\| (\d+) \| (\w+) \|", page, re.MULTILINE)]
+    assert told == [(s.name, round(s.until)) for s in planned("first", [], 530.0, settings.on_a_gpu(tmp_path))]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
