@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CPP := $(wildcard $(foreach suffix,cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
+CPP := $(wildcard $(foreach suffix,c cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format demo bench report gpu-bundle docs build test-wheel clean

@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("dtype", help="bfloat16, float16 or float32")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device: got none, expected the one to compile for")
     device = launch.device_of(torch.empty(0, device="cuda"))
     step = planned(options.model, options.image, options.batch, getattr(torch, options.dtype), device)
     outcomes = precompile.compile_all(step, device.architecture)

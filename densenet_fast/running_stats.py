@@ -36,8 +36,15 @@ class Transaction:
         """Batch `mean` and biased `var` [C] over `count` values, to be written by `backend`.
 
         Dropped if the norm does not track them in its present mode.
+
+        Raises:
+            ValueError: the norm is one of another number of channels, which no weight of it has told before.
         """
         if norm.training and norm.track_running_stats and norm.running_mean is not None:
+            if norm.running_mean.shape != mean.shape:
+                raise ValueError(
+                    f"wrong number of channels: got {mean.shape[0]} at a BatchNorm2d, expected {norm.num_features}"
+                )
             self._updates.append(_Update(norm, mean, var, count, backend))
 
     def guard(self, module: nn.Module) -> None:

@@ -52,6 +52,8 @@ def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Modul
         yield name, module, h, w
         for part in module.children() if isinstance(module, Transition) else (module,):
             if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+                if isinstance(part.padding, str) or getattr(part, "ceil_mode", False):
+                    return
                 h, w = (_pooled_size(part, size, i) for i, size in enumerate((h, w)))
             elif not isinstance(part, DenseBlock | nn.ReLU) and why_not_norm(part) is not None:
                 return

@@ -178,6 +178,29 @@ def test_a_transition_may_pool_in_other_ways(new):
     assert error(results[1], results[0]) < 1e-10
 
 
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(6, 6, 3, padding="same"), nn.MaxPool2d(2, ceil_mode=True)]
+)
+def test_a_stem_may_pool_in_other_ways(pool):
+    """Sizes that the check of images cannot tell are PyTorch's to refuse."""
+    results, x = [], image(2, 34, 33)
+    for model in pair():
+        model.features.pool0 = copy.deepcopy(pool).double()
+        results.append(model(x))
+    assert error(results[1], results[0]) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["features.norm0", "features.denseblock1.denselayer1.norm2", "features.norm5"])
+def test_a_norm_of_another_number_of_channels_is_refused(name):
+    """Also one without weights, on statistics of the batch: no running statistic is broadcast."""
+    _, ours = pair()
+    ours.set_submodule(name, nn.BatchNorm2d(1, affine=False).double())
+    before = copy.deepcopy(ours.state_dict())
+    with pytest.raises(ValueError, match=r"wrong number of channels: got \d+ at a BatchNorm2d, expected 1"):
+        ours(image())
+    assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+
+
 def test_a_block_without_layers_is_torchvisions():
     """Also at batch 1, where its strides could mean anything."""
     theirs, ours = pair(block_config=(0, 1))
