@@ -33,7 +33,7 @@ def test_dropout_is_that_of_stock_layers(backend, shape, monkeypatch):
 
 def test_dropout_is_reproducible(backend):
     model = backend.put(net(LAYER, drop_rate=0.3))
-    x, cotangent = images(model, margin=0.0), torch.randn(4, 10, device=backend.device)
+    x, cotangent = images(model, margin=0.0), torch.randn(2, 10, device=backend.device)
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
