@@ -10,21 +10,24 @@ from .table import Table
 from .variants import BASELINE, BY_NAME
 
 Contents = dict[str, Any]
+ON_A_GPU = ("torchvision-graph", "compile")  # what a user there would try first
 
 
 def summary(training: Contents, groups: Iterable[Contents]) -> Table:
-    """Stock and the fastest of ours, each also with its checkpointing or recomputation: training, memory, inference."""
+    """Stock and the fastest of ours, each also with its checkpointing or recomputation, and on a GPU in a CUDA graph or
+    compiled: training, memory, inference."""
     steps = _measured(training)
     same = (c for c in groups if c["group"] == "inference" and is_same_setting(c, training))
     inference = next((_measured(c) for c in same if not is_default(c)), {})
-    ours = {v: r for v, r in steps.items() if r["family"] == "ours" and not BY_NAME[v].graph}
+    ours = [v for v, r in steps.items() if r["family"] == "ours"]
     fastest = [
-        min(names, key=lambda v: spread(ours[v]["seconds"]).median)
-        for efficient in (False, True)
-        if (names := [v for v in ours if v.endswith("-efficient") is efficient])
+        min(names, key=lambda v: spread(steps[v]["seconds"]).median)
+        for efficient, graph in ((False, False), (True, False), (False, True))
+        if (names := [v for v in ours if ("-efficient" in v, BY_NAME[v].graph) == (efficient, graph)])
     ]
+    stock = (BASELINE, "torchvision-efficient", *(ON_A_GPU if training["machine"]["device"] == "cuda" else ()))
     rows = []
-    for variant in (BASELINE, "torchvision-efficient", *fastest):
+    for variant in (*stock, *fastest):
         if variant in steps:
             infers = "inference" in BY_NAME[variant].phases
             inferred = _speed(variant, inference) if infers else "as above"

@@ -181,6 +181,11 @@ class StageFunction(torch.autograd.Function):
             )
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
+        if torch._C._functorch.is_batchedtensor(dy) or torch._C._functorch.is_legacy_batchedtensor(dy):
+            raise RuntimeError(
+                "densenet_fast: a fused stage takes one gradient at a time, got a batch (is_grads_batched=True, "
+                "vectorize=True, vmap); for these run the plain layers: model.set_backend('plain')"
+            )
         stage: Stage = ctx.stage
         x, mean, var, *saved = ctx.saved_tensors
         types = (Kept,) * stage.num_layers

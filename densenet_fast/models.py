@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from . import backends
 from .checkpoints import rename_keys
-from .modules import DenseBlock, Transition
-from .trunk import Trunk
+from .modules import DenseBlock, Fusable, Transition
+from .trunk import Trunk, relu_pool
 
 
 class DenseNet(nn.Module):
@@ -109,7 +109,10 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> class scores [N, num_classes]."""
-        return self.classifier(self.features.pooled(x))
+        features = self.features
+        if isinstance(features, Trunk):
+            return self.classifier(features.pooled(x))
+        return self.classifier(relu_pool(features(x), features))  # replaced, or wrapped
 
     def set_efficient(self, efficient: bool = True) -> "DenseNet":
         """Recompute the bottleneck outputs of every block in backward (True) or keep them (False); returns self.
@@ -123,7 +126,10 @@ class DenseNet(nn.Module):
 
     def set_backend(self, backend: str) -> "DenseNet":
         """Switch the backend of every part, see `backend` above; returns self."""
-        self.features.set_backend(backend)
+        backends.check_name(backend)
+        for module in self.modules():
+            if isinstance(module, Trunk | Fusable):
+                module.set_backend(backend)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:

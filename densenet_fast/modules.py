@@ -126,7 +126,9 @@ class DenseLayer(nn.Module):
 
     @property
     def growth_rate(self) -> int:
-        return (self.conv2 if self.has_bottleneck else self.conv1).out_channels
+        conv = self.conv2 if self.has_bottleneck else self.conv1
+        weight = conv._parameters.get("weight")  # which may have been cut; not evaluated where it is parametrized
+        return conv.out_channels if weight is None else weight.shape[0]
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -350,8 +352,9 @@ class Transition(Fusable, nn.Sequential):
 
     def fused(self, x: Tensor, updates: Transaction) -> Tensor:
         """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
-        layout = convolved_format(memory_format(x), self.conv.weight)
-        return run_stage(x, updates, None, self.step(), self.norm, backend=self.backend, layout=layout).y
+        step = self.step()
+        layout = convolved_format(memory_format(x), step.weight)
+        return run_stage(x, updates, None, step, self.norm, backend=self.backend, layout=layout).y
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)

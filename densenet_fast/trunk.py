@@ -52,7 +52,7 @@ class Trunk(nn.Sequential):
     def pooled(self, x: Tensor) -> Tensor:
         """ReLU and global average of `forward`, [N, C]."""
         if self._is_plain(x) or is_hooked(self) or not runs_as(self, Trunk):
-            return self._relu_pool(self(x))
+            return relu_pool(self(x), self, *list(self.children())[-1:])
         return self._run(x, pooled=True)
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -64,19 +64,7 @@ class Trunk(nn.Sequential):
         check_input(self, x)
         with transaction() as updates:
             y, is_pooled = self._run_children(x, updates, pooled)
-        return self._relu_pool(y) if pooled and not is_pooled else y
-
-    def _relu_pool(self, x: Tensor) -> Tensor:
-        """ReLU and global average: [N, C, H, W] -> [N, C].
-
-        In place as in torchvision, so that who keeps what the last norm returns finds it rectified; not where a full
-        backward hook returned it, which autograd does not let anybody change.
-        """
-        last = [self, *self.children()][-1]
-        inplace = not (
-            self._backward_hooks or self._backward_pre_hooks or last._backward_hooks or last._backward_pre_hooks
-        )
-        return torch.flatten(F.adaptive_avg_pool2d(F.relu(x, inplace), (1, 1)), 1)
+        return relu_pool(y, self, *list(self.children())[-1:]) if pooled and not is_pooled else y
 
     def _run_children(self, x: Tensor, updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
         """The last output, and whether the head has already pooled it."""
@@ -140,6 +128,16 @@ class Trunk(nn.Sequential):
         return None, None
 
 
+def relu_pool(x: Tensor, *producers: nn.Module) -> Tensor:
+    """ReLU and global average: [N, C, H, W] -> [N, C].
+
+    In place as in torchvision, so that who keeps what the `producers` of x return finds it rectified; not where a full
+    backward hook returned it, which autograd does not let anybody change.
+    """
+    inplace = not any(module._backward_hooks or module._backward_pre_hooks for module in producers)
+    return torch.flatten(F.adaptive_avg_pool2d(F.relu(x, inplace), (1, 1)), 1)
+
+
 def _fused(module: nn.Module, cls: type[_Module], x: Tensor) -> _Module | None:
     """`module` if it is a `cls` that runs fused and whose call nobody watches; warns where its layers forbid it."""
     if isinstance(module, cls) and why_not(module, cls) is None and not module.runs_plain(x):
@@ -149,10 +147,11 @@ def _fused(module: nn.Module, cls: type[_Module], x: Tensor) -> _Module | None:
 
 def _is_seen_by_a_stage_alone(module: nn.Module, waiting: Sequence[nn.Module], x: Tensor) -> TypeGuard[nn.Conv2d]:
     """Whether `module` is a convolution of which nobody but the stage behind it, which reads channels_last, sees input
-    and output. Gradients of x would show."""
+    and output. Gradients of x would show, and so would a parametrization that is evaluated once more."""
     return (
         isinstance(module, nn.Conv2d)
         and why_not(module, nn.Conv2d) is None
+        and "weight" in module._parameters
         and not (x.requires_grad and torch.is_grad_enabled())
         and bool(waiting)
         and (_stem_norm(waiting, x) is not None or _fused(waiting[0], DenseBlock, x) is not None)

@@ -28,7 +28,8 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
             raise ValueError(
                 f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels}"
             )
-        functional.check_weight("conv0.weight", first.weight, x)
+        if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
+            functional.check_weight("conv0.weight", weight, x)
     if x.shape[0] == 0:
         return
     bad = _too_small(trunk, *x.shape[2:])
@@ -49,15 +50,24 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
 def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Module, int, int]]:
     """Each child with the image size at its input, as far as the children are known."""
     for name, module in trunk.named_children():
+        parts = [*module.children()] if _is_stock(module, Transition) else [module]
+        if not all(_is_stock(part, *_SIZED) or why_not_norm(part) is None for part in parts):
+            return
         yield name, module, h, w
-        for part in module.children() if isinstance(module, Transition) else (module,):
+        for part in parts:
             if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
                 if isinstance(part.padding, str) or getattr(part, "ceil_mode", False):
                     return
                 h, w = (_pooled_size(part, size, i) for i, size in enumerate((h, w)))
-            elif not isinstance(part, DenseBlock | nn.ReLU) and why_not_norm(part) is not None:
-                return
     yield "the last module", nn.Identity(), h, w
+
+
+_SIZED = (DenseBlock, nn.ReLU, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # whose output's size can be told
+
+
+def _is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether calling `module` does what one of `classes` does, and no hook could resize anything."""
+    return any(why_not(module, cls) is None for cls in classes)
 
 
 def _pooled_size(module: Any, size: int, axis: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision.models as stock
 from torch import nn
+from torch.nn.utils import parametrizations
 from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.memory import measure
@@ -387,3 +388,74 @@ def test_dtypes_under_autocast_are_torchvisions(dtype):
         expected, their, our = results
         assert our.dtype == their.dtype, name
         assert error(our.double(), expected) <= 2 * error(their.double(), expected) + torch.finfo(dtype).eps, name
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda f: nn.Sequential(*f.children()), lambda f: nn.Sequential(f, nn.Dropout(0.0)), nn.DataParallel],
+    ids=["taken apart", "wrapped", "DataParallel"],
+)
+def test_features_may_be_replaced(wrap):
+    results, x = [], image()
+    for model in pair():
+        model.features = wrap(model.features)
+        if isinstance(model, DenseNet):
+            model.set_backend("eager")
+        y = model(x)
+        y.square().sum().backward()
+        results.append([y, *[p.grad for p in model.parameters()]])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["conv0", "denseblock1.denselayer1.conv1", "transition1.conv", "denseblock2.denselayer1.conv2"]
+)
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_parametrized_weight_is_evaluated_once(name, hooked):
+    """Spectral norm turns its vectors at each evaluation."""
+    results, x = [], image()
+    for model in pair():
+        torch.manual_seed(0)
+        parametrizations.spectral_norm(model.features.get_submodule(name))
+        if hooked:
+            model.features.transition1.register_forward_hook(lambda *_: None)
+        y = model(x)
+        y.square().sum().backward()
+        results.append([y, *[p.grad for p in model.parameters()], *model.buffers()])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("name", ["conv0", "denseblock1", "transition1.norm", "pool0"])
+def test_hooks_may_resize(name):
+    results, x = [], image(2, 8, 8)
+    for model in pair():
+        model.features.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs: (nn.functional.interpolate(inputs[0], scale_factor=4),)
+        )
+        results.append(model(x))
+    assert error(results[1], results[0]) < 1e-10
+
+
+def test_a_pruned_width_counts_by_its_weight():
+    """Where somebody cuts a layer's weights and leaves the numbers on the modules as they were."""
+    results, x = [], image()
+    for model in pair(block_config=(1, 1)):
+        layer, transition = model.features.denseblock1.denselayer1, model.features.transition1
+        layer.conv2.weight = nn.Parameter(layer.conv2.weight[:3])
+        for name in ("weight", "bias"):
+            setattr(transition.norm, name, nn.Parameter(getattr(transition.norm, name)[:9]))
+        for name in ("running_mean", "running_var"):
+            setattr(transition.norm, name, getattr(transition.norm, name)[:9])
+        transition.conv.weight = nn.Parameter(transition.conv.weight[:, :9])
+        results.append(model(x))
+    assert error(results[1], results[0]) < 1e-10
+
+
+def test_a_batch_of_gradients_says_what_to_do():
+    _, ours = pair()
+    x = image().requires_grad_()
+    y = ours(x)
+    cotangents = torch.stack([torch.ones_like(y), -torch.ones_like(y)])
+    with pytest.raises(RuntimeError, match=r"one gradient at a time.*set_backend\('plain'\)"):
+        torch.autograd.grad(y, x, cotangents, is_grads_batched=True)

@@ -8,14 +8,17 @@ import os
 import time
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from densenet_fast import backends
 from tests.cuda.cases import make
 from tests.native.cases import Geometry
 
-from . import smoke, speed
+from . import blocks, smoke, speed
 from .children import Lost
 from .runner import Run
 from .settings import Settings
@@ -68,8 +71,8 @@ def compile_variants(pipe: Connection, settings: Settings, device: tuple[int, in
 
 
 def launches_of(settings: Settings, device: tuple[int, int]) -> list[Any]:
-    """Those of a step and an inference of each net, then those of the checks; the checks' last ones first, for they
-    themselves compile what they meet until then."""
+    """Those of a step and an inference of each net, of the blocks that are checked, and of the other checks; their last
+    ones first, for they themselves compile what they meet until then."""
     from densenet_fast.backends import triton
     from densenet_fast.backends.triton.launch import Device, recorded
 
@@ -79,10 +82,15 @@ def launches_of(settings: Settings, device: tuple[int, int]) -> list[Any]:
     nets = ((settings.model, settings.image, settings.large), *settings.checked)
     launches = [launch for net in nets for launch in planned(*net, torch.bfloat16, card)]
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # as the checks have it
-    with recorded(card) as checks, torch.no_grad(), torch.device("meta"):
-        for operation in reversed(smoke.NAMES[1:]):  # a block launches what its layers' operations do
+    meta, functions = torch.device("meta"), SimpleNamespace(**{name: getattr(triton, name) for name in triton.__all__})
+    # Operators have fakes that launch nothing; the functions behind them plan.
+    with recorded(card) as of_blocks, patch.object(backends, "operations", lambda *_: functions):
+        for case in blocks.cases(settings._replace(device=torch.device("cuda")), "triton"):
+            blocks.step(meta, "triton", case["shape"], getattr(torch, case["dtype"]), case.get("option"))
+    with recorded(card) as checks, torch.no_grad(), meta:
+        for operation in reversed(smoke.NAMES[1:]):
             for case in smoke.cases(settings._replace(device=torch.device("cuda")), "triton", operation):
                 options = next((o for o in smoke.OPTIONS.get(operation, ()) if case.get("option") in o), {})
                 made = make(operation, Geometry(*case["shape"]), getattr(torch, case["dtype"]), **options)
                 getattr(triton, operation)(*made.args)
-    return launches + checks
+    return launches + of_blocks + checks

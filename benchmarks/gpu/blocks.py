@@ -65,12 +65,12 @@ def check(device: torch.device, case: Facts) -> list[tuple[Values, Values, Value
     return results
 
 
-def step(device: torch.device, backend: str, shape: Shape, dtype: torch.dtype) -> None:
+def step(device: torch.device, backend: str, shape: Shape, dtype: torch.dtype, option: str | None = None) -> None:
     """Forward and backward once."""
     n, h, w, c, *_ = shape
     with torch.device(device), torch.enable_grad():
-        steps, _ = made(shape, dtype, None)
-        dense_stage(torch.randn(n, c, h, w).to(dtype), *steps, backend=backend).y.sum().backward()
+        steps, _ = made(shape, dtype, option)
+        _ours(torch.randn(n, c, h, w).to(dtype), steps, backend, option == "efficient").sum().backward()
 
 
 def made(shape: Shape, dtype: torch.dtype, option: str | None) -> tuple[tuple, tuple]:

@@ -90,7 +90,7 @@ def on_a_gpu(out: Path) -> Settings:
         1,
         (("densenet121", 224, 32), ("bc-100-12", 32, 64)),
         SHAPES,
-        20.0,
+        30.0,
         0.4,
         max(1, min(8, cores // 2)),
         out,

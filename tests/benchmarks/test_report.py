@@ -184,6 +184,7 @@ def test_the_readme_s_table_is_stock_and_the_fastest_of_ours():
         ["10 (0.50x)", "2.0", "as above"],
         ["40 (2.00x)", "4.0", "80 (2.00x)"],
         ["40 (2.00x)", "5.0", "as above"],
+        ["400 (20.00x)", "7.0", "-"],
     ]
 
 
@@ -220,3 +221,21 @@ def test_fits_tell_a_line_from_a_parabola():
     assert pictures.fit(x, 3 * x + 1, 1)[1] > 0.999999
     assert pictures.fit(x, x**2, 1)[1] < 0.98
     assert pictures.fit(x, x**2, 2)[1] > 0.999999
+
+
+def test_the_summary_of_a_gpu_has_graphs_and_the_compiled_net():
+    """Its peers are not eager PyTorch alone."""
+    lines = [
+        record("torchvision", [0.4]),
+        record("compile", [0.2], label="torchvision, torch.compile", family="stock"),
+        record("native", [0.1]),
+        record("triton", [0.2]),
+        record("native-graph", [0.08], live=None, peak=None),
+    ]
+    rows = summary(contents(lines), []).rows
+    assert [row[:3] for row in rows] == [
+        ["torchvision", "10", "10.0"],
+        ["torchvision, torch.compile", "20 (2.00x)", "10.0"],
+        ["densenet_fast native", "40 (4.00x)", "10.0"],
+        ["densenet_fast native-graph", "50 (5.00x)", "-"],
+    ]

@@ -2,7 +2,9 @@
 
 In float64 within 1e-9 of the largest value. In float32 the error against float64 may be twice stock's, plus one eps.
 Where that fails, the numbers of the case are rounded otherwise a few times: what stock makes of them shows how far the
-case amplifies roundings (a ReLU at zero, a norm of two values), and what ours does, whether it was only bad luck.
+case amplifies roundings (a ReLU at zero, a norm of two values). In float32 the median gradient is then held to twice
+stock's error, and each value to eight times: where the gradients of a few pixels cancel, as those of a norm on batch
+statistics do, sums in another order leave that much.
 """
 
 import warnings
@@ -61,6 +63,7 @@ class _Verdict:
     def __init__(self, case: Case, name: str, dtype: torch.dtype):
         self.case, self.name, self.dtype = case, name, dtype
         self.eps = torch.finfo(torch.bfloat16 if case.use.autocast else dtype).eps
+        self.exact = dtype == torch.float64
         self.at_once, self.inplace = False, True
         self.stock = self._stock(dtype)
         self.refused_in_place = _is_in_place(self.stock.error)
@@ -78,13 +81,16 @@ class _Verdict:
         backend = "auto" if self.case.use.autocast and self.name == "native" else self.name
         return run(build.ours(self.case, self.dtype), self.case, self.dtype, backend=backend, rounding=rounding)
 
+    def _in_float64(self, rounding: Rounding | None = None) -> Outcome:
+        exact = self._stock(torch.float64, rounding)
+        if exact.error is None or self.stock.error is not None:
+            return exact
+        # Without autocast a convolution keeps the very image that is edited.
+        return _run_stock(self.case, torch.float64, True, False, rounding)
+
     @cached_property
     def right(self) -> Outcome:
-        right = self._stock(torch.float64)
-        if right.error is None:
-            return right
-        # Without autocast a convolution keeps the very image that is edited.
-        return _run_stock(self.case, torch.float64, True, False, None)
+        return self._in_float64()
 
     @cached_property
     def peaks(self) -> dict[str, float]:
@@ -98,9 +104,9 @@ class _Verdict:
     @cached_property
     def rounded(self) -> list[tuple[Outcome, Outcome, Outcome]]:
         """(right, stock, ours) of the same numbers otherwise rounded."""
-        size = 1e-13 if self.dtype == torch.float64 else self.eps
+        size = 1e-13 if self.exact else self.eps
         roundings = [Rounding(seed, size, self.dtype) for seed in range(1, 8)]
-        return [(self._stock(torch.float64, r), self._stock(self.dtype, r), self._ours(r)) for r in roundings]
+        return [(self._in_float64(r), self._stock(self.dtype, r), self._ours(r)) for r in roundings]
 
     def differences(self) -> Iterator[Difference]:
         stock, got, name = self.stock, self._ours(), self.name
@@ -115,7 +121,7 @@ class _Verdict:
         else:
             if not isinstance(got.error, (type(stock.error), ValueError, RuntimeError)):
                 yield Difference("error", f"{name} raises {got.error!r}, stock {stock.error!r}")
-            if name != "plain" and got.phase == "forward 0" and self.case.use.entry in ("model", "features", "slice"):
+            if name != "plain" and got.phase == "forward 0" and self.case.use.entry in ("features", "slice"):
                 for n, b in build.ours(self.case, self.dtype).named_buffers():
                     if not torch.equal(got.values.get(f"statistic {n}", b), b):
                         yield Difference("error", f"{name} fails in forward and leaves another {n}")
@@ -134,43 +140,54 @@ class _Verdict:
             expected = stock.formats.get(what, formats)
             if any(theirs and not ours for ours, theirs in zip(formats, expected, strict=True)):
                 yield Difference("format", f"{what}: contiguous in NCHW, in NHWC: {name} {formats}, stock {expected}")
-        if self.dtype != torch.float64 and self.right.amplification > 30:
+        if not self.exact and self.right.amplification > 30:
             return  # of a constant channel float32 leaves nothing to compare
         for what, value in got.values.items():
+            if self.refused_in_place and what.endswith("in the end"):
+                continue  # stock's would have been rectified
+            if self.case.use.autocast and what.startswith("gradient"):
+                continue  # in bfloat16 g is rounded before its corrections, which may be all of it: tests/test_semantics.py
             if what in stock.values and value.shape == stock.values[what].shape:
                 far = self._far(what, value)
                 if far is not None:
                     yield Difference(what.split()[0], f"{what}: {name} is off by {far}")
+        if "rounded" in vars(self) and not self.exact and not self.case.use.autocast:  # there was reason to look closer
+            yield from self._inaccurate()
 
     def _far(self, what: str, value: Tensor) -> str | None:
         """How far a value is off, if it is too far."""
         stock, right = self.stock.values[what], self.right.values[what]
-        found, scale = _distance(value, right), _largest(right)
+        found = _distance(value, right)
         if what.startswith("caller's") or not value.is_floating_point():
             return None if torch.equal(value, stock) else f"{_distance(value, stock):.1e}, expected nothing"
-        exact = self.dtype == torch.float64
-        least = (1e-9 if exact else self.eps) * scale
+        least = self._least(what)
         if found <= least + 2 * _distance(stock, right):
             return None
-        if exact:  # what cancels to nothing leaves roundings of larger numbers of its kind
+        if self.exact:  # what cancels to nothing leaves roundings of larger numbers of its kind
             least += 1e-12 * self.peaks[what.split()[0]]
             if found <= least:
                 return None
-        return self._explain(what, found, least)
+        most = least + (2 if self.exact else 8) * max(self._errors(what)[0])
+        return f"{found:.1e}, expected at most {most:.1e}" if found > most else None
 
-    def _explain(self, what: str, found: float, least: float) -> str | None:
-        """None if roundings explain an error: stock's own grows as much in one of them, or ours is less as a rule."""
+    def _least(self, what: str) -> float:
+        return (1e-9 if self.exact else self.eps) * _largest(self.right.values[what])
+
+    def _errors(self, what: str) -> tuple[list[float], list[float]]:
+        """(stock's, our) errors of a value in each rounding. In float64: how far the rounding moves stock's."""
         tries = [[outcome.values[what] for outcome in outcomes] for outcomes in self.rounded]
-        if self.dtype == torch.float64:  # how far roundings alone move the right value
-            theirs = [_distance(stock, self.right.values[what]) for _, stock, _ in tries]
-        else:
-            theirs = [_distance(stock, right) for right, stock, _ in tries]
-        ours = [_distance(ours, right) for right, _, ours in tries]
-        bounds = least + 2 * max(theirs), least + 2 * median(theirs)
-        if found <= bounds[0] or (self.dtype != torch.float64 and median(ours) <= bounds[1]):
-            return None
-        rule = f"{median(ours):.1e} as a rule, stock {median(theirs):.1e}"
-        return f"{found:.1e}, stock at worst {max(theirs):.1e}; {rule}; plus {least:.1e}"
+        stocks = [_distance(stock, self.right.values[what] if self.exact else right) for right, stock, _ in tries]
+        return stocks, [_distance(ours, right) for right, _, ours in tries]
+
+    def _inaccurate(self) -> Iterator[Difference]:
+        """Whether the median gradient is, as a rule, more than twice as far off as stock's."""
+        ratios = []
+        for what in self.right.values:
+            if what.startswith("gradient"):
+                stocks, ours = map(median, self._errors(what))
+                ratios.append(ours / max(2 * stocks + self._least(what), 1e-300))
+        if len(ratios) >= 8 and median(ratios) > 1:
+            yield Difference("gradient", f"{self.name}: the median error is {2 * median(ratios):.1f} times stock's")
 
 
 @lru_cache(maxsize=8)  # fused and plain layers are compared with the same

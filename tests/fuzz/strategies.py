@@ -78,8 +78,11 @@ def uses(draw, net, limits):
     forwards = draw(st.sampled_from((1, 1, 2)))
     edit = draw(sometimes(st.sampled_from(("relu_", "mul_", "add_")), ""))
     checkpoint = draw(sometimes(sometimes(st.just(True), False), False))
-    # A checkpoint's second forward must find the modes and statistics of its first.
-    between = "" if checkpoint else draw(sometimes(st.sampled_from(("train", "eval", "statistics", "state_dict")), ""))
+    between = st.sampled_from(("train", "train", "eval", "statistics", "state_dict"))
+    between = draw(sometimes(between, "") if forwards == 1 else st.just("") | between)
+    switch = draw(sometimes(st.sampled_from(("eager", "plain")), "")) if forwards == 2 else ""
+    if checkpoint:  # whose second forward must find the modes, statistics and backend of its first
+        between = switch = ""
     return Use(
         entry=draw(st.sampled_from(("model", "model", "features", "slice", "parts", "layers", "part", "layer"))),
         at=draw(st.integers(0, children - 1)),
@@ -92,7 +95,7 @@ def uses(draw, net, limits):
         checkpoint=checkpoint,
         autocast=draw(sometimes(sometimes(st.just(True), False), False)),
         copied=draw(sometimes(st.sampled_from(("deepcopy", "pickle")), "")),
-        switch=draw(sometimes(st.sampled_from(("eager", "plain")), "")) if forwards == 2 else "",
+        switch=switch,
     )
 
 
@@ -122,16 +125,23 @@ def cases(draw, tiny=False):
     # The masks of a block on its plain layers are others: with dropout, none runs so.
     drops = net.drop_rate > 0
     if drops:
-        net = replace(net, plain=())
         use = replace(use, entry=use.entry.replace("layers", "parts").replace("layer", "part"), switch="")
+    # A norm that runs as PyTorch's module keeps its running statistics themselves for backward: of a forward in eval
+    # it loses the gradients when one in training writes them. So there, all norms are to run fused.
+    overwritten = use.between == "train" and use.forwards == 2 and not use.accumulate
+    if overwritten:
+        use = replace(use, entry="model", switch="")
+    fused = drops or overwritten
+    if fused:
+        net = replace(net, plain=())
     return Case(
         net=net,
         image=draw(images(net, limits)),
         training=draw(st.booleans()),
         modes=tuple(draw(modes(path)) for path in draw(subset(norms))),
-        changes=() if drops else draw(st.lists(changes(roles), max_size=2, unique_by=lambda c: c.path).map(tuple)),
+        changes=() if fused else draw(st.lists(changes(roles), max_size=2, unique_by=lambda c: c.path).map(tuple)),
         frozen=draw(subset([path for path in roles if path])),
         only=draw(sometimes(st.just(True), False)),
-        hooks=() if drops or use.checkpoint else draw(st.lists(hooks(roles), max_size=2).map(tuple)),
+        hooks=() if fused or use.checkpoint else draw(st.lists(hooks(roles), max_size=2).map(tuple)),
         use=use,
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import machine
-from benchmarks.gpu import bundle, kernels, sanitizer, settings
+from benchmarks.gpu import bundle, kernels, sanitizer, settings, smoke
 from benchmarks.gpu.__main__ import FAR_END, SECONDS, main, planned
 from densenet_fast import backends
 
@@ -60,7 +60,7 @@ def test_what_the_sanitizer_watches_runs(backend, capsys):
     if (missing := backends.why_unavailable(backend, torch.device("cpu"))) is not None:
         pytest.skip(missing)
     sanitizer.main(backend, torch.device("cpu"))
-    assert len(capsys.readouterr().out.splitlines()) == 28  # 14 operations, 2 shapes
+    assert len(capsys.readouterr().out.splitlines()) == 2 * len(smoke.NAMES)  # shapes
     torch.set_grad_enabled(True)
 
 
@@ -146,12 +146,18 @@ def test_steps_share_the_time_in_proportion(tmp_path):
     assert again[-1].until == pytest.approx(150 - FAR_END)
 
 
+def test_the_page_tells_when_each_step_has_ended(tmp_path):
+    page = (machine.ROOT / "docs" / "on_a_gpu.md").read_text()
+    told = [(name, int(until)) for until, name in re.findall(r"^\| (\d+) \| (\w+) \|", page, re.MULTILINE)]
+    assert told == [(s.name, round(s.until)) for s in planned("first", [], 530.0, settings.on_a_gpu(tmp_path))]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["first", "smoek"], "unknown step: got 'smoek', expected some of smoke, model"),
         (["more", "smoke"], "unknown step: got 'smoke', expected some of suite, tune"),
-        (["again", "--operations", "head"], "unknown operation: got 'head', expected some of channel_stats"),
+        (["again", "--operations", "head"], "unknown operation: got 'head', expected some of dense_block"),
     ],
 )
 def test_unknown_names_are_refused(arguments, told, capsys):

@@ -121,6 +121,11 @@ def test_nothing_is_written_outside_its_folders(rehearsed):
     assert all(path.parent == rehearsed.out and path.stat().st_size < 16 << 20 for path in files)
 
 
+def rates(text, label):
+    """What stands behind a label in tables: the images per second."""
+    return [float(line.split("|")[2].split()[0]) for line in text.splitlines() if line.startswith(f"| {label} |")]
+
+
 def test_the_report_makes_its_tables_from_it(rehearsed, tmp_path):
     paths = collect.save(rehearsed.out, "first", tmp_path / "results")
     assert {path.suffix for path in paths} == {".json", ".jsonl", ".txt"}
@@ -131,12 +136,10 @@ def test_the_report_makes_its_tables_from_it(rehearsed, tmp_path):
     native = next(r for r in training["records"] if (r["variant"], r["phase"]) == ("native", "forward+backward"))
     assert len(native["seconds"]) == 3
     assert native["live"] > 0
-    row = next(line for line in readme.splitlines() if line.startswith("| densenet_fast native |"))
-    assert row in tables
     median = sorted(native["seconds"])[1]
-    assert float(row.split("|")[2]) == pytest.approx(4 / median, rel=0.01)
+    assert pytest.approx(4 / median, rel=0.01) in rates(readme, "densenet_fast native")
+    assert pytest.approx(4 / median, rel=0.01) in rates(tables, "densenet_fast native")
     assert "batch 4, float32" in readme
-    assert "batch 3, float32" not in readme  # smaller batches are in docs/benchmarks.md
     assert "batch 3, float32" in tables
     assert "FAILED: densenet_fast eager (bc-10-4): dead: killed by SIGABRT" in tables
     assert "| bn_relu_conv1x1_bwd | native |" in tables
