@@ -15,6 +15,7 @@ from torch import Tensor
 from . import block
 from .buffer import Buffer, Gradient, allocate, handed_out, laid_out, memory_format
 from .steps import Consumer, Kept, Layer, Norm, Output, Wanted, flatten, unflatten
+from .uncompiled import uncompiled
 
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
 
@@ -173,6 +174,7 @@ class StageFunction(torch.autograd.Function):
         return output.y, *statistics
 
     @staticmethod
+    @uncompiled  # the engine may call it inside a frame that torch.compile traces
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
