@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import inf
 from statistics import median
 
 import torch
@@ -180,7 +181,12 @@ class _Verdict:
         return stocks, [_distance(ours, right) for right, _, ours in tries]
 
     def _inaccurate(self) -> Iterator[Difference]:
-        """Whether the median gradient is, as a rule, more than twice as far off as stock's."""
+        """Whether the median gradient is, as a rule, more than twice as far off as stock's.
+
+        Not where a norm has few values: all gradients behind it cancel.
+        """
+        if self.right.fewest < 16:
+            return
         ratios = []
         for what in self.right.values:
             if what.startswith("gradient"):
@@ -197,19 +203,21 @@ def _run_stock(case: Case, dtype: torch.dtype, at_once: bool, inplace: bool, rou
         build.without_inplace(model)
     with _Amplification() as seen:
         outcome = run(model, case, dtype, at_once=at_once, rounding=rounding)
-    outcome.amplification = seen.most
+    outcome.amplification, outcome.fewest = seen.most, seen.fewest
     return outcome
 
 
 class _Amplification(TorchFunctionMode):
-    """The most by which a norm on batch statistics multiplies a rounding of its mean: where a channel is constant."""
+    """Of the norms on batch statistics: the most by which one multiplies a rounding of its mean, which is where a channel
+    is constant, and the fewest values that one has."""
 
-    most = 0.0
+    most, fewest = 0.0, inf
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.batch_norm and kwargs["training"]:
             var, mean = torch.var_mean(args[0].detach(), (0, 2, 3), correction=0)
+            self.fewest = min(self.fewest, args[0].numel() // args[0].shape[1])
             self.most = max(self.most, _largest(mean / (var + kwargs["eps"]).sqrt()))
         return function(*args, **kwargs)
 

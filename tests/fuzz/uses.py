@@ -21,6 +21,7 @@ class Outcome:
     error: Exception | None = None
     phase: str = ""
     amplification: float = 0.0
+    fewest: float = 0.0
     held: dict[str, Tensor] = field(default_factory=dict)  # what hooks keep, to be looked at in the end
     rounding: Rounding | None = None
 
