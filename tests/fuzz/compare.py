@@ -208,8 +208,8 @@ def _run_stock(case: Case, dtype: torch.dtype, at_once: bool, inplace: bool, rou
 
 
 class _Amplification(TorchFunctionMode):
-    """Of the norms on batch statistics: the most by which one multiplies a rounding of its mean, which is where a channel
-    is constant, and the fewest values that one has."""
+    """Of the norms on batch statistics: the most by which one multiplies a rounding of its mean, as it does where a
+    channel is constant, and the fewest values that one has."""
 
     most, fewest = 0.0, inf
 
