@@ -34,10 +34,11 @@ __all__ = [
 class StageOutput(NamedTuple):
     """Result of `dense_stage`.
 
-    y: the consumer's output, or the whole buffer [N, C_total, H, W] without one.
-    stats: (mean, var) of y's channels, if they were asked for.
-    batch_stats: for every norm in order (norm1, norm2 of each layer, the consumer's norm) the (mean, biased var) it
-        took from the batch, [C] each, or None where it used given statistics.
+    Attributes:
+        y: the consumer's output, or the whole buffer [N, C_total, H, W] without one.
+        stats: (mean, biased var) of y's channels, [C] each, if they were asked for.
+        batch_stats: for every norm in order (norm1, norm2 of each layer, the consumer's norm) the (mean, biased var) it
+            took from the batch, [C] each, or None where it used given statistics.
     """
 
     y: Tensor

@@ -95,6 +95,11 @@ class DenseLayer(nn.Module):
         growth_rate: channels k the layer adds.
         bn_size: bottleneck width in units of k, or None.
         drop_rate: dropout probability of the new channels.
+
+    Shapes: [N, C, H, W] -> [N, k, H, W], in any floating dtype; by itself a layer runs as plain PyTorch.
+
+    Raises:
+        ValueError: a count below 1, or drop_rate outside [0, 1].
     """
 
     def __init__(
@@ -174,7 +179,11 @@ class Fusable(nn.Module):
         self._warned = set()
 
     def set_backend(self, backend: str) -> Self:
-        """Run on `backend`: "auto", "native", "triton", "eager", or "plain" for the plain layers."""
+        """Run on `backend`: "auto", "native", "triton", "eager", or "plain" for the plain layers; returns self.
+
+        Raises:
+            ValueError: an unknown backend. One that cannot run here is refused by the forward, with a RuntimeError.
+        """
         self.backend = backends.check_name(backend)
         return self
 
@@ -258,14 +267,23 @@ def run_stage(
 
 
 class DenseBlock(Fusable, nn.ModuleDict):
-    """`denselayer1` ... `denselayerL` in one buffer.
+    """A dense block (Huang et al. 2017, section 3): `denselayer1` ... `denselayerL` in one buffer.
 
     Args:
         num_layers: L.
         num_input_features: channels C0 of the input.
-        bn_size, growth_rate, drop_rate: as in `DenseLayer`.
-        efficient: recompute the bottleneck outputs in backward.
+        bn_size: bottleneck width in units of k, or None for layers without bottleneck.
+        growth_rate: channels k that each layer adds.
+        drop_rate: dropout probability of each layer's new channels.
+        efficient: recompute the bottleneck outputs in backward. Kept for backward, per pixel: C0 + L * k values with
+            it, L * bn_size * k more without.
         backend: see `set_backend`.
+
+    Shapes: [N, C0, H, W] -> [N, C0 + L * k, H, W], floating, in the memory format of the input.
+
+    Raises:
+        ValueError: num_layers below 0, another count below 1, drop_rate outside [0, 1], an unknown backend; on the
+            call: what `functional.dense_stage` refuses.
     """
 
     def __init__(
@@ -287,7 +305,7 @@ class DenseBlock(Fusable, nn.ModuleDict):
         self.efficient = efficient
 
     def set_efficient(self, efficient: bool = True) -> Self:
-        """Recompute the bottleneck outputs in backward (True) or keep them (False)."""
+        """Recompute the bottleneck outputs in backward (True) or keep them (False); returns self."""
         self.efficient = efficient
         return self
 
@@ -338,8 +356,14 @@ class Transition(Fusable, nn.Sequential):
     """norm relu conv(1x1) pool(2x2 average) between two blocks (Huang et al. 2017, section 3, "Pooling layers").
 
     Args:
-        num_input_features, num_output_features: channels.
+        num_input_features: channels C of the input.
+        num_output_features: channels C' of the output.
         backend: see `set_backend`.
+
+    Shapes: [N, C, H, W] -> [N, C', H // 2, W // 2], floating, H and W at least 2.
+
+    Raises:
+        ValueError: a count below 1, an unknown backend; on the call: what `functional.dense_stage` refuses.
     """
 
     def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto"):

@@ -18,8 +18,8 @@ from .buffer import Buffer, Gradient, allocate, dense
 
 
 class Norm(NamedTuple):
-    """A BatchNorm. `mean, var` [C]: the running statistics to use, or None for those of the batch.
-    `gamma, beta` [C]: weight and bias, or None. All in the accumulator dtype."""
+    """A BatchNorm (Ioffe and Szegedy 2015). `mean, var` [C]: the running statistics to use, or None for the batch's.
+    `gamma, beta` [C]: weight and bias, or None. float32, for float64 activations float64; `dense_stage` converts."""
 
     mean: Tensor | None
     var: Tensor | None
@@ -73,7 +73,11 @@ class Kept(NamedTuple):
 
 
 class Bottleneck(NamedTuple):
-    """BN-ReLU-conv1x1-BN-ReLU-conv3x3-dropout. weight1 [K, C, 1, 1], weight2 [G, K, 3, 3], seed int64 scalar."""
+    """BN-ReLU-conv1x1-BN-ReLU-conv3x3-dropout (Huang et al. 2017, section 3, "Bottleneck layers").
+
+    [N, C, H, W] -> [N, G, H, W]. weight1 [K, C, 1, 1], weight2 [G, K, 3, 3]: the activations' dtype. drop_rate: in
+    [0, 1]. seed: int64 scalar that decides which values are dropped; None: dropout does not run.
+    """
 
     norm1: Norm
     weight1: Tensor
@@ -157,7 +161,10 @@ class Bottleneck(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """BN-ReLU-conv3x3-dropout, the layer of DenseNet without bottleneck. weight1 [G, C, 3, 3]."""
+    """BN-ReLU-conv3x3-dropout, the layer of DenseNet without bottleneck (Huang et al. 2017, section 3).
+
+    [N, C, H, W] -> [N, G, H, W]. weight1 [G, C, 3, 3]; the rest as in `Bottleneck`.
+    """
 
     norm1: Norm
     weight1: Tensor
@@ -232,7 +239,10 @@ class Output(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """BN-ReLU, 2x2 average, conv1x1. weight [K, C_total, 1, 1]."""
+    """BN-ReLU, 2x2 average, conv1x1: [N, C_total, H, W] -> [N, K, H // 2, W // 2]. weight [K, C_total, 1, 1].
+
+    The paper pools behind the convolution, which gives the same: both are linear.
+    """
 
     norm: Norm
     weight: Tensor
@@ -253,7 +263,7 @@ class Transition(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The final BN-ReLU and the average over the image."""
+    """The final BN-ReLU and the average over the image: [N, C_total, H, W] -> [N, C_total]."""
 
     norm: Norm
 
@@ -268,7 +278,7 @@ class Head(NamedTuple):
 
 
 class Stem(NamedTuple):
-    """BN-ReLU-maxpool behind the first convolution of a large-image net."""
+    """BN-ReLU-maxpool (3x3, stride 2) of a large-image net: [N, C, H, W] -> [N, C, (H + 1) // 2, (W + 1) // 2]."""
 
     norm: Norm
 

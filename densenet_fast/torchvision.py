@@ -45,12 +45,21 @@ class DenseNet(models.DenseNet):
     """DenseNet-BC with torchvision's positional arguments, large stem and `kaiming_normal_` initialisation.
 
     Args:
-        growth_rate, block_config, num_init_features, bn_size, drop_rate, num_classes: as torchvision.
+        growth_rate: channels k that each layer adds.
+        block_config: layers in each dense block.
+        num_init_features: channels of the first convolution.
+        bn_size: bottleneck width in units of k; None for layers without bottleneck.
+        drop_rate: dropout probability behind each layer.
+        num_classes: outputs of the classifier.
         memory_efficient: recompute the bottleneck outputs in backward; memory is linear in depth either way.
         efficient: the same under densenet_fast's name.
-        in_channels, backend: as `densenet_fast.DenseNet`.
+        in_channels: channels of the image.
+        backend: as in `densenet_fast.DenseNet`.
 
     Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W at least 29 with four blocks.
+
+    Raises:
+        ValueError: as `densenet_fast.DenseNet`.
     """
 
     def __init__(
