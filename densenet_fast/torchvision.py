@@ -6,8 +6,9 @@ Signatures, defaults, initialisation and state_dict keys are torchvision 0.26's;
 and are imported from it when they are asked for.
 """
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,27 @@ class DenseNet(models.DenseNet):
         nn.init.zeros_(self.classifier.bias)
 
 
+def _positional(build: Callable[..., DenseNet]) -> Callable[..., DenseNet]:
+    """`build` that takes weights (or `pretrained`) and progress by position too, which torchvision has deprecated."""
+
+    @functools.wraps(build)
+    def call(*args: Any, **kwargs: Any) -> DenseNet:
+        if len(args) > 2:
+            raise TypeError(
+                f"{build.__name__}: got {len(args)} positional arguments, expected at most weights, progress"
+            )
+        if args:
+            warnings.warn("weights and progress by position are deprecated, as in torchvision: name them", stacklevel=2)
+            given = dict(zip(("weights", "progress"), args, strict=False))
+            if isinstance(given["weights"], bool):
+                given["pretrained"] = given.pop("weights")
+            kwargs = given | kwargs
+        return build(**kwargs)
+
+    return call
+
+
+@_positional
 def densenet121(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-121 (Huang et al. 2017, table 1).
 
@@ -112,21 +134,25 @@ def densenet121(*, weights: "WeightsEnum | str | None" = None, progress: bool = 
     return _densenet(121, 32, (6, 12, 24, 16), 64, weights, progress, kwargs)
 
 
+@_positional
 def densenet161(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-161; arguments as `densenet121`, weights of `torchvision.models.DenseNet161_Weights`."""
     return _densenet(161, 48, (6, 12, 36, 24), 96, weights, progress, kwargs)
 
 
+@_positional
 def densenet169(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-169; arguments as `densenet121`, weights of `torchvision.models.DenseNet169_Weights`."""
     return _densenet(169, 32, (6, 12, 32, 32), 64, weights, progress, kwargs)
 
 
+@_positional
 def densenet201(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-201; arguments as `densenet121`, weights of `torchvision.models.DenseNet201_Weights`."""
     return _densenet(201, 32, (6, 12, 48, 32), 64, weights, progress, kwargs)
 
 
+@_positional
 def densenet264(*, weights: None = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-264 (Huang et al. 2017, table 1), which torchvision does not have: `weights` must be None."""
     return _densenet(264, 32, (6, 12, 64, 48), 64, weights, progress, kwargs)
@@ -145,7 +171,7 @@ def _densenet(
         pretrained = kwargs.pop("pretrained")
         warnings.warn(
             "pretrained is deprecated, as in torchvision: use weights='IMAGENET1K_V1' or weights=None",
-            stacklevel=3,
+            stacklevel=4,
         )
         weights = weights or ("IMAGENET1K_V1" if pretrained else None)
     if weights is None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision.ops import FrozenBatchNorm2d
 
+import densenet_fast.torchvision
 from benchmarks.memory import measure
 from densenet_fast import DenseNet, backends
 from densenet_fast.buffer import memory_format
@@ -504,3 +505,14 @@ def test_a_whole_step_may_be_compiled():
         loss = torch.compile(step, backend="eager")()
         results.append([loss, *[p.grad for p in model.parameters()]])
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("arguments", [(None,), (False,), (None, False)])
+def test_weights_may_come_by_position(arguments):
+    """As torchvision takes them, with a warning."""
+    for package in (stock, densenet_fast.torchvision):
+        with pytest.warns(UserWarning):
+            model = package.densenet121(*arguments, num_classes=3)
+        assert model.classifier.out_features == 3
+    with pytest.raises(TypeError, match="densenet121: got 3 positional arguments"):
+        densenet_fast.torchvision.densenet121(None, True, 3)
