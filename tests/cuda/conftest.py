@@ -13,7 +13,7 @@ def pytest_collection_modifyitems(items):
     reason = why_not()
     if reason is not None:
         for item in items:
-            if "machine" in item.fixturenames:
+            if "_machine" in item.fixturenames:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
