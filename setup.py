@@ -200,6 +200,7 @@ def extension(cuda: bool) -> dict[str, object]:
         """Compiles the kernels, once per instruction set and for CUDA, then the rest of the library."""
 
         def build_extension(self, ext):
+            ext.extra_objects = []  # one command line may build twice
             for name, flags in INSTRUCTION_SETS.items():
                 ext.extra_objects += self.compiler.compile(
                     sorted(glob("csrc/cpu/*.cpp")),

@@ -1,7 +1,7 @@
 """One autograd.Function per stage: a dense block together with what consumes its buffer.
 
 The buffer is born and dies inside the Function, so every norm that reads it, the consumer's too, defers its correction
-into one pair of vectors, and saved tensors are freed stage by stage. docs/design.md, "Stages".
+into one pair of vectors, and saved tensors are freed stage by stage. docs/internals/algorithm.md, "Stages".
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from . import block
 from .buffer import Buffer, Gradient, allocate, handed_out, laid_out, memory_format
 from .steps import Consumer, Kept, Layer, Norm, Output, Wanted, flatten, unflatten
+from .uncompiled import uncompiled
 
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
 
@@ -173,6 +174,7 @@ class StageFunction(torch.autograd.Function):
         return output.y, *statistics
 
     @staticmethod
+    @uncompiled  # the engine may call it inside a frame that torch.compile traces
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -224,7 +226,7 @@ def _backward(
     needs: Any,
     channels: int,
 ) -> tuple[Tensor | None, list[Any]]:
-    """Gradients of x, or None if it needs none, and of the steps; a step that needs none keeps its place."""
+    """Gradients of x, or None if it needs none, and of the steps; a step that needs none is returned unchanged."""
     g = allocate(buffer.x.shape, like=buffer.x)
     gradient = Gradient(buffer, g)
     dconsumer = []

@@ -37,7 +37,7 @@ def backward(
     needs_x: bool,
     needs: Sequence[Any],
 ) -> tuple[Layer, ...]:
-    """Gradients of the layers; one below all that needs a gradient keeps its place."""
+    """Gradients of the layers; one below all that need a gradient is returned unchanged."""
     lowest = 0 if needs_x else next((i for i, n in enumerate(needs) if any(flatten([n]))), len(layers))
     below = layers[:lowest]
     starts = [c]

@@ -1,7 +1,7 @@
 """The state of one stage: the concatenation buffer in forward, its gradient and deferred corrections in backward.
 
 Layout: [N, C_total, H, W] in NHWC memory. A layer that has C channels before it reads `x[:, :C]` and owns the slice
-behind it. docs/design.md, "One buffer per block" and "Deferred correction".
+behind it. docs/internals/algorithm.md, "One buffer per block" and "Deferred correction".
 """
 
 from collections.abc import Sequence
@@ -61,6 +61,8 @@ def is_nhwc(x: Tensor) -> bool:
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format that PyTorch's layers give their outputs for an input or a weight with the strides of x
     [N, C, H, W]: channels_last where, from one dimension to the next, C, W, H, N are ever further apart."""
+    if x.dim() != 4:
+        return torch.contiguous_format  # to be refused
     span = 0
     for dim in (1, 3, 2, 0):
         size, stride = x.shape[dim], x.stride(dim)

@@ -185,7 +185,7 @@ class Fusable(nn.Module):
 
     @uncompiled
     def _run(self, x: Tensor) -> Tensor:
-        with transaction() as updates:
+        with transaction(self) as updates:
             if self.runs_plain(x):
                 updates.guard(self)
                 return self.plain(x)

@@ -28,9 +28,14 @@ class _Update(NamedTuple):
 class Transaction:
     """Reports of the norms that ran fused, and the former buffers of the norms that ran as plain modules."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: nn.Module) -> None:
+        self._owner = owner
         self._updates: list[_Update] = []
         self._former: list[tuple[Tensor, Tensor]] = []
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether `module` is called for the sake of the owner, not by a hook that runs another model."""
+        return any(module is part for part in self._owner.modules())
 
     def report(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int, backend: str) -> None:
         """Batch `mean` and biased `var` [C] over `count` values, to be written by `backend`.
@@ -48,20 +53,26 @@ class Transaction:
             self._updates.append(_Update(norm, mean, var, count, backend))
 
     def guard(self, module: nn.Module) -> None:
-        """Remember the running statistics in `module`, about to run as a plain module, to restore them on failure.
+        """Write what was reported so far, which `module`, about to be called, may read, and remember its own running
+        statistics, to restore them on failure."""
+        self.write()
+        for norm in module.modules():
+            if norm.training and isinstance(norm, nn.modules.batchnorm._NormBase):
+                self._remember(norm)
 
-        What was reported of a norm that is in it too is written first: it was first to run.
-        """
-        norms = [m for m in module.modules() if m.training and isinstance(m, nn.modules.batchnorm._NormBase)]
-        for norm in norms:
-            self._former += [(b, b.clone()) for b in norm.buffers(recurse=False)]
-        early = [update for update in self._updates if update.norm in norms]
-        self._updates = [update for update in self._updates if update.norm not in norms]
-        self._write_in_order(early)
+    def write(self) -> None:
+        """Write what was reported so far, before somebody looks; restored on failure."""
+        for update in self._updates:
+            self._remember(update.norm)
+        self._write_in_order(self._updates)
+        self._updates = []
+
+    def _remember(self, norm: nn.Module) -> None:
+        self._former += [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
 
     def roll_back(self) -> None:
         with torch.no_grad():
-            for buffer, former in self._former:
+            for buffer, former in reversed(self._former):
                 buffer.copy_(former)
 
     def commit(self) -> None:
@@ -120,13 +131,15 @@ _current: ContextVar[Transaction | None] = ContextVar("running statistics", defa
 
 
 @contextmanager
-def transaction() -> Iterator[Transaction]:
-    """The enclosing transaction, or a new one that commits at the end and rolls back on an exception."""
+def transaction(module: nn.Module) -> Iterator[Transaction]:
+    """The enclosing transaction if `module` is a part of its owner; else a new one, owned by `module`, that commits at
+    the end and rolls back on an exception."""
     outer = _current.get()
-    if outer is not None:
+    if outer is not None and outer.covers(module):
         yield outer
+        outer.write()  # hooks on `module` come next
         return
-    new = Transaction()
+    new = Transaction(module)
     token = _current.set(new)
     try:
         yield new

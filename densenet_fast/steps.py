@@ -2,7 +2,7 @@
 
 A stage is any number of layers (`Bottleneck`, `Plain`) and then at most one consumer of the buffer (`Transition`,
 `Head`, `Stem`). A step's backward returns a tuple of its own type that holds gradients where it held tensors; those
-that nobody needs may be anything.
+that nobody needs are unspecified.
 """
 
 from collections.abc import Iterable

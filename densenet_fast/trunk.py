@@ -62,7 +62,7 @@ class Trunk(nn.Sequential):
     @uncompiled
     def _run(self, x: Tensor, pooled: bool) -> Tensor:
         check_input(self, x)
-        with transaction() as updates:
+        with transaction(self) as updates:
             y, is_pooled = self._run_children(x, updates, pooled)
         return relu_pool(y, self, *list(self.children())[-1:]) if pooled and not is_pooled else y
 

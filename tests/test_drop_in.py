@@ -459,3 +459,48 @@ def test_a_batch_of_gradients_says_what_to_do():
     cotangents = torch.stack([torch.ones_like(y), -torch.ones_like(y)])
     with pytest.raises(RuntimeError, match=r"one gradient at a time.*set_backend\('plain'\)"):
         torch.autograd.grad(y, x, cotangents, is_grads_batched=True)
+
+
+def test_hooks_see_running_statistics_as_far_as_the_forward_has_come():
+    seen = []
+    for model in pair():
+        states, norms = [], all_norms(model)
+        for name in ("denseblock1", "transition1", "norm5"):
+            model.features.get_submodule(name).register_forward_hook(
+                lambda *_, states=states, norms=norms: states.append([int(norm.num_batches_tracked) for norm in norms])
+            )
+        model(image())
+        seen.append(states)
+    assert seen[0] == seen[1]
+
+
+def test_another_model_may_run_in_a_hook():
+    """A teacher in training and then in eval mode, which reads what its own training step has written."""
+    results, x = [], image()
+    for student, teacher in zip(pair(), pair(growth_rate=3), strict=True):
+
+        def hook(*_, teacher=teacher, results=results):
+            teacher.train()(x)
+            results.append(teacher.eval()(x))
+
+        student.features.denseblock1.register_forward_hook(hook)
+        results.append(student(x))
+        results += teacher.buffers()
+    half = len(results) // 2
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(results[:half], results[half:], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which Dynamo reads
+def test_a_whole_step_may_be_compiled():
+    """Backward inside what torch.compile traces."""
+    results, x = [], image()
+    for model in pair():
+
+        def step(model=model):
+            loss = model(x).square().sum()
+            loss.backward()
+            return loss
+
+        loss = torch.compile(step, backend="eager")()
+        results.append([loss, *[p.grad for p in model.parameters()]])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))

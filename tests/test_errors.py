@@ -38,6 +38,20 @@ def test_bad_input_is_refused_before_anything_has_changed(model, case):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("backend", "message"), [("plain", "no operations: got backend 'plain'"), ("foo", "unknown backend: got 'foo'")]
+)
+def test_a_stage_runs_on_a_backend(backend, message):
+    with pytest.raises(ValueError, match=message):
+        dense_stage(torch.zeros(2, 6, 4, 4), *make_stage(6, (4,), None, dtype=torch.float32), backend=backend)
+
+
+@pytest.mark.parametrize("name", ["denseblock1", "transition1"])
+def test_modules_called_by_hand_refuse_other_dimensions(model, name):
+    with pytest.raises(ValueError, match=r"wrong number of dimensions: got \[24, 8, 8\], expected \[N, C, H, W\]"):
+        model.features.get_submodule(name)(torch.zeros(24, 8, 8))
+
+
 def test_smallest_images():
     """torchvision's smallest image is 29x29; ours says so, and takes it."""
     model = densenet_fast.densenet121(num_classes=2).eval()

@@ -3,6 +3,11 @@
 Small shapes, so that they can also run under compute-sanitizer.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -71,3 +76,29 @@ def test_two_training_steps_are_bitwise_equal(device, backend, dtype, efficient)
         y.square().mean().backward()
         results.append([y, *(p.grad for p in model.parameters()), *model.buffers()])
     assert all(map(torch.equal, *results))
+
+
+@pytest.mark.skipif(
+    backends.why_unavailable("native", torch.device("cpu")) is not None, reason="the compiled library was not built"
+)
+def test_the_first_call_of_a_process_gives_the_bits_of_every_later_one():
+    """PyTorch sets its threads up when they first ask; what an operation divides must not depend on that."""
+    program = """
+import sys, torch
+from densenet_fast import backends
+from tests.native.cases import Geometry, applies, make, run
+operations = backends.operations("native", torch.device("cpu"))
+torch.manual_seed(0)
+differ = []
+for geometry in (Geometry(1, 6, 5, 301, 160, 40), Geometry(2, 1, 1, 30, 96, 24)):
+    for name, operation in vars(operations).items():
+        if not name.startswith("dense_block") and applies(name, geometry):
+            case = make(name, geometry)
+            first, again = (run(operation, case)[0] for _ in range(2))
+            differ += [name] if not all(map(torch.equal, first, again)) else []
+sys.exit(" ".join(differ) or 0)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ FLOAT = 4
 
 
 def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
-    """What must be alive after a float32 training forward, by the model of docs/design.md: the image in NHWC, the
+    """What must be alive after a float32 training forward, by the model of docs/memory.md: the image in NHWC, the
     stem's convolution, one buffer per block, z where it is not recomputed, statistics, and the classifier's input."""
     n, _, h, w = x.shape
     floats = 0 if x.is_contiguous(memory_format=torch.channels_last) else x.numel()

@@ -200,7 +200,7 @@ def test_error_is_at_most_twice_stock(dtype, consumer, offset):
 
 
 def test_constant_upstream_gradient_is_bounded():
-    """The worst case of the deferred correction: the uncorrected gradient is all mean (docs/design.md)."""
+    """The worst case of the deferred correction: the uncorrected gradient is all mean (docs/internals/algorithm.md)."""
 
     def make():
         steps = leaves_to(make_stage(16, (8,) * 6, None), torch.float32)

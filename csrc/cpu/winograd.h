@@ -1,6 +1,6 @@
 // Winograd's F(2x2, 3x3): two outputs per axis from four inputs with 16 instead of 36 products per tile.
 // Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016. Its factors are 1/2 and 1/4, so
-// small integers stay exact; the error is below that of PyTorch's direct convolution (docs/design.md).
+// small integers stay exact; the error is below that of PyTorch's direct convolution (docs/internals/cpu.md).
 //
 // Planes: a transformed tile has 16 values per channel, plane e at p + e * plane. The distance between planes is an
 // odd number of cache lines, or the 16 streams would meet in a few sets of the cache.

@@ -1,5 +1,5 @@
 // What the kernels share: pieces of 16 bytes, BatchNorm's affine form, reductions that end in the last block to arrive,
-// and launches. docs/design.md, "CUDA kernels".
+// and launches. docs/internals/cuda.md.
 #pragma once
 
 #include <algorithm>

@@ -4,7 +4,7 @@
 // The convolution streams its input through shared memory in chunks of 32 bytes of a pixel (one k step of the
 // products): a halo tile, staged once for all nine taps, beside the chunk's weights. Half an A operand is 8
 // neighbouring pixels of an image row, so a tap is an offset. A warp owns two runs of kRunRows image rows by 8 columns;
-// ldmatrix for rows (p, p) of both serves the three vertical taps. docs/design.md, "CUDA kernels".
+// ldmatrix for rows (p, p) of both serves the three vertical taps. docs/internals/cuda.md.
 #pragma once
 
 #include "common.cuh"

@@ -114,8 +114,13 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
     """The backend that runs on `device` for `dtype` when `name` was asked for: itself, or for "auto" the best one.
 
     Raises:
+        ValueError: `name` is no backend, or "plain", which only modules have.
         RuntimeError: the backend asked for cannot run, with the reason.
     """
+    if check_name(name) == "plain":
+        raise ValueError(
+            f"no operations: got backend 'plain', the layers of a module, expected {', '.join(PREFERENCE)}"
+        )
     if name == "auto":
         preference = _PREFERENCE_ON_CUDA if device.type == "cuda" else PREFERENCE
         found = (b for b in preference if why_unavailable(b, device, dtype) is None)

@@ -4,14 +4,14 @@ Each file of this package names its operations, their schemas and their fakes; `
 one implementation of each under the same file stem. An operation `foo` of backend `bar` is the PyTorch operator
 `densenet_fast::foo.bar`: one name, one overload per backend, one schema.
 
-Conventions (docs/design.md, "The contract"):
+Conventions (docs/internals/code-and-contract.md):
 - Activations are `[N, C, H, W]` tensors whose memory is NHWC: stride 1 along C, any row stride (channel slices of a
   dense block's buffer). Weights are PyTorch's, in the activations' dtype.
 - `mean, var, gamma, beta` and every sum are vectors in the accumulator dtype (float64 for float64, else float32).
   A BatchNorm is passed as `mean, var, gamma, beta, eps`; `var` is biased, `gamma` and `beta` may be None.
 - What has a place in the block (`Tensor(a!)`) is written there; what is new is returned. A result that was not asked
   for is an empty tensor.
-- A backward operation ends with its norm's own gradient (docs/design.md, "Deferred correction"). With v the gradient
+- A backward operation ends with its norm's own gradient (docs/internals/algorithm.md). With v the gradient
   at the norm's output, sum_v = sum(v), sum_vx = sum(v * (x - mean)), scale = gamma * rstd and count = N * H * W:
     dgamma = sum_vx * rstd,  dbeta = sum_v,  dx = scale * v - a - b * (x - mean),
   where a += scale * dbeta / count and b += scale * rstd * dgamma / count [C] if `batch_stats`. They are added to,

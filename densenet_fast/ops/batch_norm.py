@@ -1,6 +1,6 @@
 """BatchNorm's own operations: statistics, the deferred correction, running averages.
 
-Source: Ioffe and Szegedy 2015 for the formulas; docs/design.md, "Deferred correction", for their division.
+Source: Ioffe and Szegedy 2015 for the formulas; docs/internals/algorithm.md, "Deferred correction", for their division.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""BN-ReLU-conv1x1: the bottleneck convolution, from the block's buffer to z. Kernels 1 and 4 of docs/design.md."""
+"""BN-ReLU-conv1x1: the bottleneck convolution, from the block's buffer to z."""
 
 from torch import Tensor
 

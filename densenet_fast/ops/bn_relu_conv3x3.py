@@ -1,4 +1,4 @@
-"""BN-ReLU-conv3x3 into a slice of the block's buffer, with dropout. Kernels 2 and 3 of docs/design.md.
+"""BN-ReLU-conv3x3 into a slice of the block's buffer, with dropout.
 
 The bottleneck layer calls it on z; a layer without bottleneck calls it on the buffer itself.
 

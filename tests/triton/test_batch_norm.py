@@ -25,7 +25,7 @@ def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, kind):
 
 @pytest.mark.parametrize("ratio", [1, 30, 100])
 def test_variance_where_the_mean_is_large(triton, eager, ratio):
-    """Where a sum of squares would lose four digits (docs/design.md, "Numerics")."""
+    """Where a sum of squares would lose four digits (docs/internals/algorithm.md, "Numerics")."""
     errors = []
     for _ in range(SEEDS):
         x = (torch.randn(3, 8, 40, 50, device=DEVICE) + ratio).contiguous(memory_format=torch.channels_last)

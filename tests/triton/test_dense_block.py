@@ -249,7 +249,7 @@ def test_a_plan_serves_nothing_it_was_not_made_for(change):
 
 
 def test_scratch_memory_is_that_of_the_largest_layer(monkeypatch):
-    """For the first block of DenseNet-121, batch 256, bf16: the figure of docs/design.md."""
+    """For the first block of DenseNet-121, batch 256, bf16: the figure of docs/internals/triton.md."""
     found = []
     monkeypatch.setattr(plan.Plan, "run", lambda self, tensors: found.append(self._scratch))
 

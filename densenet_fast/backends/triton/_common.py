@@ -56,7 +56,7 @@ def store_stats(
     first,  # whether this program is the tile's first, which stores n
     AXIS: tl.constexpr,  # along which the pixels run
 ):
-    """Statistics of one tile, in two passes over registers (docs/design.md, "Numerics")."""
+    """Statistics of one tile, in two passes over registers (docs/internals/algorithm.md, "Numerics")."""
     size = n.to(tl.float32)
     mean = tl.sum(tl.where(valid, z, 0.0), AXIS) / size
     deviation = tl.where(valid, z - tl.expand_dims(mean, AXIS), 0.0)

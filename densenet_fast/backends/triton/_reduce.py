@@ -1,7 +1,7 @@
 """The second launch of an operation: partial results of the first, merged in a fixed order, and what follows from them.
 
 Forward: tile statistics to mean and variance. Backward: sums to gradients of gamma and beta and to the deferred
-correction, and partial weight gradients to the weight's. docs/design.md, "Deferred correction".
+correction, and partial weight gradients to the weight's. docs/internals/algorithm.md, "Deferred correction".
 """
 
 from typing import NamedTuple

@@ -1,8 +1,7 @@
 """Kernels of ops/bn_relu_conv1x1.py on rows: x [M, C], z [M, K], M = N*H*W, at any row stride.
 
 BN-ReLU runs in the prologue of the product and never reaches memory. Products are written transposed, weight times
-pixels: what was computed is then the second operand, which Triton keeps in shared memory (docs/design.md, "The triton
-backend").
+pixels: what was computed is then the second operand, which Triton keeps in shared memory (docs/internals/triton.md).
 """
 
 import triton
