@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton") is not None:
         import triton  # noqa: F401
-STAND_INS = {"machine", "executed"}  # fixtures: the CUDA kernels and Triton's, as PTX
+STAND_INS = {"_machine", "executed"}  # fixtures: the CUDA kernels and Triton's, as PTX
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
 
 

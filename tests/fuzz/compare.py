@@ -147,7 +147,7 @@ class _Verdict:
             if self.refused_in_place and what.endswith("in the end"):
                 continue  # stock's would have been rectified
             if self.case.use.autocast and what.startswith("gradient"):
-                continue  # bfloat16 rounds g before its corrections, which may be all of it: tests/test_semantics.py
+                continue  # bfloat16 rounds g before its corrections, which may be all of it: contract/test_precision.py
             if what in stock.values and value.shape == stock.values[what].shape:
                 far = self._far(what, value)
                 if far is not None:
