@@ -74,6 +74,8 @@ def run(
 ) -> Result:
     """A stage's forward: x [N, C0, H, W] through `layers` and `consumer`; differentiable where anything needs it."""
     steps: list[Layer | Consumer] = [*layers] if consumer is None else [*layers, consumer]
+    if not steps:
+        return Result(Output(x.clone(memory_format=wanted.layout or torch.channels_last)), [])
     leaves = flatten(steps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *leaves) if isinstance(t, Tensor))
     if differentiable:
@@ -146,7 +148,7 @@ def _forward(
         kept = block.forward(stage.ops, buffer, layers, x.shape[1], keep_z=keep_z, infer=infer)
         output = Output(buffer.x) if consumer is None else consumer.forward(stage.ops, buffer, stage.wanted)
         if stage.wanted.layout is not None and output.y.dim() == 4:
-            shared = consumer is None and (differentiable or channels == x.shape[1])
+            shared = consumer is None and differentiable
             output = output._replace(y=handed_out(output.y, stage.wanted.layout, shared))
     return output, buffer, kept
 

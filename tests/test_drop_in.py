@@ -511,7 +511,7 @@ def test_a_whole_step_may_be_compiled():
 def test_weights_may_come_by_position(arguments):
     """As torchvision takes them, with a warning."""
     for package in (stock, densenet_fast.torchvision):
-        with pytest.warns(UserWarning, match="position"):
+        with pytest.warns(UserWarning, match="position|weight enum|pretrained"):
             model = package.densenet121(*arguments, num_classes=3)
         assert model.classifier.out_features == 3
     with pytest.raises(TypeError, match="densenet121: got 3 positional arguments"):

@@ -264,6 +264,15 @@ def test_the_output_is_dense_and_belongs_to_the_caller(consumer, growths, layout
     assert torch.equal(x, before)
 
 
+def test_a_stage_without_steps_keeps_nothing():
+    """As torch.cat of one tensor: its input may be changed before backward."""
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    z = x * 2
+    y = dense_stage(z).y
+    z.mul_(3)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.full_like(x, 2))
+
+
 def test_nan_and_infinity_pass_through_as_in_pytorch():
     steps = make_stage(6, (4, 4), "transition", frozen=range(5))
     x = torch.randn(2, 6, 6, 6, dtype=torch.float64)
