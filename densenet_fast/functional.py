@@ -147,6 +147,10 @@ def _fitted(name: str, step: Any, x: Tensor, c: int, dtype: torch.dtype) -> Any:
                     f"one value per channel: got {list(x.shape)}, expected more than one value to take batch "
                     f"statistics of in {name}"
                 )
+            if (value.mean is None) != (value.var is None):
+                raise ValueError(
+                    f"half of the statistics: got mean or var alone in {name}, expected both, or None for both"
+                )
             *vectors, eps = value
             for i, vector in enumerate(vectors):
                 if vector is None:

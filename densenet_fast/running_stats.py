@@ -98,9 +98,6 @@ class Transaction:
 def _write(backend: str, updates: list[_Update]) -> None:
     """Write the reports of different norms."""
     buffers = [u.norm._buffers for u in updates]  # found ten times as fast as attributes
-    counters = [n for b in buffers if (n := b["num_batches_tracked"]) is not None]
-    if counters:
-        torch._foreach_add_(counters, 1)
     moving = [(u, b) for u, b in zip(updates, buffers, strict=True) if u.norm.momentum is not None]
     if moving:
         ops = backends.operations(backend, updates[0].mean.device, updates[0].mean.dtype)
@@ -112,6 +109,9 @@ def _write(backend: str, updates: list[_Update]) -> None:
             [u.size for u, _ in moving],
             [u.norm.momentum for u, _ in moving],
         )
+    counters = [n for b in buffers if (n := b["num_batches_tracked"]) is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
     for update in updates:
         if update.norm.momentum is None:
             _average(update)

@@ -52,6 +52,30 @@ def test_modules_called_by_hand_refuse_other_dimensions(model, name):
         model.features.get_submodule(name)(torch.zeros(24, 8, 8))
 
 
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+@pytest.mark.parametrize("part", ["norm0", "denseblock1.denselayer1.norm2", "transition1.norm", "norm5"])
+@pytest.mark.parametrize("buffer", [None, "running_var"])
+def test_a_norm_left_on_the_meta_device_is_refused(backend, part, buffer):
+    """Its tensors alone would send operations to their fakes, which compute nothing."""
+    model = DenseNet(4, (2, 2), small_inputs=False, backend=backend)
+    norm = model.features.get_submodule(part)
+    if buffer is None:
+        norm.to("meta")
+    else:
+        setattr(norm, buffer, getattr(norm, buffer).to("meta"))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        model(torch.randn(2, 3, 48, 48))
+    assert all(value.is_meta or torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_half_of_a_norms_statistics_is_refused():
+    (layer,), _ = make_stage(6, (4,), None, dtype=torch.float32)
+    layer = layer._replace(norm1=layer.norm1._replace(mean=torch.zeros(6)))
+    with pytest.raises(ValueError, match="half of the statistics: got mean or var alone in layer 1"):
+        dense_stage(torch.zeros(2, 6, 4, 4), [layer])
+
+
 def test_smallest_images():
     """torchvision's smallest image is 29x29; ours says so, and takes it."""
     model = densenet_fast.densenet121(num_classes=2).eval()

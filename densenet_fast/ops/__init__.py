@@ -19,9 +19,13 @@ Conventions (docs/internals/code-and-contract.md):
 - Same input, same machine, same thread count: the same bits.
 """
 
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from . import batch_norm, bn_relu_conv1x1, bn_relu_conv3x3, bottleneck, dense_block, head, stem, transition
 from ._operation import Operation
@@ -57,8 +61,23 @@ def register(backend: str, implementation: ModuleType, dispatch_key: str | None)
         _library.define(f"{overload}{operation.schema}")
         if dispatch_key is not None:
             _library.impl(overload, getattr(implementation, operation.name), dispatch_key)
-        _library.impl(overload, operation.fake, "Meta")
+        _library.impl(overload, _on_meta(operation), "Meta")
     collect(backend, operations)
+
+
+def _on_meta(operation: Operation) -> Callable[..., Any]:
+    """The fake, which is also called where one tensor alone is on the meta device, and would do nothing, unnoticed."""
+
+    def fake(*args: Any) -> Any:
+        elsewhere = {str(t.device) for t in tree_leaves(args) if isinstance(t, Tensor) and not t.is_meta}
+        if elsewhere:
+            raise RuntimeError(
+                f"densenet_fast::{operation.name}: wrong device: got tensors on meta and on {', '.join(elsewhere)}, "
+                "expected one device"
+            )
+        return operation.fake(*args)
+
+    return fake
 
 
 def collect(backend: str, operations: tuple[Operation, ...] = OPERATIONS) -> None:
