@@ -67,7 +67,8 @@ _SIZED = (DenseBlock, nn.ReLU, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # whose o
 
 def _is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:
     """Whether calling `module` does what one of `classes` does, and no hook could resize anything."""
-    return any(why_not(module, cls) is None for cls in classes)
+    known = next((cls for cls in classes if isinstance(module, cls)), None)
+    return known is not None and why_not(module, known) is None
 
 
 def _pooled_size(module: Any, size: int, axis: int) -> int:
