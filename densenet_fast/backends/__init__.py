@@ -90,12 +90,13 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 def _why_no_library() -> str | None:
     """Why the compiled library cannot be loaded; loads it."""
     library = f"{__package__.rpartition('.')[0]}._C"
-    if find_spec(library) is None:
-        return "the compiled library was not built (setup.py says how, and on installation why not)"
-    try:
-        import_module(library)
-    except ImportError as error:
-        return f"the compiled library cannot be loaded: {error}"
+    with _loading:  # find_spec raises while another thread imports it
+        if find_spec(library) is None:
+            return "the compiled library was not built (setup.py says how, and on installation why not)"
+        try:
+            import_module(library)
+        except ImportError as error:
+            return f"the compiled library cannot be loaded: {error}"
     return None
 
 
