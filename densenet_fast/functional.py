@@ -1,4 +1,4 @@
-"""Dense blocks as functions of tensors: validation, dtypes and the choice of backend, without modules or side effects.
+"""Dense blocks as functions of tensors, without modules or side effects.
 
 from densenet_fast.functional import Bottleneck, Norm, Transition, dense_stage
 
@@ -8,15 +8,14 @@ stage.y, stage.batch_stats
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import autograd, backends
-from .autograd import Stats
-from .ops._operation import accumulator
-from .steps import Bottleneck, Consumer, Head, Layer, Norm, Plain, Stem, Transition, Wanted
+from . import stage
+from .contract import Norm
+from .stage import ConsumerSpec, LayerSpec, StageSpec
 
 __all__ = [
     "Bottleneck",
@@ -29,6 +28,61 @@ __all__ = [
     "Transition",
     "dense_stage",
 ]
+
+Stats = tuple[Tensor, Tensor]  # mean, var [C]
+
+
+class Bottleneck(NamedTuple):
+    """BN-ReLU-conv1x1-BN-ReLU-conv3x3-dropout (Huang et al. 2017, section 3, "Bottleneck layers").
+
+    [N, C, H, W] -> [N, G, H, W]. weight1 [K, C, 1, 1], weight2 [G, K, 3, 3]: the activations' dtype. drop_rate: in
+    [0, 1]. seed: int64 scalar that decides which values are dropped; None: dropout does not run.
+    """
+
+    norm1: Norm
+    weight1: Tensor
+    norm2: Norm
+    weight2: Tensor
+    drop_rate: float = 0.0
+    seed: Tensor | None = None
+
+
+class Plain(NamedTuple):
+    """BN-ReLU-conv3x3-dropout, the layer of DenseNet without bottleneck (Huang et al. 2017, section 3).
+
+    [N, C, H, W] -> [N, G, H, W]. weight1 [G, C, 3, 3]; the rest as in `Bottleneck`.
+    """
+
+    norm1: Norm
+    weight1: Tensor
+    drop_rate: float = 0.0
+    seed: Tensor | None = None
+
+
+class Transition(NamedTuple):
+    """BN, ReLU, 2x2 average, conv1x1: [N, C_total, H, W] -> [N, K, H // 2, W // 2]. weight [K, C_total, 1, 1].
+
+    The paper pools behind the convolution, which gives the same: both are linear.
+    """
+
+    norm: Norm
+    weight: Tensor
+
+
+class Head(NamedTuple):
+    """The final BN-ReLU and the average over the image: [N, C_total, H, W] -> [N, C_total]."""
+
+    norm: Norm
+
+
+class Stem(NamedTuple):
+    """BN-ReLU-maxpool (3x3, stride 2) of a large-image net: [N, C, H, W] -> [N, C, (H + 1) // 2, (W + 1) // 2]."""
+
+    norm: Norm
+
+
+Layer = Bottleneck | Plain
+Consumer = Transition | Head | Stem
 
 
 class StageOutput(NamedTuple):
@@ -77,111 +131,71 @@ def dense_stage(
             it, C_total + sum(K) without.
         backend: "auto", "native", "triton" or "eager".
 
-    Under autocast a stage with convolutions computes in autocast's dtype; y has the dtype that PyTorch's layers give
-    it: float32 where x is, unless the last step is a convolution.
+    Vectors of norms are float32, for float64 activations float64; others are converted. Under autocast a stage with
+    convolutions computes in autocast's dtype; y has the dtype that PyTorch's layers give it: float32 where x is, unless
+    the last step is a convolution.
 
     Raises:
         ValueError: wrong dimensions or channels, no room behind an x to extend, an image too small to pool, one value
             per channel where a norm uses batch statistics.
         RuntimeError: dtypes or devices differ, or the backend is not available.
     """
-    convolves = bool(layers) or isinstance(consumer, Transition)
-    dtype = _compute_dtype(x) if convolves else x.dtype
-    layers, consumer = _fitted_stage(x, layers, consumer, dtype)
-    ops = backends.operations(backend, x.device, dtype)
-    layout = None if output_room else memory_format
-    result = autograd.run(
-        ops,
-        x.to(dtype),
-        stats,
-        layers,
-        consumer,
-        wanted=Wanted(output_stats, output_room, layout),
-        extend=extend and x.dtype == dtype,
+    stage.check_image(x)
+    spec = _spec(x.shape[1], layers, consumer)
+    tensors: list[Tensor | None] = []
+    for layer in layers:
+        tensors += [*_vectors(layer.norm1), layer.weight1]
+        tensors += [*_vectors(layer.norm2), layer.weight2] if isinstance(layer, Bottleneck) else [None] * 5
+    if consumer is not None:
+        tensors += [*_vectors(consumer.norm), consumer.weight if isinstance(consumer, Transition) else None]
+    result = stage.run(
+        spec,
+        x,
+        tensors,
+        _seeds(layers) if spec.drops else None,
+        backend=backend,
+        wanted=stage.Wanted(output_stats, output_room, None if output_room else memory_format),
+        x_stats=None if stats is None else torch.stack(stats),
+        extend=extend,
         efficient=efficient,
     )
-    y, mean, var = result.output
-    if layout is not None and not isinstance(consumer, Transition):  # which ends in a convolution
-        y = y.to(torch.promote_types(x.dtype, dtype))
-    return StageOutput(y, None if mean is None or var is None else (mean, var), result.batch_stats)
+    mean, var = result.stats
+    return StageOutput(
+        result.y,
+        None if result.y_stats is None else (result.y_stats[0], result.y_stats[1]),
+        [None if taken is None else (mean[slice(*taken)], var[slice(*taken)]) for taken in spec.taken],
+    )
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """x's dtype, or autocast's where autocast would convert x for a convolution."""
-    return torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else x.dtype
-
-
-def _is_autocast(x: Tensor) -> bool:
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-
-
-def _fitted_stage(
-    x: Tensor, layers: Sequence[Layer], consumer: Consumer | None, dtype: torch.dtype
-) -> tuple[list[Layer], Consumer | None]:
-    """The steps of a stage, checked against x, in the dtypes that they are computed in."""
-    if x.dim() != 4:
-        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
-    if not x.is_floating_point():
-        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
-    _, c, h, w = x.shape
-    fitted = []
-    for i, layer in enumerate(layers):
-        fitted.append(_fitted(f"layer {i + 1}", layer, x, c, dtype))
-        c += layer.growth
-    if isinstance(consumer, Transition) and (h < 2 or w < 2):
-        raise ValueError(f"image too small to pool: got {h}x{w}, expected at least 2x2")
-    if consumer is not None:
-        consumer = _fitted(f"the {type(consumer).__name__.lower()}", consumer, x, c, dtype)
-    return fitted, consumer
-
-
-def _fitted(name: str, step: Any, x: Tensor, c: int, dtype: torch.dtype) -> Any:
-    """`step`, checked against its input of c channels, with weights in `dtype` and norms in its accumulator dtype."""
-    width, wide = c, accumulator(dtype)
-    fields: list[Any] = []
-    for field, value in zip(step._fields, step, strict=True):
-        if isinstance(value, Norm):
-            if value.mean is None and x.numel() == x.shape[1]:
-                raise ValueError(
-                    f"one value per channel: got {list(x.shape)}, expected more than one value to take batch "
-                    f"statistics of in {name}"
-                )
-            if (value.mean is None) != (value.var is None):
-                raise ValueError(
-                    f"half of the statistics: got mean or var alone in {name}, expected both, or None for both"
-                )
-            *vectors, eps = value
-            for i, vector in enumerate(vectors):
-                if vector is None:
-                    continue
-                if vector.shape[0] != width:
-                    raise _wrong_channels(width, f"{value._fields[i]} of {name}", vector.shape[0])
-                if vector.dtype != wide:
-                    vectors[i] = vector.to(wide)
-            fields.append(Norm._make([*vectors, eps]))
-        elif field.startswith("weight"):
-            check_weight(f"{field} of {name}", value, x)
-            outputs, inputs = value.shape[:2]
-            if inputs != width:
-                raise _wrong_channels(width, f"{field} of {name}", inputs)
-            width = outputs
-            fields.append(value if value.dtype == dtype else value.to(dtype))
+def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None) -> StageSpec:
+    found = []
+    total = channels
+    for layer in layers:
+        rate = 0.0 if layer.seed is None else layer.drop_rate
+        batch1, eps1 = layer.norm1.uses_batch, layer.norm1.eps
+        if isinstance(layer, Bottleneck):
+            width, growth = layer.weight1.shape[0], layer.weight2.shape[0]
+            found.append(LayerSpec(width, growth, eps1, layer.norm2.eps, batch1, layer.norm2.uses_batch, rate))
         else:
-            fields.append(value)
-    return type(step)(*fields)
+            growth = layer.weight1.shape[0]
+            found.append(LayerSpec(0, growth, eps1, 0.0, batch1, False, rate))
+        total += growth
+    if consumer is None:
+        return StageSpec(channels, tuple(found))
+    of_norm = consumer.norm.eps, consumer.norm.uses_batch
+    if isinstance(consumer, Transition):
+        return StageSpec(channels, tuple(found), ConsumerSpec("transition", consumer.weight.shape[0], *of_norm))
+    kind = "head" if isinstance(consumer, Head) else "stem"
+    return StageSpec(channels, tuple(found), ConsumerSpec(kind, total, *of_norm))  # type: ignore[arg-type]
 
 
-def _wrong_channels(got: int, place: str, expected: int) -> ValueError:
-    return ValueError(f"wrong number of channels: got {got} at {place}, expected {expected}")
+def _vectors(norm: Norm) -> list[Tensor | None]:
+    if (norm.mean is None) != (norm.var is None):
+        raise ValueError("half of the statistics: got mean or var alone in a norm, expected both, or None for both")
+    return [norm.mean, norm.var, norm.gamma, norm.beta]
 
 
-def check_weight(name: str, weight: Tensor, x: Tensor) -> None:
-    """Refuse an input that is not on the weight's device or, unless autocast converts both, of its dtype."""
-    if weight.device != x.device:
-        raise RuntimeError(f"wrong device: got input on {x.device}, expected {weight.device}, where {name} is")
-    if weight.dtype != x.dtype and not _is_autocast(x):
-        raise RuntimeError(
-            f"wrong dtype: got input {x.dtype}, expected {weight.dtype}, which {name} has (model.to(dtype), "
-            "x.to(dtype) or torch.autocast)"
-        )
+def _seeds(layers: Sequence[Layer]) -> Tensor:
+    given = [layer.seed for layer in layers]
+    some = next(seed for seed in given if seed is not None)
+    return torch.stack([torch.zeros_like(some) if seed is None else seed for seed in given])

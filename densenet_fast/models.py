@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from . import backends
 from .checkpoints import rename_keys
-from .modules import DenseBlock, Fusable, Transition
-from .trunk import Trunk, relu_pool
+from .modules import DenseBlock, Fusable, Transition, Trunk, relu_pool
 
 
 class DenseNet(nn.Module):

@@ -1,6 +1,6 @@
 """Which backends exist, which can run, and which `auto` takes.
 
-A backend is a module of this package that implements every operation of `densenet_fast/ops`; it is imported when it is
+A backend is a module of this package that implements every operation of `densenet_fast/contract`; it is imported when it is
 first asked for. Beside the backends, "plain" runs a model's own layers under ordinary autograd.
 """
 
@@ -9,11 +9,10 @@ import threading
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import torch
 
-from .. import ops
+from .. import contract
 
 PREFERENCE = ("native", "triton", "eager")  # best first, for `auto`
 # On a GPU nobody has yet measured native against triton, whose kernels are the simpler ones.
@@ -136,13 +135,13 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
     return name
 
 
-def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
+def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> contract.Operations:
     """The operations of the backend that `choose` gives, loaded."""
     chosen = choose(name, device, dtype)
     if chosen not in _loaded:
         with _loading:
             if chosen not in _loaded:  # by another thread, in the meantime
                 module = import_module(f"{__name__}.{chosen}")
-                ops.register(chosen, module, module.DISPATCH_KEY)
+                contract.register(chosen, module, module.DISPATCH_KEY)
                 _loaded.add(chosen)
-    return ops.of(chosen)
+    return contract.of(chosen)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...contract import Norm, NormGradient
+
 
 def rows(x: Tensor) -> Tensor:
     """The `[M, C]` view, M = N*H*W, of `[N, C, H, W]` in NHWC memory; an error where that would need a copy."""
@@ -25,24 +27,22 @@ def pixels(x: Tensor) -> int:
     return x.numel() // x.shape[1]
 
 
-def bn_scale(var: Tensor, gamma: Tensor | None, eps: float) -> Tensor:
+def bn_scale(norm: Norm) -> Tensor:
     """gamma / sqrt(var + eps), [C]."""
-    rstd = torch.rsqrt(var + eps)
-    return rstd if gamma is None else rstd * gamma
+    rstd = torch.rsqrt(norm.var + norm.eps)
+    return rstd if norm.gamma is None else rstd * norm.gamma
 
 
-def bn_affine(
-    mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
+def bn_affine(norm: Norm) -> tuple[Tensor, Tensor]:
     """scale, shift [C] with bn(x) = scale * x + shift."""
-    scale = bn_scale(var, gamma, eps)
-    shift = -mean * scale
-    return scale, shift if beta is None else shift + beta
+    scale = bn_scale(norm)
+    shift = -norm.mean * scale
+    return scale, shift if norm.beta is None else shift + norm.beta
 
 
-def bn_relu(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+def bn_relu(x: Tensor, norm: Norm) -> Tensor:
     """relu(bn(x)) of `[N, C, H, W]`, as a new dense NHWC tensor."""
-    scale, shift = bn_affine(mean, var, gamma, beta, eps)
+    scale, shift = bn_affine(norm)
     return image(torch.addcmul(shift, rows(x), scale).to(x.dtype).relu_(), like=x)
 
 
@@ -70,62 +70,51 @@ def folded(x: Tensor) -> tuple[Tensor, int]:
     return rows(x).view(1, m // r, 1, r * c).permute(0, 3, 1, 2), r
 
 
-class NormGradient:
-    """A norm's own gradient, from v at its output: sum(v) and sum(v * (x - mean)) over the pieces added."""
+class NormSums:
+    """Of v at a norm's output: sum(v) and sum(v * (x - mean)) over the pieces added."""
 
-    def __init__(self, mean: Tensor):
-        self._mean = mean
-        self._v, self._vx = torch.zeros_like(mean), torch.zeros_like(mean)
+    def __init__(self, norm: Norm):
+        self._norm = norm
+        self._v, self._vx = torch.zeros_like(norm.mean), torch.zeros_like(norm.mean)
 
     def add(self, v: Tensor, x: Tensor, scratch: Tensor) -> None:
         """Add a piece of dense v and its x; `scratch`, a dense tensor like v, is overwritten."""
-        if v.dtype != self._mean.dtype:
-            v = v.to(self._mean.dtype)
+        mean = self._norm.mean
+        if v.dtype != mean.dtype:
+            v = v.to(mean.dtype)
             scratch = torch.empty_like(v)
-        torch.sub(rows(x), self._mean, out=rows(scratch))
+        torch.sub(rows(x), mean, out=rows(scratch))
         # BatchNorm's own reduction, of x - mean with mean 0 and deviation 1: it reads both inputs once.
         (wide_v, r), (wide_x, _) = folded(v), folded(scratch)
-        zero, one = self._mean.new_zeros(wide_v.shape[1]), self._mean.new_ones(wide_v.shape[1])
+        zero, one = mean.new_zeros(wide_v.shape[1]), mean.new_ones(wide_v.shape[1])
         _, vx, total = torch.ops.aten.native_batch_norm_backward(
             wide_v, wide_x, one, None, None, zero, one, True, 0.0, [False, True, True]
         )
         self._v += total.view(r, -1).sum(0)
         self._vx += vx.view(r, -1).sum(0)
 
-    def finish(
-        self, var: Tensor, gamma: Tensor | None, eps: float, count: int, batch_stats: bool, a: Tensor, b: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """dgamma, dbeta [C]; adds the norm's correction to a and b."""
-        scale, rstd = bn_scale(var, gamma, eps), torch.rsqrt(var + eps)
-        dgamma = self._vx * rstd
-        if batch_stats:
-            a.addcmul_(scale, self._v, value=1 / count)
+    def write(self, gradient: NormGradient, count: int) -> None:
+        """The norm's own gradient, from the sums over `count` values for each channel, and its correction."""
+        scale, rstd = bn_scale(self._norm), torch.rsqrt(self._norm.var + self._norm.eps)
+        dgamma, dbeta = self._vx * rstd, self._v
+        gradient.dgamma.copy_(dgamma)
+        gradient.dbeta.copy_(dbeta)
+        if gradient.correction is not None:
+            a, b = gradient.correction
+            a.addcmul_(scale, dbeta, value=1 / count)
             b.addcmul_(scale * rstd, dgamma, value=1 / count)
-        return dgamma, self._v
 
 
-def bn_relu_bwd(
-    v: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    batch_stats: bool,
-    dx: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """From v, the gradient behind the ReLU, in place the gradient before it; dx += gamma * rstd * v; dgamma, dbeta."""
-    scale, gradient = bn_scale(var, gamma, eps), NormGradient(mean)
+def bn_relu_bwd(v: Tensor, x: Tensor, norm: Norm, dx: Tensor | None, gradient: NormGradient) -> None:
+    """From v, the gradient behind the ReLU, in place the gradient before it; dx += gamma * rstd * v."""
+    scale, sums = bn_scale(norm), NormSums(norm)
     for i in pieces(x):
-        activated = bn_relu(x[i], mean, var, gamma, beta, eps)
+        activated = bn_relu(x[i], norm)
         relu_bwd_(v[i], activated)
-        gradient.add(v[i], x[i], scratch=activated)
+        sums.add(v[i], x[i], scratch=activated)
         if dx is not None:
             rows(dx[i]).addcmul_(rows(v[i]), scale)
-    return gradient.finish(var, gamma, eps, pixels(x), batch_stats, a, b)
+    sums.write(gradient, pixels(x))
 
 
 def conv_dgrad(dy: Tensor, weight: Tensor) -> Tensor:

@@ -1,54 +1,50 @@
-"""Eager twin of ops/batch_norm.py."""
+"""Statistics, the deferred correction, running averages."""
 
 import torch
 from torch import Tensor
 
-from ...ops._operation import accumulator
-from ._common import folded, image, nhwc, rows
+from ...contract import accumulator
+from ._common import folded, nhwc, rows
 
 
-def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+def channel_stats(x: Tensor, stats: Tensor) -> None:
     x = x.to(accumulator(x.dtype))
     if not x.is_cpu:
         var, mean = torch.var_mean(rows(x), 0, correction=0)
-        return mean, var
-    # var_mean is not vectorised on the CPU, 20 times slower than BatchNorm's own statistics.
-    wide, r = folded(nhwc(x))
-    means, variances = (s.view(r, -1) for s in torch.batch_norm_update_stats(wide, None, None, 0.0))
-    mean = means.mean(0)
-    return mean, variances.mean(0) + (means - mean).square().mean(0)
+    else:  # var_mean is not vectorised on the CPU, 20 times slower than BatchNorm's own statistics.
+        wide, r = folded(nhwc(x))
+        means, variances = (s.view(r, -1) for s in torch.batch_norm_update_stats(wide, None, None, 0.0))
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+    stats[0].copy_(mean)
+    stats[1].copy_(var)
 
 
-def stats_into(mean: Tensor | None, var: Tensor | None, x: Tensor) -> None:
-    """Channel statistics of x, written to mean and var if they are given."""
-    if mean is not None and var is not None:
-        batch_mean, batch_var = channel_stats(x)
-        mean.copy_(batch_mean)
-        var.copy_(batch_var)
+def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, dx: Tensor) -> None:
+    rows(dx).copy_(corrected_(rows(v).to(mean.dtype, copy=True), x, mean, correction))
 
 
-def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return image(correct_(rows(v).to(mean.dtype, copy=True), x, mean, a, b).to(x.dtype), like=x)
-
-
-def correct_(dx: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def corrected_(dx: Tensor, x: Tensor, mean: Tensor, correction: Tensor) -> Tensor:
     """dx - a - b * (x - mean) for rows dx, in place."""
+    a, b = correction
     return dx.addcmul_(rows(x), b, value=-1).add_(torch.addcmul(-a, b, mean))
 
 
 def update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
-    mean: list[Tensor],
-    var: list[Tensor],
-    count: list[int],
+    stats: Tensor,
+    begins: list[int],
+    count: int,
     momentum: list[float],
 ) -> None:
     # Without a new version, as PyTorch's BatchNorm writes them: plain layers have saved them, but do not read them.
     running_mean, running_var = ([running.data for running in each] for each in (running_mean, running_var))
     dtype = [running.dtype for running in running_mean]
+    ends = [begin + running.shape[0] for begin, running in zip(begins, running_mean, strict=True)]
+    mean, var = ([row[begin:end] for begin, end in zip(begins, ends, strict=True)] for row in stats)
     keep = [1 - m for m in momentum]
-    unbiased = [m * n / (n - 1) for m, n in zip(momentum, count, strict=True)]
+    unbiased = [m * count / (count - 1) for m in momentum]
     new_mean = torch._foreach_mul(mean, momentum)
     new_var = torch._foreach_mul(var, unbiased)
     torch._foreach_mul_(running_mean, keep)

@@ -1,4 +1,4 @@
-"""The counter-based dropout of ops/bn_relu_conv3x3.py in int64 tensor arithmetic."""
+"""The counter-based dropout of `contract.Operations.block_fwd` in int64 tensor arithmetic."""
 
 import torch
 from torch import Tensor

@@ -1,34 +1,16 @@
-"""Eager twin of ops/head.py."""
+"""The final BN-ReLU and global average."""
 
 from torch import Tensor
 
+from ...contract import Norm, NormGradient
 from ._common import bn_relu, bn_relu_bwd, nhwc
 
 
-def head_fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> Tensor:
-    return bn_relu(x, mean, var, gamma, beta, eps).mean((2, 3))
+def head_fwd(x: Tensor, norm: Norm, y: Tensor) -> None:
+    y.copy_(bn_relu(x, norm).mean((2, 3)))
 
 
-def head_bwd(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    batch_stats: bool,
-    dx: Tensor,
-    a: Tensor,
-    b: Tensor,
-) -> tuple[Tensor, Tensor]:
+def head_bwd(dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
     v = nhwc((dy / (x.shape[2] * x.shape[3]))[:, :, None, None].expand_as(x))
     dx.zero_()
-    return bn_relu_bwd(v, x, mean, var, gamma, beta, eps, batch_stats, dx, a, b)
+    bn_relu_bwd(v, x, norm, dx, dnorm)

@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import functional
+from .. import stage
+from .block import DenseBlock
 from .eligibility import why_not, why_not_norm
-from .modules import DenseBlock, Transition
+from .transition import Transition
 
 
 def check_input(trunk: nn.Sequential, x: Tensor) -> None:
@@ -29,7 +30,7 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
                 f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels}"
             )
         if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
-            functional.check_weight("conv0.weight", weight, x)
+            stage.check_weight("conv0.weight", weight, x)
     if x.shape[0] == 0:
         return
     bad = _too_small(trunk, *x.shape[2:])

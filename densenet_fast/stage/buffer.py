@@ -1,16 +1,13 @@
-"""The state of one stage: the concatenation buffer in forward, its gradient and deferred corrections in backward.
+"""Memory of activations: a stage's concatenation buffer, and how tensors lie that come in and are handed out.
 
-Layout: [N, C_total, H, W] in NHWC memory. A layer that has C channels before it reads `x[:, :C]` and owns the slice
-behind it. docs/internals/algorithm.md, "One buffer per block" and "Deferred correction".
+A buffer is [N, C_total, H, W] in NHWC memory. A layer that has C channels before it reads `x[:, :C]` and owns the slice
+behind it. docs/internals/algorithm.md, "One buffer per block".
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-
-from .ops._operation import accumulator
 
 
 def row_stride(channels: int, dtype: torch.dtype) -> int:
@@ -44,6 +41,21 @@ def extended(head: Tensor, channels: int) -> Tensor:
             "channels, as a stage with `output_room` returns it"
         )
     return head.as_strided((n, channels, h, w), strides)
+
+
+def started(x0: Tensor, channels: int, extend: bool) -> Tensor:
+    """A buffer of `channels` channels that begins with x0 [N, C0, H, W].
+
+    Where x0 already is the whole buffer, or its head (`extend`), it is used as it is, not copied.
+    """
+    n, c0, h, w = x0.shape
+    if extend:
+        return extended(x0, channels)
+    if c0 == channels and is_nhwc(x0):
+        return x0
+    x = allocate((n, channels, h, w), like=x0)
+    x[:, :c0].copy_(x0)
+    return x
 
 
 def is_nhwc(x: Tensor) -> bool:
@@ -89,71 +101,3 @@ def handed_out(y: Tensor, layout: torch.memory_format, shared: bool) -> Tensor:
     nhwc = layout == torch.channels_last
     strides = (c * h * w, 1, w * c, c) if nhwc else (c * h * w, h * w, w, 1)
     return y.clone(memory_format=layout) if shared or y.stride() != strides else y
-
-
-class Buffer:
-    """Features `x` [N, C_total, H, W] and, if a norm of the stage trains, the statistics `mean, var` [C_total] that
-    all layers share."""
-
-    def __init__(self, x: Tensor, mean: Tensor, var: Tensor, tracked: bool):
-        self.x, self.mean, self.var, self.tracked = x, mean, var, tracked
-
-    @classmethod
-    def start(
-        cls,
-        ops: SimpleNamespace,
-        x0: Tensor,
-        stats: tuple[Tensor, Tensor] | None,
-        channels: int,
-        tracked: bool,
-        extend: bool,
-    ) -> "Buffer":
-        """A buffer of `channels` channels that begins with x0 [N, C0, H, W] and its `stats`, found here if None.
-
-        Where x0 already is the whole buffer, or its head (`extend`), it is used as it is, not copied.
-        """
-        n, c0, h, w = x0.shape
-        if extend:
-            x = extended(x0, channels)
-        elif c0 == channels and is_nhwc(x0):
-            x = x0
-        else:
-            x = allocate((n, channels, h, w), like=x0)
-            x[:, :c0].copy_(x0)
-        mean, var = x.new_zeros((2, channels), dtype=accumulator(x.dtype)).unbind()
-        if tracked:
-            first_mean, first_var = stats if stats is not None else ops.channel_stats(x[:, :c0])
-            mean[:c0].copy_(first_mean)
-            var[:c0].copy_(first_var)
-        return cls(x, mean, var, tracked)
-
-    def before(self, channel: int) -> Tensor:
-        return self.x[:, :channel]
-
-    def slot(self, start: int, end: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Where a layer writes its channels and, if they are wanted, their statistics."""
-        if not self.tracked:
-            return self.x[:, start:end], None, None
-        return self.x[:, start:end], self.mean[start:end], self.var[start:end]
-
-
-class Gradient:
-    """The gradient of a buffer before correction: dx = g - a - b * (x - mean), with one a and one b per channel."""
-
-    def __init__(self, buffer: Buffer, g: Tensor):
-        self.buffer, self.g = buffer, g
-        self.a, self.b = torch.zeros_like(buffer.mean), torch.zeros_like(buffer.mean)
-
-    def of(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """g, x, mean, a, b of the channels a layer wrote: complete once every later layer has been applied."""
-        s = slice(start, end)
-        return self.g[:, s], self.buffer.x[:, s], self.buffer.mean[s], self.a[s], self.b[s]
-
-    def into(self, end: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """g, a, b of the first `end` channels, where a step adds its own."""
-        return self.g[:, :end], self.a[:end], self.b[:end]
-
-    def resolve(self, ops: SimpleNamespace, channels: int) -> Tensor:
-        """The corrected gradient of the first `channels` channels, a new dense NHWC tensor."""
-        g, x, mean, a, b = self.of(0, channels)
-        return ops.bn_bwd_apply(g, x, mean, a, b)

@@ -2,19 +2,21 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import backends, functional
-from .buffer import convolved_format, memory_format
+from .. import backends
+from ..stage.buffer import convolved_format, memory_format
+from ..uncompiled import uncompiled
+from .block import DenseBlock
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
-from .functional import Stats
-from .modules import DenseBlock, Fusable, Norm, Transition, norm_of, run_stage
+from .fusable import Fusable
 from .running_stats import Transaction, transaction
-from .uncompiled import uncompiled
+from .staging import Consumer, run_stage
+from .transition import Transition
 from .validation import check_input
 
 _Module = TypeVar("_Module", bound=Fusable)
@@ -68,64 +70,74 @@ class Trunk(nn.Sequential):
 
     def _run_children(self, x: Tensor, updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
         """The last output, and whether the head has already pooled it."""
-        waiting = deque(self.children())
         layout = memory_format(x)  # in which others see what stages return, as PyTorch's layers would return it
-        stats: Stats | None = None  # of x, where its producer has them
-        following: DenseBlock | None = None  # the first of `waiting`, if it will extend x
-        while waiting:
-            block, following = following, None
-            extend = block is not None
-            consumer: functional.Consumer | None
-            if (block := block or _fused(waiting[0], DenseBlock, x)) is not None:
-                waiting.popleft()
-                consumer, norm = self._consumer(waiting, x, pooled)
-            elif (norm := _stem_norm(waiting, x)) is not None:
-                del waiting[0], waiting[0], waiting[0]
-                consumer = functional.Stem(norm_of(norm))
-            else:
-                module = waiting.popleft()
-                updates.guard(module)
-                if _is_seen_by_a_stage_alone(module, waiting, x):
-                    layout = convolved_format(layout, module.weight)
-                    x = module(x.contiguous(memory_format=torch.channels_last))
+        stats: Tensor | None = None  # of x, where its producer has them
+        extend = False  # whether x is the head of the buffer of the stage to come
+        steps = self._steps(x, pooled)
+        for step, next_step in zip(steps, [*steps[1:], None], strict=True):
+            if isinstance(step, nn.Module):
+                updates.guard(step)
+                if isinstance(next_step, _Fused) and _is_seen_by_a_stage_alone(step, x):
+                    layout = convolved_format(layout, step.weight)
+                    x = step(x.contiguous(memory_format=torch.channels_last))
                 else:
-                    x = module(x)
+                    x = step(x)
                     layout = memory_format(x)
-                stats = None
+                stats, extend = None, False
                 continue
-            if consumer is not None and waiting:
-                following = _fused(waiting[0], DenseBlock, x)
-            if isinstance(consumer, functional.Transition):
-                layout = convolved_format(layout, consumer.weight)
+            block, consumer = step
+            following = next_step.block if isinstance(next_step, _Fused) and consumer is not None else None
+            if consumer is not None and consumer.kind == "transition":
+                layout = convolved_format(layout, consumer.conv.weight)
             x, stats, _ = run_stage(
                 x,
                 updates,
                 block,
                 consumer,
-                norm,
                 backend=self.backend if block is None else block.backend,
-                stats=stats,
+                x_stats=stats,
                 extend=extend,
                 following=following,
                 layout=layout,
             )
-            if isinstance(consumer, functional.Head):
-                return x, True
-        return x, False
+            extend = following is not None
+        last = steps[-1] if steps else None
+        return x, isinstance(last, _Fused) and last.consumer is not None and last.consumer.kind == "head"
+
+    def _steps(self, x: Tensor, pooled: bool) -> "list[nn.Module | _Fused]":
+        """What to run in turn: stages, and modules to be called; warns where a block's layers forbid a stage."""
+        waiting = deque(self.children())
+        found: list[nn.Module | _Fused] = []
+        while waiting:
+            if (block := _fused(waiting[0], DenseBlock, x)) is not None:
+                waiting.popleft()
+                found.append(_Fused(block, self._consumer(waiting, x, pooled)))
+            elif (norm := _stem_norm(waiting, x)) is not None:
+                del waiting[0], waiting[0], waiting[0]
+                found.append(_Fused(None, Consumer("stem", norm)))
+            else:
+                found.append(waiting.popleft())
+        return found
 
     @staticmethod
-    def _consumer(waiting: deque[nn.Module], x: Tensor, pooled: bool) -> tuple[functional.Consumer | None, Norm | None]:
-        """The consumer of a block's buffer and its norm, taken from `waiting` if the two can run as one stage."""
+    def _consumer(waiting: deque[nn.Module], x: Tensor, pooled: bool) -> Consumer | None:
+        """The consumer of a block's buffer, taken from `waiting` if the two can run as one stage."""
         if not waiting:
-            return None, None
+            return None
         transition = _fused(waiting[0], Transition, x)
         if transition is not None:
             waiting.popleft()
-            return transition.step(), transition.norm
+            return transition.consumer()
         if pooled and len(waiting) == 1 and why_not_norm(waiting[0]) is None:
-            norm = waiting.popleft()
-            return functional.Head(norm_of(norm)), norm
-        return None, None
+            return Consumer("head", waiting.popleft())
+        return None
+
+
+class _Fused(NamedTuple):
+    """A stage of a trunk."""
+
+    block: DenseBlock | None
+    consumer: Consumer | None
 
 
 def relu_pool(x: Tensor, *producers: nn.Module) -> Tensor:
@@ -145,20 +157,18 @@ def _fused(module: nn.Module, cls: type[_Module], x: Tensor) -> _Module | None:
     return None
 
 
-def _is_seen_by_a_stage_alone(module: nn.Module, waiting: Sequence[nn.Module], x: Tensor) -> TypeGuard[nn.Conv2d]:
-    """Whether `module` is a convolution of which nobody but the stage behind it, which reads channels_last, sees input
-    and output. Gradients of x would show, and so would a parametrization that is evaluated once more."""
+def _is_seen_by_a_stage_alone(module: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
+    """Whether `module`, with a stage behind it, which reads channels_last, is a convolution of which nobody else sees
+    input and output. Gradients of x would show, and so would a parametrization that is evaluated once more."""
     return (
         isinstance(module, nn.Conv2d)
         and why_not(module, nn.Conv2d) is None
         and "weight" in module._parameters
         and not (x.requires_grad and torch.is_grad_enabled())
-        and bool(waiting)
-        and (_stem_norm(waiting, x) is not None or _fused(waiting[0], DenseBlock, x) is not None)
     )
 
 
-def _stem_norm(waiting: Sequence[nn.Module], x: Tensor) -> Norm | None:
+def _stem_norm(waiting: Sequence[nn.Module], x: Tensor) -> Any:
     """The first of `waiting` if it and the two modules behind it are a stock BN, ReLU and 3x3 max pooling."""
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
     if (

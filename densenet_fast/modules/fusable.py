@@ -1,0 +1,70 @@
+"""What blocks and transitions share: a backend, a fused run, and plain layers with one warning for each reason."""
+
+import warnings
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from .. import backends
+from ..uncompiled import uncompiled
+from .eligibility import is_traced, why_not_now
+from .reading import Readable
+from .running_stats import Transaction, transaction
+
+
+class Fusable(Readable):
+    """What blocks and transitions share: a backend, a fused run, and plain layers with one warning for each reason."""
+
+    backend: str
+    _warned: set[str]
+
+    def __init__(self, backend: str):
+        super().__init__()
+        self.backend = backends.check_name(backend)
+        self._warned = set()
+
+    def set_backend(self, backend: str) -> Self:
+        """Run on `backend`: "auto", "native", "triton", "eager", or "plain" for the plain layers; returns self.
+
+        Raises:
+            ValueError: an unknown backend. One that cannot run here is refused by the forward, with a RuntimeError.
+        """
+        self.backend = backends.check_name(backend)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.backend == "plain" or is_traced(x):
+            return self.plain(x)
+        return self._run(x)
+
+    @uncompiled
+    def _run(self, x: Tensor) -> Tensor:
+        with transaction(self) as updates:
+            if self.runs_plain(x):
+                updates.guard(self)
+                return self.plain(x)
+            return self.fused(x, updates)
+
+    def runs_plain(self, x: Tensor) -> bool:
+        """Whether to run the plain layers; warns, once for each reason, unless they were asked for."""
+        if self.backend == "plain" or x.shape[:1] == (0,):
+            return True
+        reason = why_not_now() or self.reading().why_plain
+        if reason is not None and reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(
+                f"{type(self).__name__} runs its plain layers (same results, more memory and time): {reason}; "
+                "set_backend('plain') silences this",
+                stacklevel=2,
+            )
+        return reason is not None
+
+    @abstractmethod
+    def plain(self, x: Tensor) -> Tensor:
+        """The layers one by one under ordinary autograd."""
+
+    @abstractmethod
+    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+        """The layers as one stage; what their norms took from the batch goes to `updates`."""

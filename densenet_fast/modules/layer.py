@@ -1,0 +1,134 @@
+"""A layer of a dense block."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..stage import LayerSpec
+from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts
+from .reading import uses_batch, vectors_of, weight_of
+
+# What the fused path takes children for, by their names.
+_why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
+_PLAIN: dict[str, Predicate] = {
+    "norm1": why_not_norm,
+    "relu1": _why_not_relu,
+    "conv1": partial(why_not_conv, kernel=3),
+}
+_BOTTLENECK: dict[str, Predicate] = {
+    "norm1": why_not_norm,
+    "relu1": _why_not_relu,
+    "conv1": partial(why_not_conv, kernel=1),
+    "norm2": why_not_norm,
+    "relu2": _why_not_relu,
+    "conv2": partial(why_not_conv, kernel=3),
+}
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse what is not a positive number, or None."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: got {count}, expected at least 1")
+
+
+class DenseLayer(nn.Module):
+    """One layer: norm1 relu1 conv1(1x1) norm2 relu2 conv2(3x3), then dropout (Huang et al. 2017, section 3).
+
+    With `bn_size=None` it is the paper's layer without bottleneck: norm1 relu1 conv1(3x3).
+
+    Args:
+        num_input_features: channels C before the layer.
+        growth_rate: channels k the layer adds.
+        bn_size: bottleneck width in units of k, or None.
+        drop_rate: dropout probability of the new channels.
+
+    Shapes: [N, C, H, W] -> [N, k, H, W], in any floating dtype; by itself a layer runs as plain PyTorch.
+
+    Raises:
+        ValueError: a count below 1, or drop_rate outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        num_input_features: int,
+        growth_rate: int,
+        bn_size: int | None = 4,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size)
+        if not 0 <= drop_rate <= 1:
+            raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
+        self.norm1 = nn.BatchNorm2d(num_input_features)
+        self.relu1 = nn.ReLU(inplace=True)
+        if bn_size is None:
+            self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False)
+        else:
+            width = bn_size * growth_rate
+            self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(width)
+            self.relu2 = nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
+        self.drop_rate = drop_rate
+
+    @property
+    def has_bottleneck(self) -> bool:
+        return "conv2" in self._modules
+
+    @property
+    def growth_rate(self) -> int:
+        conv = self.conv2 if self.has_bottleneck else self.conv1
+        weight = conv._parameters.get("weight")  # which may have been cut; not evaluated where it is parametrized
+        return conv.out_channels if weight is None else weight.shape[0]
+
+    @property
+    def norms(self) -> tuple[Any, ...]:
+        children = cast(dict[str, Any], self._modules)
+        return (children["norm1"], children["norm2"]) if self.has_bottleneck else (children["norm1"],)
+
+    def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:
+        """The new channels [N, k, H, W] from all channels before, given as one tensor, as several or as a list."""
+        inputs: list[Any] = list(features)
+        if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
+            inputs = list(inputs[0])
+        x = torch.cat(inputs, 1)  # also of one input: relu1 may then overwrite what norm1, replaced, returns
+        x = self.conv1(self.relu1(self.norm1(x)))
+        if self.has_bottleneck:
+            x = self.conv2(self.relu2(self.norm2(x)))
+        if self.drop_rate > 0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x
+
+    def why_plain(self) -> str | None:
+        """Why this layer cannot run fused, naming the submodule."""
+        return why_not_parts(self, _BOTTLENECK if self.has_bottleneck else _PLAIN)
+
+    def tensors(self) -> list[Tensor | None]:
+        """As `contract.block.TENSORS`, in the layer's present mode."""
+        children = cast(dict[str, Any], self._modules)
+        found = [*vectors_of(children["norm1"]), weight_of(children["conv1"])]
+        if "conv2" in children:
+            return [*found, *vectors_of(children["norm2"]), weight_of(children["conv2"])]
+        return [*found, None, None, None, None, None]
+
+    def spec(self, weight1: Tensor, weight2: Tensor | None) -> LayerSpec:
+        """What the layer does in its present mode, with these weights."""
+        first, *rest = self.norms
+        drop_rate = self.drop_rate if self.training else 0.0
+        if weight2 is None:
+            return LayerSpec(0, weight1.shape[0], first.eps, 0.0, uses_batch(first), False, drop_rate)
+        (second,) = rest
+        return LayerSpec(
+            weight1.shape[0],
+            weight2.shape[0],
+            first.eps,
+            second.eps,
+            uses_batch(first),
+            uses_batch(second),
+            drop_rate,
+        )

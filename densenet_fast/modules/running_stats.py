@@ -1,0 +1,159 @@
+"""Running statistics, updated once per step, together, and only when the whole forward has succeeded.
+
+Stages never touch a module's buffers: they report what each norm took from the batch. A `transaction` collects the
+reports and writes them, one operation for each stage, when it closes; if the forward fails, nothing has changed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+
+
+class _Update(NamedTuple):
+    """A stage's report: norm i took columns of `stats` [2, S] from begins[i] on, over `count` values a channel."""
+
+    norms: list[nn.BatchNorm2d]
+    stats: Tensor
+    begins: list[int]
+    count: int
+    backend: str
+
+
+class Transaction:
+    """Reports of the norms that ran fused, and the former buffers of the norms that ran as plain modules."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self._owner = owner
+        self._updates: list[_Update] = []
+        self._former: list[tuple[Tensor, Tensor]] = []
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether `module` is called for the sake of the owner, not by a hook that runs another model."""
+        return any(module is part for part in self._owner.modules())
+
+    def report(
+        self, norms: Sequence[Any], stats: Tensor, taken: Sequence[tuple[int, int] | None], count: int, backend: str
+    ) -> None:
+        """What the norms of a stage took from the batch: columns of `stats` [2, S], mean and biased variance, over
+        `count` values for each channel; to be written by `backend`.
+
+        Dropped for a norm that does not track them in its present mode.
+
+        Raises:
+            ValueError: a norm is one of another number of channels, which no weight of it has told before.
+        """
+        moving: list[nn.BatchNorm2d] = []
+        begins: list[int] = []
+        for norm, columns in zip(norms, taken, strict=True):
+            if columns is None or not (norm.training and norm.track_running_stats):
+                continue
+            running = norm._buffers["running_mean"]  # found ten times as fast as attributes
+            if running is None:
+                continue
+            begin, end = columns
+            if running.shape[0] != end - begin:
+                raise ValueError(
+                    f"wrong number of channels: got {end - begin} at a BatchNorm2d, expected {norm.num_features}"
+                )
+            moving.append(norm)
+            begins.append(begin)
+        if moving:
+            self._updates.append(_Update(moving, stats, begins, count, backend))
+
+    def guard(self, module: nn.Module) -> None:
+        """Write what was reported so far, which `module`, about to be called, may read, and remember its own running
+        statistics, to restore them on failure."""
+        self.write()
+        for norm in module.modules():
+            if norm.training and isinstance(norm, nn.modules.batchnorm._NormBase):
+                self._remember(norm)
+
+    def write(self) -> None:
+        """Write what was reported so far, before somebody looks; restored on failure."""
+        for update in self._updates:
+            for norm in update.norms:
+                self._remember(norm)
+        self.commit()
+
+    def _remember(self, norm: nn.Module) -> None:
+        self._former += [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
+
+    def roll_back(self) -> None:
+        with torch.no_grad():
+            for buffer, former in reversed(self._former):
+                buffer.copy_(former)
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Write all reports, in order."""
+        updates, self._updates = self._updates, []
+        for update in updates:
+            for part in _of_different_norms(update):
+                _write(part)
+
+
+def _of_different_norms(update: _Update) -> list[_Update]:
+    """The report in parts in which each norm appears once; a norm that several layers share is updated for each."""
+    norms, stats, begins, count, backend = update
+    if len({id(norm) for norm in norms}) == len(norms):
+        return [update]
+    return [_Update([norm], stats, [begin], count, backend) for norm, begin in zip(norms, begins, strict=True)]
+
+
+def _write(update: _Update) -> None:
+    norms, stats, begins, count, backend = update
+    moving = [i for i, norm in enumerate(norms) if norm.momentum is not None]
+    if moving:
+        backends.operations(backend, stats.device, stats.dtype).update_running_stats(
+            [norms[i]._buffers["running_mean"] for i in moving],
+            [norms[i]._buffers["running_var"] for i in moving],
+            stats,
+            [begins[i] for i in moving],
+            count,
+            [norms[i].momentum for i in moving],
+        )
+    counters = [n for norm in norms if (n := norm._buffers["num_batches_tracked"]) is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
+    for norm, begin in zip(norms, begins, strict=True):
+        if norm.momentum is None:
+            _average(norm, *stats[:, begin : begin + len(norm._buffers["running_mean"])], count)
+
+
+def _average(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """momentum=None: the running statistics are the average over all batches, whose number is on the device."""
+    assert norm.num_batches_tracked is not None, "eligibility.why_not_norm lets no such norm run fused"
+    weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        assert running is not None, "`report` drops what is not tracked"
+        running.data.copy_(torch.lerp(running.to(batch.dtype), batch, weight))
+
+
+_current: ContextVar[Transaction | None] = ContextVar("running statistics", default=None)
+
+
+@contextmanager
+def transaction(module: nn.Module) -> Iterator[Transaction]:
+    """The enclosing transaction if `module` is a part of its owner; else a new one, owned by `module`, that commits at
+    the end and rolls back on an exception."""
+    outer = _current.get()
+    if outer is not None and outer.covers(module):
+        yield outer
+        outer.write()  # hooks on `module` come next
+        return
+    new = Transaction(module)
+    token = _current.set(new)
+    try:
+        yield new
+        new.commit()
+    except BaseException:
+        new.roll_back()
+        raise
+    finally:
+        _current.reset(token)

@@ -1,0 +1,68 @@
+"""What halves the image between two blocks."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..stage.buffer import convolved_format, memory_format
+from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts, why_not_pool
+from .fusable import Fusable
+from .layer import check_counts
+from .reading import Reading, State, weight_of
+from .running_stats import Transaction
+from .staging import Consumer, run_stage
+
+_PARTS: dict[str, Predicate] = {
+    "norm": why_not_norm,
+    "relu": partial(why_not, cls=nn.ReLU),
+    "conv": partial(why_not_conv, kernel=1),
+    "pool": partial(
+        why_not_pool,
+        cls=nn.AvgPool2d,
+        kernel_size=2,
+        stride=2,
+        padding=0,
+        ceil_mode=False,
+        divisor_override=None,
+    ),
+}
+
+
+class Transition(Fusable, nn.Sequential):
+    """norm relu conv(1x1) pool(2x2 average) between two blocks (Huang et al. 2017, section 3, "Pooling layers").
+
+    Args:
+        num_input_features: channels C of the input.
+        num_output_features: channels C' of the output.
+        backend: see `set_backend`.
+
+    Shapes: [N, C, H, W] -> [N, C', H // 2, W // 2], floating, H and W at least 2.
+
+    Raises:
+        ValueError: a count below 1, an unknown backend; on the call: what `functional.dense_stage` refuses.
+    """
+
+    def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto"):
+        super().__init__(backend)
+        check_counts(num_input_features=num_input_features, num_output_features=num_output_features)
+        self.norm = nn.BatchNorm2d(num_input_features)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
+        self.pool = nn.AvgPool2d(2, 2)
+
+    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+        """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
+        layout = convolved_format(memory_format(x), weight_of(self.conv))
+        return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=layout).y
+
+    def plain(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+    def read(self, state: State) -> Reading:
+        why = why_not_parts(self, _PARTS)
+        if [name for name, _ in self.named_children()] != ["norm", "relu", "conv", "pool"]:
+            why = "its children are not norm, relu, conv, pool"
+        return Reading(state, why, [], [], {})
+
+    def consumer(self) -> Consumer:
+        return Consumer("transition", self.norm, self.conv)

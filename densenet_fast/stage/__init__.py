@@ -1,0 +1,12 @@
+"""A stage of a DenseNet: a dense block and what consumes its buffer, as one differentiable step.
+
+spec.py says what a stage is, checks.py what it refuses, function.py makes it one autograd.Function, schedule.py runs its
+passes on operations, buffer.py knows how activations lie in memory.
+"""
+
+from .checks import check_image, check_weight
+from .function import Result, run
+from .schedule import Wanted
+from .spec import ConsumerSpec, LayerSpec, StageSpec
+
+__all__ = ["ConsumerSpec", "LayerSpec", "Result", "StageSpec", "Wanted", "check_image", "check_weight", "run"]

@@ -1,0 +1,77 @@
+"""What a stage refuses before anything runs, and the dtype that it computes in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .spec import StageSpec
+
+
+def compute_dtype(x: Tensor, convolves: bool) -> torch.dtype:
+    """x's dtype, or autocast's where autocast would convert x for a convolution."""
+    return torch.get_autocast_dtype(x.device.type) if convolves and _is_autocast(x) else x.dtype
+
+
+def _is_autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+
+
+def check_image(x: Tensor) -> None:
+    """Refuse what is no image.
+
+    Raises:
+        ValueError: x has not four dimensions.
+        RuntimeError: its dtype is not floating.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
+    if not x.is_floating_point():
+        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
+
+
+def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor | None]) -> None:
+    """Refuse an image x, and tensors that do not fit it or each other.
+
+    Raises:
+        ValueError: wrong channels, an image too small to pool, one value per channel where a norm uses batch
+            statistics.
+        RuntimeError: dtypes or devices differ.
+    """
+    n, _, h, w = x.shape
+    if spec.consumer is not None and spec.consumer.kind == "transition" and (h < 2 or w < 2):
+        raise ValueError(f"image too small to pool: got {h}x{w}, expected at least 2x2")
+    if n * h * w == 1 and spec.tracked:
+        place = next(spec.places[i] for i, taken in enumerate(spec.taken) if taken is not None)
+        raise ValueError(
+            f"one value per channel: got {list(x.shape)}, expected more than one value to take batch statistics of in "
+            f"{place}"
+        )
+    device, dtype, autocast = x.device, x.dtype, _is_autocast(x)
+    for i in spec.weights:
+        weight = tensors[i]
+        if weight is not None and (weight.device != device or (weight.dtype is not dtype and not autocast)):
+            check_weight(spec.names[i], weight, x)
+    for i, (tensor, shape) in enumerate(zip(tensors, spec.shapes, strict=True)):
+        if tensor is not None and tensor.shape != shape:
+            raise _misfit(spec.names[i], tensor.shape, shape)
+
+
+def _misfit(name: str, got: Sequence[int], expected: Sequence[int]) -> ValueError:
+    if len(got) == len(expected):
+        axis = next(i for i in reversed(range(len(got))) if got[i] != expected[i])
+        if axis < 2:
+            return ValueError(f"wrong number of channels: got {got[axis]} at {name}, expected {expected[axis]}")
+    return ValueError(f"wrong shape: got {list(got)} at {name}, expected {list(expected)}")
+
+
+def check_weight(name: str, weight: Tensor, x: Tensor) -> None:
+    """Refuse an input that is not on the weight's device or, unless autocast converts both, of its dtype."""
+    if weight.device != x.device:
+        raise RuntimeError(f"wrong device: got input on {x.device}, expected {weight.device}, where {name} is")
+    if weight.dtype != x.dtype and not _is_autocast(x):
+        raise RuntimeError(
+            f"wrong dtype: got input {x.dtype}, expected {weight.dtype}, which {name} has (model.to(dtype), "
+            "x.to(dtype) or torch.autocast)"
+        )

@@ -1,0 +1,153 @@
+"""One autograd.Function per stage: a dense block together with what consumes its buffer.
+
+The buffer is born and dies inside the Function, so every norm that reads it, the consumer's too, defers its correction
+into one pair of vectors, and saved tensors are freed stage by stage. docs/internals/algorithm.md, "Stages".
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..uncompiled import uncompiled
+from . import schedule
+from .buffer import handed_out, laid_out, memory_format
+from .checks import check_stage, compute_dtype
+from .schedule import Stage, Wanted
+from .spec import StageSpec
+
+
+class Result(NamedTuple):
+    y: Tensor
+    y_stats: Tensor | None  # [2, K], if they were wanted
+    stats: Tensor  # [2, S], of which `StageSpec.taken` says which norm took what
+
+
+def run(
+    spec: StageSpec,
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    seeds: Tensor | None,
+    *,
+    backend: str,
+    wanted: Wanted,
+    x_stats: Tensor | None = None,
+    extend: bool = False,
+    efficient: bool = False,
+) -> Result:
+    """A stage's forward: x [N, C0, H, W] of `spec.channels`; differentiable where anything needs it.
+
+    Raises:
+        ValueError, RuntimeError: as `checks.check_stage`; the backend is not available.
+    """
+    check_stage(spec, x, tensors)
+    dtype = compute_dtype(x, spec.convolves)
+    ops = backends.operations(backend, x.device, dtype)
+    stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
+    result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
+    if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
+        return result  # for a stage, or the end of a convolution
+    return result._replace(y=result.y.to(torch.promote_types(x.dtype, dtype)))
+
+
+def _run(
+    stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor | None], seeds: Tensor | None
+) -> Result:
+    if not stage.spec.layers and stage.spec.consumer is None:
+        copy = x.clone(memory_format=stage.wanted.layout or torch.channels_last)
+        return Result(copy, None, x.new_empty((2, 0)))
+    if torch.is_grad_enabled() and (x.requires_grad or any([t is not None and t.requires_grad for t in tensors])):
+        return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
+    with _without_autocast(x):
+        passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
+        return Result(_for_others(stage, passed.y, shared=False), passed.y_stats, passed.stats)
+
+
+class StageFunction(torch.autograd.Function):
+    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats. Statistics are not differentiable."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stage: Stage, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        with _without_autocast(x):
+            fitted = _fitted(stage, _with_own_statistics(stage, tensors))
+            passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=not stage.efficient)
+            y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
+        ctx.stage, ctx.layout = stage, memory_format(x)
+        ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.stats) if s is not None))
+        return y, passed.y_stats, passed.stats
+
+    @staticmethod
+    @uncompiled  # the engine may call it inside a frame that torch.compile traces
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "densenet_fast: a fused stage can be differentiated once, got backward with create_graph=True; "
+                "for double backward run the plain layers: model.set_backend('plain')"
+            )
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if torch._C._functorch.is_batchedtensor(dy) or torch._C._functorch.is_legacy_batchedtensor(dy):
+            raise RuntimeError(
+                "densenet_fast: a fused stage takes one gradient at a time, got a batch (is_grads_batched=True, "
+                "vectorize=True, vmap); for these run the plain layers: model.set_backend('plain')"
+            )
+        x, stats, z, seeds, *tensors = ctx.saved_tensors
+        needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
+        with _without_autocast(x):
+            dx, gradients = schedule.backward(ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs)
+            gradients = _converted(gradients, ctx.dtypes)
+        if dx is not None:
+            dx = handed_out(dx, ctx.layout, shared=False)
+        return None, dx, None, None, *gradients
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """The operations convert nothing by themselves: `functional` has chosen all dtypes."""
+    device = x.device.type
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
+
+
+def _for_others(stage: Stage, y: Tensor, shared: bool) -> Tensor:
+    if stage.wanted.layout is None or y.dim() != 4:
+        return y
+    return handed_out(y, stage.wanted.layout, shared)
+
+
+def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The tensors with copies of the statistics given to norms: before a backward reads them, another forward may have
+    updated the running statistics that they are."""
+    given = [i for i in stage.spec.given if tensors[i] is not None]
+    if not given:
+        return tensors
+    found = list(tensors)
+    vectors: list[Any] = [tensors[i] for i in given]
+    for i, copy in zip(given, torch.cat(vectors).split([v.shape[0] for v in vectors]), strict=True):
+        found[i] = copy
+    return found
+
+
+def _fitted(stage: Stage, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The tensors in the dtypes that operations take: weights in that of the activations, vectors in the accumulator's."""
+    return _converted(tensors, stage.spec.dtypes(stage.dtype))
+
+
+def _converted(tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
+    """The tensors in these dtypes; all that differ are converted in one operation."""
+    found = list(tensors)
+    differing = [i for i, t in enumerate(tensors) if t is not None and t.dtype is not dtypes[i]]
+    if differing:
+        sources: list[Any] = [tensors[i] for i in differing]
+        targets = [torch.empty_like(t, dtype=dtypes[i]) for i, t in zip(differing, sources, strict=True)]
+        torch._foreach_copy_(targets, sources)
+        for i, target in zip(differing, targets, strict=True):
+            found[i] = target
+    return found

@@ -1,0 +1,151 @@
+"""A stage's passes in terms of operations: forward over one buffer, backward over one gradient of it.
+
+Layers add to the gradient g of the buffer and to one correction of each channel: dx = g - a - b * (x - mean), which is
+applied where a channel's gradient is read. docs/internals/algorithm.md, "Deferred correction".
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..contract import Block, Half, Norm, NormGradient, Operations, accumulator
+from ..contract.block import TENSORS
+from . import buffer
+from .spec import ConsumerSpec, StageSpec
+
+
+class Wanted(NamedTuple):
+    """What is wanted of y. For the next stage: its statistics, and `room` channels behind it in memory for its layers;
+    for anybody else: a dense tensor of its own in the memory format `layout`."""
+
+    stats: bool = False
+    room: int = 0
+    layout: torch.memory_format | None = None
+
+
+class Stage(NamedTuple):
+    """A stage about to run."""
+
+    spec: StageSpec
+    ops: Operations
+    dtype: torch.dtype  # of the activations
+    wanted: Wanted
+    extend: bool  # x is the head of a buffer that has room for the layers
+    efficient: bool  # recompute z in backward instead of keeping it
+
+    def block(self, tensors: list[Tensor | None], seeds: Tensor | None) -> Block:
+        spec = self.spec
+        return Block(spec.channels, tensors[: len(TENSORS) * len(spec.layers)], spec.numbers, seeds)
+
+
+class Passed(NamedTuple):
+    """What a forward leaves."""
+
+    y: Tensor
+    y_stats: Tensor | None  # [2, K], if they were wanted
+    x: Tensor  # the buffer [N, C_total, H, W]
+    stats: Tensor  # [2, S], zero where no norm takes them from the batch
+    z: Tensor | None  # [Z], if it is kept
+
+
+def forward(
+    stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: list[Tensor | None], seeds: Tensor | None, keep_z: bool
+) -> Passed:
+    """x [N, C0, H, W] with its statistics [2, C0], if its producer has them."""
+    spec, ops = stage.spec, stage.ops
+    n, _, h, w = x.shape
+    x = buffer.started(x, spec.total, stage.extend)
+    stats = x.new_zeros((2, spec.statistics), dtype=accumulator(x.dtype))
+    z = x.new_empty(spec.z_size(n * h * w)) if keep_z and spec.layers else None
+    if spec.tracked:
+        head, of_head = x[:, : spec.channels], stats[:, : spec.channels]
+        if x_stats is None:
+            ops.channel_stats(head, of_head)
+        else:
+            of_head.copy_(x_stats)
+    if spec.layers:
+        ops.block_fwd(x, stats, z, stage.block(tensors, seeds), spec.tracked, 0, len(spec.layers), Half.BOTH)
+    if spec.consumer is None:
+        return Passed(x, None, x, stats, z)
+    norm, weight = _of_consumer(spec, tensors, stats)
+    y, y_stats = _output(spec.consumer, x, stats, stage.wanted)
+    if spec.consumer.kind == "transition":
+        ops.transition_fwd(x, norm, weight, y, y_stats)
+    elif spec.consumer.kind == "stem":
+        ops.stem_fwd(x, norm, y, y_stats)
+    else:
+        ops.head_fwd(x, norm, y)
+    return Passed(y, y_stats, x, stats, z)
+
+
+def _of_consumer(spec: StageSpec, tensors: list[Tensor | None], stats: Tensor) -> tuple[Norm, Tensor]:
+    """The consumer's norm, on the statistics that it normalises by, and its weight, if it has one."""
+    *vectors, weight = tensors[-5:]
+    assert spec.consumer is not None
+    return Norm(*vectors, spec.consumer.eps).on(stats[:, : spec.total]), weight  # type: ignore[return-value]
+
+
+def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
+    """Uninitialised, in NHWC memory: y is dense for others; for the next stage, it is the head of that one's buffer."""
+    n, _, h, w = x.shape
+    if consumer.kind == "head":
+        return x.new_empty((n, consumer.outputs)), None
+    h, w = (h // 2, w // 2) if consumer.kind == "transition" else ((h + 1) // 2, (w + 1) // 2)
+    shape = (n, consumer.outputs + wanted.room, h, w)
+    y = buffer.allocate(shape, like=x) if wanted.layout is None else buffer.dense(shape, like=x)
+    y = y[:, : consumer.outputs] if wanted.room else y
+    return y, stats.new_empty((2, consumer.outputs)) if wanted.stats else None
+
+
+def backward(
+    stage: Stage,
+    x: Tensor,
+    stats: Tensor,
+    z: Tensor | None,
+    tensors: list[Tensor | None],
+    seeds: Tensor | None,
+    dy: Tensor,
+    needs_x: bool,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of x [N, C0, H, W], if it needs one, and of the `tensors` that do."""
+    spec, ops = stage.spec, stage.ops
+    g = buffer.allocate(x.shape, like=x)
+    correction = torch.zeros_like(stats)
+    gradients: list[Tensor | None] = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if need and tensor is not None else None
+        for tensor, need in zip(tensors, needs, strict=True)
+    ]
+    if spec.consumer is None:
+        g.copy_(dy)
+    else:
+        of_buffer = correction[:, : spec.total] if spec.consumer.batch else None
+        _, _, dgamma, dbeta, dweight = gradients[-5:]
+        dnorm = NormGradient(
+            stats.new_empty(spec.total) if dgamma is None else dgamma,
+            stats.new_empty(spec.total) if dbeta is None else dbeta,
+            of_buffer,
+        )
+        norm, weight = _of_consumer(spec, tensors, stats)
+        if spec.consumer.kind == "head":
+            ops.head_bwd(dy, x, norm, g, dnorm)
+        else:
+            dy = dy.contiguous(memory_format=torch.channels_last)
+            if spec.consumer.kind == "transition":
+                ops.transition_bwd(dy, x, norm, weight, g, dnorm, dweight)
+            else:
+                ops.stem_bwd(dy, x, norm, g, dnorm)
+
+    count = len(spec.layers)
+    lowest = 0 if needs_x else next((i // len(TENSORS) for i, need in enumerate(needs) if need), count)
+    if lowest < count:
+        block = stage.block(tensors, seeds)
+        of_block = gradients[: len(block.tensors)]
+        ops.block_bwd(g, correction, x, stats, z, block, of_block, None, lowest, count, Half.BOTH)
+    if not needs_x:
+        return None, gradients
+    of_x = slice(spec.channels)
+    dx = buffer.dense((x.shape[0], spec.channels, *x.shape[2:]), like=x)
+    ops.bn_bwd_apply(g[:, of_x], x[:, of_x], stats[0, of_x], correction[:, of_x], dx)
+    return dx, gradients

@@ -1,0 +1,149 @@
+"""What a stage is, apart from its tensors: a dense block of any number of layers and then at most one consumer of it.
+
+A spec says how many channels and which mode; the tensors travel beside it in one flat list: `contract.block.TENSORS` of
+each layer in turn, then `CONSUMER_TENSORS`. Where a norm takes statistics of the batch, or has no parameters, and where
+there is no such weight, the list has None.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import torch
+
+from ..contract import accumulator
+from ..contract.block import TENSORS, z_size
+
+CONSUMER_TENSORS = ("mean", "var", "gamma", "beta", "weight")
+_WEIGHTS = ("weight1", "weight2", "weight")
+_STATISTICS = ("mean1", "var1", "mean2", "var2", "mean", "var")
+
+
+class LayerSpec(NamedTuple):
+    width: int  # of the bottleneck, K; 0 without bottleneck
+    growth: int  # channels that the layer adds, G
+    eps1: float
+    eps2: float
+    batch1: bool  # whether norm1 takes statistics of the batch
+    batch2: bool
+    drop_rate: float  # 0 where dropout does not run
+
+
+class ConsumerSpec(NamedTuple):
+    """BN-ReLU and what each kind does with it.
+
+    transition: 2x2 average, conv1x1: [N, C, H, W] -> [N, K, H // 2, W // 2]. The paper pools behind the convolution,
+        which gives the same: both are linear.
+    stem: 3x3 maximum, stride 2: -> [N, C, (H + 1) // 2, (W + 1) // 2]
+    head: average over the image: -> [N, C]
+    """
+
+    kind: Literal["transition", "stem", "head"]
+    outputs: int  # channels of y
+    eps: float
+    batch: bool
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    channels: int  # of the input
+    layers: tuple[LayerSpec, ...]
+    consumer: ConsumerSpec | None = None
+
+    @cached_property
+    def total(self) -> int:
+        """Channels of the buffer."""
+        return self.channels + sum(layer.growth for layer in self.layers)
+
+    @cached_property
+    def statistics(self) -> int:
+        """Columns of `stats` and `correction`: the buffer's channels and the bottlenecks'."""
+        return self.total + sum(layer.width for layer in self.layers)
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        """As `contract.block.NUMBERS`."""
+        return [n for layer in self.layers for n in (layer.eps1, layer.eps2, layer.drop_rate)]
+
+    @cached_property
+    def tracked(self) -> bool:
+        """Whether any norm takes statistics of the batch."""
+        of_layers = any(layer.batch1 or layer.batch2 for layer in self.layers)
+        return of_layers or (self.consumer is not None and self.consumer.batch)
+
+    @cached_property
+    def drops(self) -> bool:
+        return any(layer.drop_rate > 0 for layer in self.layers)
+
+    @cached_property
+    def convolves(self) -> bool:
+        return bool(self.layers) or (self.consumer is not None and self.consumer.kind == "transition")
+
+    def z_size(self, pixels: int) -> int:
+        """Elements of all bottlenecks of N * H * W = `pixels`."""
+        return z_size([layer.width for layer in self.layers], pixels)
+
+    @cached_property
+    def taken(self) -> list[tuple[int, int] | None]:
+        """For every norm in order, the columns of `stats` that it took from the batch; None where it took none."""
+        found: list[tuple[int, int] | None] = []
+        channels, begin = self.channels, self.total
+        for layer in self.layers:
+            found.append((0, channels) if layer.batch1 else None)
+            if layer.width:
+                found.append((begin, begin + layer.width) if layer.batch2 else None)
+            channels, begin = channels + layer.growth, begin + layer.width
+        if self.consumer is not None:
+            found.append((0, channels) if self.consumer.batch else None)
+        return found
+
+    @cached_property
+    def places(self) -> list[str]:
+        """For every norm in order, what it is part of."""
+        found = [f"layer {i + 1}" for i, layer in enumerate(self.layers) for _ in range(2 if layer.width else 1)]
+        return found if self.consumer is None else [*found, f"the {self.consumer.kind}"]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each tensor is called in a refusal."""
+        found = [f"{name} of layer {i + 1}" for i in range(len(self.layers)) for name in TENSORS]
+        if self.consumer is not None:
+            found += [f"{name} of the {self.consumer.kind}" for name in CONSUMER_TENSORS]
+        return found
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """Where weights stand among the tensors."""
+        return [i for i, name in enumerate(self.names) if name.split()[0] in _WEIGHTS]
+
+    @cached_property
+    def given(self) -> list[int]:
+        """Where the tensors have statistics, which are not None where a norm does not take those of the batch."""
+        return [i for i, name in enumerate(self.names) if name.split()[0] in _STATISTICS]
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the tensors, where they are not None."""
+        begins = accumulate((layer.growth for layer in self.layers), initial=self.channels)
+        found: list[tuple[int, ...]] = []
+        for layer, c in zip(self.layers, begins, strict=False):
+            k, g = layer.width, layer.growth
+            weights = ((k, c, 1, 1), (g, k, 3, 3)) if k else ((g, c, 3, 3), ())
+            found += [*[(c,)] * 4, weights[0], *[(k,)] * 4, weights[1]]
+        if self.consumer is not None:
+            found += [*[(self.total,)] * 4, (self.consumer.outputs, self.total, 1, 1)]
+        return found
+
+    def dtypes(self, dtype: torch.dtype) -> list[torch.dtype]:
+        """Of the tensors as operations take them for activations of `dtype`."""
+        if dtype not in self._dtypes:
+            found = [accumulator(dtype)] * len(self.names)
+            for i in self.weights:
+                found[i] = dtype
+            self._dtypes[dtype] = found
+        return self._dtypes[dtype]
+
+    @cached_property
+    def _dtypes(self) -> dict[torch.dtype, list[torch.dtype]]:
+        return {}
