@@ -1,6 +1,6 @@
-// What the operator of each operation takes, from densenet_fast/contract, where all of it is explained. Written by
-// `python -m densenet_fast.contract.cpp`: change the declaration there. A structure is made of the values of a call, from
-// which its members take theirs in order: `BlockFwd{values}`.
+// What the operator of each operation takes, from densenet_fast/contract, where all of it is explained: written by
+// `python -m densenet_fast.contract.cpp`, to be changed there. A structure is made of the values of a call, from which
+// its members take theirs in order: `BlockFwd{values}`.
 #pragma once
 
 #include "stable.h"
@@ -33,6 +33,22 @@ enum LayerNumber : int64_t {
   kDropRate,
   kNumbers,
 };
+
+inline const char* name_of(LayerTensor value) {
+  switch (value) {
+    case kMean1: return "mean1";
+    case kVar1: return "var1";
+    case kGamma1: return "gamma1";
+    case kBeta1: return "beta1";
+    case kWeight1: return "weight1";
+    case kMean2: return "mean2";
+    case kVar2: return "var2";
+    case kGamma2: return "gamma2";
+    case kBeta2: return "beta2";
+    case kWeight2: return "weight2";
+    default: return "";
+  }
+}
 
 constexpr int64_t kAligned = 64;
 

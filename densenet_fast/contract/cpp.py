@@ -38,6 +38,7 @@ def header() -> str:
         ),
         _enumeration("LayerTensor", [*map(_constant, TENSORS), "kTensors"]),
         _enumeration("LayerNumber", [*map(_constant, NUMBERS), "kNumbers"]),
+        _names("LayerTensor", TENSORS),
         f"constexpr int64_t kAligned = {ALIGNED};",
         *(_structure(record.__name__, map(_member, arguments)) for record, arguments in records.items()),
         *map(_operation, DECLARATIONS.values()),
@@ -70,6 +71,12 @@ def _member(argument: Argument) -> str:
 
 def _enumeration(name: str, constants: list[str]) -> str:
     return "\n".join([f"enum {name} : int64_t {{", *(f"  {constant}," for constant in constants), "};"])
+
+
+def _names(enumeration: str, names: Iterable[str]) -> str:
+    cases = (f'    case {_constant(name)}: return "{name}";' for name in names)
+    lines = (f"inline const char* name_of({enumeration} value) {{", "  switch (value) {", *cases)
+    return "\n".join([*lines, '    default: return "";', "  }", "}"])
 
 
 def _constant(name: str | None) -> str:
