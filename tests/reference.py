@@ -1,4 +1,4 @@
-"""The operations of a dense block as PyTorch's own layers and autograd compute them: in float64 the truth, in another
+"""The operations of the contract as PyTorch's own layers and autograd compute them: in float64 the truth, in another
 dtype the error that stock PyTorch makes in it. Statistics are constants to autograd: gradients are those before their
 correction, which follows by the formula of contract/operations.py. test_blocks.py holds all this to training norms."""
 
@@ -151,3 +151,78 @@ def block_bwd(g, correction, x, stats, z, block, gradients, u, begin, end, halve
             dz = corrected(scaled, read, norm.mean, correction[:, layer.of_z])
             v = conv_bwd(dz.contiguous(), run.x.contiguous(), run.norm1, layer.weight1, dweight1)
             g[:, : layer.begin] += norm_bwd(v, run.x.contiguous(), run.norm1, dgamma1, dbeta1, of_x)
+
+
+def channel_stats(x, stats) -> None:
+    stats.copy_(stats_of(x))
+
+
+def bn_bwd_apply(v, x, mean, correction, dx) -> None:
+    dx.copy_(corrected(v, x, mean, correction))
+
+
+def update_running_stats(running_mean, running_var, stats, begins, count, momentum) -> None:
+    for mean, var, begin, share in zip(running_mean, running_var, begins, momentum, strict=True):
+        batch = stats[:, begin : begin + mean.numel()].double()
+        mean.copy_(mean + share * (batch[0] - mean))
+        var.copy_(var + share * (batch[1] * count / (count - 1) - var))
+
+
+def _transition(h: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.avg_pool2d(F.relu(h), 2), weight)
+
+
+def _stem(h: Tensor) -> Tensor:
+    return F.max_pool2d(F.relu(h), 3, 2, 1)
+
+
+def _head(h: Tensor) -> Tensor:
+    return F.relu(h).mean((2, 3))
+
+
+def _fwd(y: Tensor, of: Tensor, stats: Tensor | None) -> None:
+    y.copy_(of)
+    if stats is not None:
+        stats.copy_(stats_of(y))
+
+
+def _bwd(function, dy, x, norm, dx, dnorm, *weights) -> list[Tensor]:
+    """Those of the weights."""
+    x = x.contiguous()
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (normalised(x, norm), *weights)]
+        v, *of_weights = torch.autograd.grad(function(*leaves), leaves, dy.contiguous())
+    dx.copy_(norm_bwd(v, x, norm, *dnorm))
+    return of_weights
+
+
+@torch.no_grad()
+def transition_fwd(x, norm, weight, y, stats) -> None:
+    _fwd(y, _transition(normalised(x.contiguous(), norm), weight), stats)
+
+
+@torch.no_grad()
+def transition_bwd(dy, x, norm, weight, dx, dnorm, dweight) -> None:
+    (of_weight,) = _bwd(_transition, dy, x, norm, dx, dnorm, weight)
+    if dweight is not None:
+        dweight.copy_(of_weight)
+
+
+@torch.no_grad()
+def stem_fwd(x, norm, y, stats) -> None:
+    _fwd(y, _stem(normalised(x.contiguous(), norm)), stats)
+
+
+@torch.no_grad()
+def stem_bwd(dy, x, norm, dx, dnorm) -> None:
+    _bwd(_stem, dy, x, norm, dx, dnorm)
+
+
+@torch.no_grad()
+def head_fwd(x, norm, y) -> None:
+    _fwd(y, _head(normalised(x.contiguous(), norm)), None)
+
+
+@torch.no_grad()
+def head_bwd(dy, x, norm, dx, dnorm) -> None:
+    _bwd(_head, dy, x, norm, dx, dnorm)
