@@ -45,7 +45,8 @@ class Block(NamedTuple):
         """Each layer in turn. total: channels of the buffer; pixels: N * H * W."""
         begin, statistics, z = self.channels, total, 0
         for i in range(len(self.numbers) // len(NUMBERS)):
-            mean1, var1, gamma1, beta1, weight1, mean2, var2, gamma2, beta2, weight2 = self.tensors[10 * i : 10 * i + 10]
+            of_layer = self.tensors[10 * i : 10 * i + 10]
+            mean1, var1, gamma1, beta1, weight1, mean2, var2, gamma2, beta2, weight2 = of_layer
             eps1, eps2, drop_rate = self.numbers[3 * i : 3 * i + 3]
             assert weight1 is not None
             end = begin + (weight1 if weight2 is None else weight2).shape[0]
@@ -70,7 +71,7 @@ class Block(NamedTuple):
 class Layer(NamedTuple):
     """One layer of a block: its tensors, and its places in the memory of the block."""
 
-    index: int
+    number: int  # among the layers, from 0 on
     begin: int  # it reads the channels before `begin`
     end: int  # and writes those from there to `end`
     width: int  # K; 0 without bottleneck

@@ -94,8 +94,8 @@ class Operations(Protocol):
 
         Second half: from the layer's channels of g, corrected by their a and b, u [N, K, H, W], the gradient at norm2's
         output, the correction of z, and norm2's and weight2's gradients. First half: from u, corrected, what norm1
-        adds to g and its correction, and norm1's and weight1's gradients. z None is recomputed. Where the halves are
-        called apart, z and u must be given; u is of one layer and unspecified after its first half.
+        adds to g and its correction, and norm1's and weight1's gradients. z None is recomputed. The halves can
+        be called apart for one layer at a time, with z and u, which its first half leaves unspecified.
         """
 
     def transition_fwd(
