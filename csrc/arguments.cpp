@@ -48,11 +48,13 @@ bool is_activation(bool half, ScalarType dtype) {
 
 }  // namespace
 
-Arguments::Arguments(const char* operation, Place place, const Tensor& x)
-    : operation_(operation), device_(x.device()), dtype_(x.scalar_type()) {
-  if (place.cuda ? !x.is_cuda() : !x.is_cpu()) refuse("device of x", name_of(x), name_of(place.cuda));
+Arguments::Arguments(const char* operation, Place place, const Tensor& x, const char* name)
+    : operation_(operation), name_(name), device_(x.device()), dtype_(x.scalar_type()) {
+  if (place.cuda ? !x.is_cuda() : !x.is_cpu())
+    refuse(std::string("device of ") + name, name_of(x), name_of(place.cuda));
   if (!is_activation(place.half, dtype_))
-    refuse("dtype of x", torch::headeronly::toString(dtype_), place.half ? "Float, Half or BFloat16" : "Float");
+    refuse(std::string("dtype of ") + name, torch::headeronly::toString(dtype_),
+           place.half ? "Float, Half or BFloat16" : "Float");
 }
 
 void Arguments::refuse(const std::string& what, const std::string& got, const std::string& expected) const {
@@ -64,7 +66,7 @@ void Arguments::same_device(const char* name, const Tensor& t) const {
   if (t.device() == device_) return;
   const bool cuda = device_.is_cuda();
   refuse(std::string("device of ") + name, name_of(t),
-         cuda ? "cuda:" + std::to_string(device_.index()) + ", where x is" : name_of(cuda));
+         cuda ? "cuda:" + std::to_string(device_.index()) + ", where " + name_ + " is" : name_of(cuda));
 }
 
 void Arguments::dtype_and_device(const char* name, const Tensor& t, ScalarType dtype) const {
@@ -104,6 +106,27 @@ Shape Arguments::shape(const char* name, const Tensor& t) const {
   return {t.size(0), t.size(2), t.size(3)};
 }
 
+Rows Arguments::line(const char* name, const Tensor& t, int64_t size) const {
+  dtype_and_device(name, t, dtype_);
+  sizes(name, t, {size});
+  contiguous(name, t);
+  return {t.const_data_ptr(), size};
+}
+
+Rows Arguments::matrix(const char* name, const Tensor& t, int64_t M, int64_t C) {
+  dtype_and_device(name, t, dtype_);
+  sizes(name, t, {M, C});
+  if (!t.is_contiguous()) copies_.push_back(torch::stable::contiguous(t));
+  return {(t.is_contiguous() ? t : copies_.back()).const_data_ptr(), C};
+}
+
+Rows Arguments::written_matrix(const char* name, const Tensor& t, int64_t M, int64_t C) const {
+  dtype_and_device(name, t, dtype_);
+  sizes(name, t, {M, C});
+  contiguous(name, t);
+  return {t.mutable_data_ptr(), C};
+}
+
 void Arguments::disjoint(const char* written, Rows w, int64_t w_rows, int64_t w_columns, const char* read, Rows r,
                          int64_t r_rows, int64_t r_columns) const {
   const int64_t size = dtype_ == ScalarType::Float ? 4 : 2;
@@ -131,27 +154,39 @@ float* Arguments::written_vector(const char* name, const Tensor& t, int64_t size
   return t.mutable_data_ptr<float>();
 }
 
-Stats Arguments::written_stats(const MaybeTensor& y_mean, const MaybeTensor& y_var, int64_t C) const {
-  if (!y_mean || !y_var) return {};
-  return {written_vector("y_mean", *y_mean, C), written_vector("y_var", *y_var, C)};
+Arguments::Pair Arguments::pair(const char* name, const Tensor& t, int64_t C) const {
+  dtype_and_device(name, t, ScalarType::Float);
+  sizes(name, t, {2, C});
+  if ((C > 1 && t.stride(1) != 1) || t.stride(0) < C)
+    refuse(std::string("strides of ") + name, text(strides_of(t)) + " for " + text(sizes_of(t)),
+           "two rows of contiguous elements");
+  float* const first = t.mutable_data_ptr<float>();
+  return {first, first + t.stride(0)};
 }
 
-Correction Arguments::correction(const char* prefix, const Tensor& mean, const Tensor& a, const Tensor& b, int64_t C) {
-  const std::string p(prefix);
-  return {vector((p + "mean").c_str(), mean, C), vector((p + "a").c_str(), a, C), vector((p + "b").c_str(), b, C)};
+Stats Arguments::stats(const MaybeTensor& t, int64_t C) const {
+  if (!t) return {};
+  const auto [mean, var] = pair("stats", *t, C);
+  return {mean, var};
 }
 
-NormGradient Arguments::norm_gradient(const Tensor& a, const Tensor& b, int64_t C, bool batch_stats) const {
-  float *a_out = written_vector("a", a, C), *b_out = written_vector("b", b, C);
-  return {nullptr, nullptr, batch_stats ? a_out : nullptr, batch_stats ? b_out : nullptr};
+Correction Arguments::correction(const Tensor& mean, const Tensor& t, int64_t C) {
+  const auto [a, b] = pair("correction", t, C);
+  return {vector("mean", mean, C), a, b};
 }
 
-Norm Arguments::norm(const Tensor& mean, const Tensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
-                     double eps, int64_t C, const char* suffix) {
-  const std::string names[] = {std::string("mean") + suffix, std::string("var") + suffix, std::string("gamma") + suffix,
-                               std::string("beta") + suffix};
-  return {vector(names[0].c_str(), mean, C), vector(names[1].c_str(), var, C), vector(names[2].c_str(), gamma, C),
-          vector(names[3].c_str(), beta, C), eps};
+NormGradient Arguments::norm_gradient(const contract::NormGradient& d, int64_t C) const {
+  const auto [a, b] = d.correction ? pair("correction", *d.correction, C) : Pair{};
+  return {written_vector("dgamma", d.dgamma, C), written_vector("dbeta", d.dbeta, C), a, b};
+}
+
+Norm Arguments::norm(const MaybeTensor& mean, const MaybeTensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
+                     double eps, int64_t C, const char* number, const Stats& batch) {
+  const auto name = [number](const char* of) { return std::string(of) + number; };
+  const bool own = batch.mean == nullptr || mean || var;
+  return {own ? vector(name("mean").c_str(), given(name("mean").c_str(), mean), C) : batch.mean,
+          own ? vector(name("var").c_str(), given(name("var").c_str(), var), C) : batch.var,
+          vector(name("gamma").c_str(), gamma, C), vector(name("beta").c_str(), beta, C), eps};
 }
 
 void Arguments::weight(const char* name, const Tensor& t, int64_t outputs, int64_t C, int64_t kernel) const {
@@ -160,39 +195,40 @@ void Arguments::weight(const char* name, const Tensor& t, int64_t outputs, int64
   not_empty(name, t);
 }
 
-Dropout Arguments::dropout(double drop_rate, const MaybeTensor& seed) const {
-  if (!seed) return {nullptr, 0, 1};
-  dtype_and_device("seed", *seed, ScalarType::Long);
-  if (seed->numel() != 1) refuse("sizes of seed", text(sizes_of(*seed)), "a scalar");
+const int64_t* Arguments::seeds(const MaybeTensor& t, int64_t count) {
+  if (!t) return nullptr;
+  dtype_and_device("seeds", *t, ScalarType::Long);
+  sizes("seeds", *t, {count});
+  if (t->is_contiguous()) return t->const_data_ptr<int64_t>();
+  copies_.push_back(torch::stable::contiguous(*t));
+  return copies_.back().const_data_ptr<int64_t>();
+}
+
+Dropout Arguments::dropout(double drop_rate, const int64_t* seed) const {
+  if (seed == nullptr || drop_rate == 0) return {nullptr, 0, 1};
   if (!(drop_rate >= 0 && drop_rate <= 1)) refuse("drop_rate", std::to_string(drop_rate), "a number between 0 and 1");
   const auto threshold = static_cast<uint32_t>(std::nearbyint(drop_rate * (1 << 24)));
   const float kept = 1.f / static_cast<float>(drop_rate < 1 ? 1 - drop_rate : 1);
-  return {seed->const_data_ptr<int64_t>(), threshold, kept};
+  return {seed, threshold, kept};
 }
 
-Rows Arguments::matrix(const char* name, const Tensor& t, int64_t M, int64_t C) {
-  dtype_and_device(name, t, dtype_);
-  sizes(name, t, {M, C});
-  if (!t.is_contiguous()) copies_.push_back(torch::stable::contiguous(t));
-  return {(t.is_contiguous() ? t : copies_.back()).const_data_ptr(), C};
+const Tensor& Arguments::given(const char* name, const MaybeTensor& t) const {
+  if (!t) refuse(name, "None", "a tensor");
+  return *t;
 }
 
-Tensor Arguments::new_vector(int64_t size) const {
-  return torch::stable::empty({size}, ScalarType::Float, std::nullopt, device_);
+void Arguments::contiguous(const char* name, const Tensor& t) const {
+  if (!t.is_contiguous()) refuse(std::string("memory of ") + name, "a strided tensor", "a contiguous one");
 }
 
-Tensor Arguments::new_image(int64_t N, int64_t C, int64_t H, int64_t W) const {
-  return torch::stable::empty({N, C, H, W}, dtype_, std::nullopt, device_, std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
+float* Arguments::new_vector(int64_t size) {
+  copies_.push_back(torch::stable::empty({size}, ScalarType::Float, std::nullopt, device_));
+  return copies_.back().mutable_data_ptr<float>();
 }
 
-Tensor Arguments::new_matrix(int64_t M, int64_t C) const {
-  return torch::stable::empty({M, C}, dtype_, std::nullopt, device_);
-}
-
-Tensor Arguments::new_weight(const Tensor& like, bool wanted) const {
-  if (!wanted) return torch::stable::empty({0}, dtype_, std::nullopt, device_);
-  return torch::stable::empty({like.size(0), like.size(1), like.size(2), like.size(3)}, dtype_, std::nullopt, device_);
+Rows Arguments::new_matrix(int64_t M, int64_t C) {
+  copies_.push_back(torch::stable::empty({M, C}, dtype_, std::nullopt, device_));
+  return {copies_.back().mutable_data_ptr(), C};
 }
 
 }  // namespace densenet_fast

@@ -1,41 +1,39 @@
-// Entries of densenet_fast/ops/batch_norm.py. Those that touch only vectors are computed here.
-#include "arguments.h"
+// Entries of what norms need beside their convolutions. Those that touch only vectors are computed here.
+#include "entry.h"
 
 namespace densenet_fast {
 namespace {
 
 template <class Device>
-std::tuple<Tensor, Tensor> channel_stats(const Tensor& x) {
-  Arguments check("channel_stats", Device::kPlace, x);
-  const Shape shape = check.shape("x", x);
+void channel_stats(const contract::ChannelStats& a) {
+  Arguments check(a.kName, Device::kPlace, a.x);
+  const Shape shape = check.shape("x", a.x);
   typename Device::ChannelStats op{};
   op.M = shape.rows();
-  op.C = x.size(1);
-  op.x = check.image("x", x, shape, op.C);
+  op.C = a.x.size(1);
+  op.x = check.image("x", a.x, shape, op.C);
+  op.stats = check.stats(a.stats, op.C);
 
-  const VectorPair stats(check, op.C);
-  op.stats = stats.stats();
   typename Device::Context context(check);
   Device::kernels().channel_stats(op, context);
-  return {stats.first, stats.second};
 }
 
 template <class Device>
-Tensor bn_bwd_apply(const Tensor& v, const Tensor& x, const Tensor& mean, const Tensor& a, const Tensor& b) {
-  Arguments check("bn_bwd_apply", Device::kPlace, x);
-  const Shape shape = check.shape("x", x);
+void bn_bwd_apply(const contract::BnBwdApply& a) {
+  Arguments check(a.kName, Device::kPlace, a.x);
+  const Shape shape = check.shape("x", a.x);
   typename Device::BnBwdApply op{};
   op.M = shape.rows();
-  op.C = x.size(1);
-  op.x = check.image("x", x, shape, op.C);
-  op.v = check.image("v", v, shape, op.C);
-  op.correction = check.correction("", mean, a, b, op.C);
+  op.C = a.x.size(1);
+  op.x = check.image("x", a.x, shape, op.C);
+  op.v = check.image("v", a.v, shape, op.C);
+  op.correction = check.correction(a.mean, a.correction, op.C);
+  op.dx = check.image("dx", a.dx, shape, op.C);
+  check.disjoint("dx", op.dx, op.M, op.C, "x", op.x, op.M, op.C);
+  check.disjoint("dx", op.dx, op.M, op.C, "v", op.v, op.M, op.C);
 
-  const Tensor dx = check.new_image(shape.N, op.C, shape.H, shape.W);
-  op.dx = check.image("dx", dx, shape, op.C);
   typename Device::Context context(check);
   Device::kernels().bn_bwd_apply(op, context);
-  return dx;
 }
 
 // running += momentum * (batch - running) for one norm; running may have another dtype than the batch's statistics.
@@ -61,7 +59,7 @@ void update_any(const Tensor& running, const float* batch, double momentum, doub
 }
 
 struct NormUpdate {
-  Tensor running_mean, running_var;
+  const Tensor &running_mean, &running_var;
   const float *mean, *var;  // [C]
   double momentum, unbias;  // unbias = count / (count - 1)
 };
@@ -105,31 +103,35 @@ void check_running(const Arguments& check, const char* name, const Tensor& t, in
 }
 
 template <class Device>
-void update_running_stats(std::vector<Tensor> running_mean, std::vector<Tensor> running_var, std::vector<Tensor> mean,
-                          std::vector<Tensor> var, std::vector<int64_t> count, std::vector<double> momentum) {
-  if (mean.empty()) return;
-  Arguments check("update_running_stats", Device::kPlace, mean[0]);
-  const size_t norms = running_mean.size();
-  for (size_t size : {running_var.size(), mean.size(), var.size(), count.size(), momentum.size()})
+void update_running_stats(const contract::UpdateRunningStats& a) {
+  Arguments check(a.kName, Device::kPlace, a.stats, "stats");
+  const size_t norms = a.running_mean.size();
+  for (size_t size : {a.running_var.size(), a.begins.size(), a.momentum.size()})
     if (size != norms) check.refuse("length of a list", std::to_string(size), std::to_string(norms));
+  check.sizes("stats", a.stats, {2, -1});
+  const int64_t S = a.stats.size(1);
+  const Stats stats = check.stats(a.stats, S);
+  if (a.count < 2) check.refuse("count", std::to_string(a.count), "at least 2");
+  const double unbias = static_cast<double>(a.count) / static_cast<double>(a.count - 1);
   std::vector<NormUpdate> updates;
   for (size_t i = 0; i < norms; i++) {
-    const int64_t C = running_mean[i].numel();
-    check_running(check, "running_mean", running_mean[i], C);
-    check_running(check, "running_var", running_var[i], C);
-    if (count[i] < 2) check.refuse("count", std::to_string(count[i]), "at least 2");
-    const double n = static_cast<double>(count[i]);
-    updates.push_back({running_mean[i], running_var[i], check.vector("mean", mean[i], C),
-                       check.vector("var", var[i], C), momentum[i], n / (n - 1)});
+    const int64_t C = a.running_mean[i].numel(), begin = a.begins[i];
+    check_running(check, "running_mean", a.running_mean[i], C);
+    check_running(check, "running_var", a.running_var[i], C);
+    if (begin < 0 || begin > S - C)
+      check.refuse("begins", std::to_string(begin) + " for " + std::to_string(C) + " channels",
+                   "columns of stats, which has " + std::to_string(S));
+    updates.push_back(
+        {a.running_mean[i], a.running_var[i], stats.mean + begin, stats.var + begin, a.momentum[i], unbias});
   }
-  update_running_stats_on(Device(), check, updates);
+  if (!updates.empty()) update_running_stats_on(Device(), check, updates);
 }
 
 template <class Device>
 void entries(Library& m) {
-  m.impl("channel_stats.native", TORCH_BOX(&channel_stats<Device>));
-  m.impl("bn_bwd_apply.native", TORCH_BOX(&bn_bwd_apply<Device>));
-  m.impl("update_running_stats.native", TORCH_BOX(&update_running_stats<Device>));
+  implement<&channel_stats<Device>>(m);
+  implement<&bn_bwd_apply<Device>>(m);
+  implement<&update_running_stats<Device>>(m);
 }
 
 DENSENET_FAST_REGISTER(entries)

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "arguments.h"
+#include "devices.h"
 
 // Of libtorch_cuda, by way of libtorch: the library loads, and its CPU kernels run, where PyTorch comes without it.
 #pragma weak aoti_torch_get_current_cuda_stream
@@ -90,11 +90,6 @@ CudaDevice::Context::Context(const Arguments& check) : state_(new State(check)) 
 CudaDevice::Context::~Context() { delete state_; }
 
 CudaDevice::Context::operator const cuda::Launch&() const { return state_->launch; }
-
-CudaDevice::Matrix CudaDevice::Context::matrix(int64_t M, int64_t C) {
-  const int64_t stride = (C + 7) / 8 * 8;
-  return {state_->workspace.bytes(M * stride * state_->launch.element_size()), stride};
-}
 
 void CudaDevice::Context::release() { state_->workspace.release(); }
 

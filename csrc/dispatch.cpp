@@ -5,7 +5,7 @@
 #include <thread>
 #include <utility>
 
-#include "arguments.h"
+#include "devices.h"
 
 namespace densenet_fast {
 

@@ -1,0 +1,51 @@
+// The devices: their operations, their kernels, and the context of one call.
+#pragma once
+
+#include "arguments.h"
+#include "cpu/kernels.h"
+#ifdef DENSENET_FAST_CUDA
+#include "cuda/kernels.h"
+#endif
+
+namespace densenet_fast {
+
+struct CpuDevice : cpu::Cpu {
+  static constexpr Place kPlace{false, false};
+  static const Kernels& kernels();  // of the instruction set in use
+
+  // Memory from PyTorch's allocator.
+  class Context final : public cpu::Workspace {
+   public:
+    explicit Context(const Arguments&);
+    ~Context();
+    float* floats(int64_t count) override;
+    void release();  // all memory, when the kernels that used it have run
+
+   private:
+    struct Blocks;
+    Blocks* blocks_;
+  };
+};
+
+#ifdef DENSENET_FAST_CUDA
+struct CudaDevice : cuda::Cuda {
+  static constexpr Place kPlace{true, true};
+  static const Kernels& kernels();
+  static void update_running_stats(const std::vector<cuda::RunningStats>& norms, const cuda::Launch& launch);
+
+  // The tensors' device made current, PyTorch's stream on it, and memory from its allocator.
+  class Context {
+   public:
+    explicit Context(const Arguments& check);
+    ~Context();
+    operator const cuda::Launch&() const;
+    void release();  // all memory to the launches that follow
+
+   private:
+    struct State;
+    State* state_;
+  };
+};
+#endif
+
+}  // namespace densenet_fast
