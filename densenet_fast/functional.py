@@ -193,9 +193,7 @@ def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None) -> 
 
 def _vectors(norm: Norm, place: str) -> list[Tensor | None]:
     if (norm.mean is None) != (norm.var is None):
-        raise ValueError(
-            f"half of the statistics: got mean or var alone in {place}, expected both, or None for both"
-        )
+        raise ValueError(f"half of the statistics: got mean or var alone in {place}, expected both, or None for both")
     return [norm.mean, norm.var, norm.gamma, norm.beta]
 
 

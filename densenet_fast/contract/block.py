@@ -1,13 +1,13 @@
 """A dense block as the block operations take it: its layers in flat lists, their results in memory that they share.
 
-    tensors     ten for each layer, `TENSORS`: norm1's mean and var (None for the batch's), gamma, beta; weight1; the
-                same of norm2 and weight2, all None in a layer without bottleneck
-    numbers     three for each layer, `NUMBERS`: norm1's eps, norm2's eps, the probability of dropout
-    gradients   as `tensors`: where the gradient of each is written, or None
-    stats       [2, S]: mean and biased variance of the buffer's channels, then of each bottleneck's in turn
-    correction  [2, S]: a and b of the same channels
-    z           [Z]: one bottleneck [N, K, H, W] behind the other, each in dense NHWC memory from a multiple of `ALIGNED`
-                elements on
+tensors     ten for each layer, `TENSORS`: norm1's mean and var (None for the batch's), gamma, beta; weight1; the
+            same of norm2 and weight2, all None in a layer without bottleneck
+numbers     three for each layer, `NUMBERS`: norm1's eps, norm2's eps, the probability of dropout
+gradients   as `tensors`: where the gradient of each is written, or None
+stats       [2, S]: mean and biased variance of the buffer's channels, then of each bottleneck's in turn
+correction  [2, S]: a and b of the same channels
+z           [Z]: one bottleneck [N, K, H, W] behind the other, each in dense NHWC memory from a multiple of `ALIGNED`
+            elements on
 """
 
 from collections.abc import Iterator, Sequence

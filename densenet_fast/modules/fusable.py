@@ -3,7 +3,6 @@
 import warnings
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 from typing_extensions import Self
 

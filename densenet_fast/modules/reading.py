@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..stage import StageSpec
 
-# Whatever `eligibility` or a reading looks at. Buffers, parameters and children are looked up in their dictionaries, ten
-# times as fast as attributes; a parameter may be parametrized, which only the attribute knows.
+# Whatever `eligibility` or a reading looks at. Buffers, parameters and children are looked up in their dictionaries,
+# ten times as fast as attributes; a parameter may be parametrized, which only the attribute knows.
 _ATTRIBUTES = (
     "forward",
     "training",

@@ -44,7 +44,8 @@ def run_stage(
     following: "DenseBlock | None" = None,
     layout: torch.memory_format = torch.channels_last,
 ) -> stage.Result:
-    """`block`, which must be able to run fused, and `consumer` as one stage, its batch statistics reported to `updates`.
+    """`block`, which must be able to run fused, and `consumer` as one stage, its batch statistics reported to
+    `updates`.
 
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
     see, in the memory format `layout`.
