@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CPP := $(wildcard $(foreach suffix,c cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix)))
+CPP := $(wildcard $(foreach suffix,c cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix) tools/*/*/*.$(suffix)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format demo bench report gpu-bundle docs build test-wheel clean
@@ -63,7 +63,7 @@ WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/test_readme.py 
 test-wheel: ## run the tests on the wheel of `make build`, the source tree hidden
 	rm -rf $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) dist/*.whl
-	cp -r tests benchmarks pyproject.toml $(WHEEL)
+	cp -r tests tools benchmarks pyproject.toml $(WHEEL)
 	cd $(WHEEL) && PYTHON=$$OLDPWD/$(BIN)/python && \
 	$$PYTHON -c "import densenet_fast; assert '$(WHEEL)' in densenet_fast.__file__, densenet_fast.__file__" && \
 	$$PYTHON -m pytest $(WHEEL_TESTS)

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from densenet_fast.ops.traffic import Traffic, role, traffic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densenet_fast import backends, ops
-from densenet_fast.ops.traffic import Traffic, role, traffic
 
 from .compare import Workload, build
 from .memory import mean_square

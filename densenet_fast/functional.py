@@ -143,11 +143,13 @@ def dense_stage(
     stage.check_image(x)
     spec = _spec(x.shape[1], layers, consumer)
     tensors: list[Tensor | None] = []
-    for layer in layers:
-        tensors += [*_vectors(layer.norm1), layer.weight1]
-        tensors += [*_vectors(layer.norm2), layer.weight2] if isinstance(layer, Bottleneck) else [None] * 5
+    for i, layer in enumerate(layers):
+        place = f"layer {i + 1}"
+        tensors += [*_vectors(layer.norm1, place), layer.weight1]
+        tensors += [*_vectors(layer.norm2, place), layer.weight2] if isinstance(layer, Bottleneck) else [None] * 5
     if consumer is not None:
-        tensors += [*_vectors(consumer.norm), consumer.weight if isinstance(consumer, Transition) else None]
+        tensors += _vectors(consumer.norm, f"the {type(consumer).__name__.lower()}")
+        tensors.append(consumer.weight if isinstance(consumer, Transition) else None)
     result = stage.run(
         spec,
         x,
@@ -189,9 +191,9 @@ def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None) -> 
     return StageSpec(channels, tuple(found), ConsumerSpec(kind, total, *of_norm))  # type: ignore[arg-type]
 
 
-def _vectors(norm: Norm) -> list[Tensor | None]:
+def _vectors(norm: Norm, place: str) -> list[Tensor | None]:
     if (norm.mean is None) != (norm.var is None):
-        raise ValueError("half of the statistics: got mean or var alone in a norm, expected both, or None for both")
+        raise ValueError(f"half of the statistics: got mean or var alone in {place}, expected both, or None for both")
     return [norm.mean, norm.var, norm.gamma, norm.beta]
 
 

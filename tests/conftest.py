@@ -9,6 +9,10 @@ Without a GPU, Triton's kernels are interpreted. Triton decides that when it is 
 import os
 from importlib.util import find_spec
 
+# Read when torch loads OpenMP: a thread that waits for others sleeps. Spinning, two processes on two cores are seven
+# times slower than one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

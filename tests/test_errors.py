@@ -113,7 +113,7 @@ def test_parts_called_by_hand_check_their_input():
 
 def test_functional_checks_every_step():
     steps = make_stage(6, (4, 4), "transition", dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"channels: got 5 at gamma of layer 1, expected 6"):
+    with pytest.raises(ValueError, match=r"channels: got 5 at gamma1 of layer 1, expected 6"):
         dense_stage(torch.zeros(2, 5, 4, 4), *steps)
     with pytest.raises(ValueError, match=r"channels: got 14 at gamma of the head, expected 9"):
         dense_stage(torch.zeros(2, 6, 4, 4), steps[0], Head(make_norm(9, torch.float32)))

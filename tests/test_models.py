@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 import torchvision.models as stock
+from densenet_fast.buffer import Buffer
 
 import densenet_fast
 from densenet_fast import DenseNet
-from densenet_fast.buffer import Buffer
 from densenet_fast.torchvision import DenseNet as FastTorchvision
 
 from .oracle import away_from_start, error

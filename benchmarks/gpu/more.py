@@ -19,7 +19,7 @@ from .runner import Facts, Job, Run, work_through
 from .settings import BUILD, Settings
 
 TREE = BUILD / "tree"
-TOPS = ("densenet_fast", "benchmarks", "tests", "csrc", "docs", "README.md", "pyproject.toml", "setup.py")
+TOPS = ("densenet_fast", "benchmarks", "tests", "tools", "csrc", "docs", "README.md", "pyproject.toml", "setup.py")
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 # By name, and for some what a rehearsal runs instead.

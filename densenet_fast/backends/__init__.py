@@ -1,7 +1,7 @@
 """Which backends exist, which can run, and which `auto` takes.
 
-A backend is a module of this package that implements every operation of `densenet_fast/contract`; it is imported when it is
-first asked for. Beside the backends, "plain" runs a model's own layers under ordinary autograd.
+A backend is a module of this package that implements every operation of `densenet_fast/contract`; it is imported when
+it is first asked for. Beside the backends, "plain" runs a model's own layers under ordinary autograd.
 """
 
 import os

@@ -1,13 +1,13 @@
 """A dense block as the block operations take it: its layers in flat lists, their results in memory that they share.
 
-    tensors     ten for each layer, `TENSORS`: norm1's mean and var (None for the batch's), gamma, beta; weight1; the
-                same of norm2 and weight2, all None in a layer without bottleneck
-    numbers     three for each layer, `NUMBERS`: norm1's eps, norm2's eps, the probability of dropout
-    gradients   as `tensors`: where the gradient of each is written, or None
-    stats       [2, S]: mean and biased variance of the buffer's channels, then of each bottleneck's in turn
-    correction  [2, S]: a and b of the same channels
-    z           [Z]: one bottleneck [N, K, H, W] behind the other, each in dense NHWC memory from a multiple of `ALIGNED`
-                elements on
+tensors     ten for each layer, `TENSORS`: norm1's mean and var (None for the batch's), gamma, beta; weight1; the
+            same of norm2 and weight2, all None in a layer without bottleneck
+numbers     three for each layer, `NUMBERS`: norm1's eps, norm2's eps, the probability of dropout
+gradients   as `tensors`: where the gradient of each is written, or None
+stats       [2, S]: mean and biased variance of the buffer's channels, then of each bottleneck's in turn
+correction  [2, S]: a and b of the same channels
+z           [Z]: one bottleneck [N, K, H, W] behind the other, each in dense NHWC memory from a multiple of `ALIGNED`
+            elements on
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,8 @@ class Block(NamedTuple):
         """Each layer in turn. total: channels of the buffer; pixels: N * H * W."""
         begin, statistics, z = self.channels, total, 0
         for i in range(len(self.numbers) // len(NUMBERS)):
-            mean1, var1, gamma1, beta1, weight1, mean2, var2, gamma2, beta2, weight2 = self.tensors[10 * i : 10 * i + 10]
+            of_layer = self.tensors[10 * i : 10 * i + 10]
+            mean1, var1, gamma1, beta1, weight1, mean2, var2, gamma2, beta2, weight2 = of_layer
             eps1, eps2, drop_rate = self.numbers[3 * i : 3 * i + 3]
             assert weight1 is not None
             end = begin + (weight1 if weight2 is None else weight2).shape[0]
@@ -70,7 +71,7 @@ class Block(NamedTuple):
 class Layer(NamedTuple):
     """One layer of a block: its tensors, and its places in the memory of the block."""
 
-    index: int
+    number: int  # among the layers, from 0 on
     begin: int  # it reads the channels before `begin`
     end: int  # and writes those from there to `end`
     width: int  # K; 0 without bottleneck

@@ -111,5 +111,7 @@ def _schema_type(hint: Any) -> str:
 
 
 DECLARATIONS = {
-    name: _declaration(name) for name in vars(Operations) if inspect.isfunction(vars(Operations)[name]) and name[0] != "_"
+    name: _declaration(name)
+    for name in vars(Operations)
+    if inspect.isfunction(vars(Operations)[name]) and name[0] != "_"
 }

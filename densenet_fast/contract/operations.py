@@ -6,12 +6,12 @@ the function of that name and with these arguments. Records are spelled out in t
 Conventions:
 - Activations are `[N, C, H, W]` tensors whose memory is NHWC: stride 1 along C, any row stride (channel slices of a
   dense block's buffer). Weights are PyTorch's, in the activations' dtype.
-- Vectors and sums are in the accumulator dtype (float64 for float64, else float32). `stats` is a pair [2, C] of mean and
-  biased variance, `correction` a pair [2, C] of a and b; the two rows may lie apart.
+- Vectors and sums are in the accumulator dtype (float64 for float64, else float32). `stats` is a pair [2, C] of mean
+  and biased variance, `correction` a pair [2, C] of a and b; the two rows may lie apart.
 - An operation allocates no result: it writes where it is told to, and what is written shares no memory with any other
   argument. What may be None is not wanted.
-- A backward operation ends with its norm's own gradient (docs/internals/algorithm.md). With v the gradient at the norm's
-  output, sum_v = sum(v), sum_vx = sum(v * (x - mean)), scale = gamma * rstd and count = N * H * W:
+- A backward operation ends with its norm's own gradient (docs/internals/algorithm.md). With v the gradient at the
+  norm's output, sum_v = sum(v), sum_vx = sum(v * (x - mean)), scale = gamma * rstd and count = N * H * W:
     dgamma = sum_vx * rstd,  dbeta = sum_v,  dx = scale * v - a - b * (x - mean),
   where a += scale * dbeta / count and b += scale * rstd * dgamma / count. They are added to, because layers that
   normalise the same channel share one correction.
@@ -94,8 +94,8 @@ class Operations(Protocol):
 
         Second half: from the layer's channels of g, corrected by their a and b, u [N, K, H, W], the gradient at norm2's
         output, the correction of z, and norm2's and weight2's gradients. First half: from u, corrected, what norm1
-        adds to g and its correction, and norm1's and weight1's gradients. z None is recomputed. Where the halves are
-        called apart, z and u must be given; u is of one layer and unspecified after its first half.
+        adds to g and its correction, and norm1's and weight1's gradients. z None is recomputed. The halves can
+        be called apart for one layer at a time, with z and u, which its first half leaves unspecified.
         """
 
     def transition_fwd(

@@ -10,7 +10,7 @@ from ..stage.buffer import memory_format
 from .eligibility import why_not
 from .fusable import Fusable
 from .layer import DenseLayer
-from .reading import Reading, State
+from .reading import Reading
 from .running_stats import Transaction
 from .staging import run_stage
 
@@ -58,9 +58,9 @@ class DenseBlock(Fusable, nn.ModuleDict):
         self.efficient = efficient
         return self
 
-    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
-        return run_stage(x, updates, self, None, backend=self.backend, layout=memory_format(x)).y
+        return run_stage(x, updates, reading, None, backend=self.backend, layout=memory_format(x)).y
 
     def plain(self, x: Tensor) -> Tensor:
         features = [x]
@@ -71,10 +71,10 @@ class DenseBlock(Fusable, nn.ModuleDict):
     def layers(self) -> list[DenseLayer]:
         return cast(list[DenseLayer], list(self.values()))
 
-    def read(self, state: State) -> Reading:
+    def read(self) -> Reading:
         why = self._why_plain()
         layers = self.layers() if why is None else []
-        return Reading(state, why, layers, [norm for layer in layers for norm in layer.norms], {})
+        return Reading(self, why, layers, [norm for layer in layers for norm in layer.norms], {})
 
     def _why_plain(self) -> str | None:
         for name, layer in self.items():

@@ -3,18 +3,17 @@
 import warnings
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from .. import backends
 from ..uncompiled import uncompiled
 from .eligibility import is_traced, why_not_now
-from .reading import Readable
+from .reading import Readable, Reading
 from .running_stats import Transaction, transaction
 
 
-class Fusable(Readable):
+class Fusable(Readable[Reading]):
     """What blocks and transitions share: a backend, a fused run, and plain layers with one warning for each reason."""
 
     backend: str
@@ -42,16 +41,18 @@ class Fusable(Readable):
     @uncompiled
     def _run(self, x: Tensor) -> Tensor:
         with transaction(self) as updates:
-            if self.runs_plain(x):
+            reading = None if x.shape[:1] == (0,) else self.fusable()
+            if reading is None:
                 updates.guard(self)
                 return self.plain(x)
-            return self.fused(x, updates)
+            return self.fused(x, reading, updates)
 
-    def runs_plain(self, x: Tensor) -> bool:
-        """Whether to run the plain layers; warns, once for each reason, unless they were asked for."""
-        if self.backend == "plain" or x.shape[:1] == (0,):
-            return True
-        reason = why_not_now() or self.reading().why_plain
+    def fusable(self) -> Reading | None:
+        """The module's reading if it runs fused; if not, warns, once for each reason, unless that was asked for."""
+        if self.backend == "plain":
+            return None
+        reading = self.reading()
+        reason = why_not_now() or reading.why_plain
         if reason is not None and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(
@@ -59,12 +60,12 @@ class Fusable(Readable):
                 "set_backend('plain') silences this",
                 stacklevel=2,
             )
-        return reason is not None
+        return reading if reason is None else None
 
     @abstractmethod
     def plain(self, x: Tensor) -> Tensor:
         """The layers one by one under ordinary autograd."""
 
     @abstractmethod
-    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """The layers as one stage; what their norms took from the batch goes to `updates`."""

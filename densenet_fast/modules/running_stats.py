@@ -47,20 +47,27 @@ class Transaction:
 
         Raises:
             ValueError: a norm is one of another number of channels, which no weight of it has told before.
+            RuntimeError: its running statistics are on another device.
         """
         moving: list[nn.BatchNorm2d] = []
         begins: list[int] = []
         for norm, columns in zip(norms, taken, strict=True):
             if columns is None or not (norm.training and norm.track_running_stats):
                 continue
-            running = norm._buffers["running_mean"]  # found ten times as fast as attributes
-            if running is None:
+            buffers, (begin, end) = norm._buffers, columns  # found ten times as fast as attributes
+            running = buffers["running_mean"], buffers["running_var"]
+            if running[0] is None or running[1] is None:
                 continue
-            begin, end = columns
-            if running.shape[0] != end - begin:
-                raise ValueError(
-                    f"wrong number of channels: got {end - begin} at a BatchNorm2d, expected {norm.num_features}"
-                )
+            for each in running:
+                if each.shape[0] != end - begin:
+                    raise ValueError(
+                        f"wrong number of channels: got {end - begin} at a BatchNorm2d, expected {norm.num_features}"
+                    )
+                if each.device != stats.device:
+                    raise RuntimeError(
+                        f"wrong device: got running statistics on {each.device}, expected {stats.device}, where the "
+                        "activations are"
+                    )
             moving.append(norm)
             begins.append(begin)
         if moving:

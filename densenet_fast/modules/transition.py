@@ -8,7 +8,7 @@ from ..stage.buffer import convolved_format, memory_format
 from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts, why_not_pool
 from .fusable import Fusable
 from .layer import check_counts
-from .reading import Reading, State, weight_of
+from .reading import Reading, weight_of
 from .running_stats import Transaction
 from .staging import Consumer, run_stage
 
@@ -50,19 +50,20 @@ class Transition(Fusable, nn.Sequential):
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
         self.pool = nn.AvgPool2d(2, 2)
 
-    def fused(self, x: Tensor, updates: Transaction) -> Tensor:
+    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
-        layout = convolved_format(memory_format(x), weight_of(self.conv))
-        return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=layout).y
+        consumer = self.consumer()
+        layout = convolved_format(memory_format(x), consumer.weight)
+        return run_stage(x, updates, None, consumer, backend=self.backend, layout=layout).y
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)
 
-    def read(self, state: State) -> Reading:
+    def read(self) -> Reading:
         why = why_not_parts(self, _PARTS)
         if [name for name, _ in self.named_children()] != ["norm", "relu", "conv", "pool"]:
             why = "its children are not norm, relu, conv, pool"
-        return Reading(state, why, [], [], {})
+        return Reading(self, why, [], [], {})
 
     def consumer(self) -> Consumer:
-        return Consumer("transition", self.norm, self.conv)
+        return Consumer("transition", self.norm, weight_of(self.conv))

@@ -1,8 +1,9 @@
 """The trunk of a DenseNet: an nn.Sequential that runs neighbours fused when nobody watches the tensor between them."""
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +15,14 @@ from ..uncompiled import uncompiled
 from .block import DenseBlock
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .fusable import Fusable
+from .reading import Readable, Reading
 from .running_stats import Transaction, transaction
 from .staging import Consumer, run_stage
 from .transition import Transition
 from .validation import check_input
 
-_Module = TypeVar("_Module", bound=Fusable)
 
-
-class Trunk(nn.Sequential):
+class Trunk(Readable["_TrunkReading"], nn.Sequential):
     """torchvision's `features`: conv0 [norm0 relu0 pool0] denseblock1 transition1 ... denseblockB norm.
 
     A block and the transition behind it run as one stage, and so do norm0, relu0 and pool0, and in `pooled` the last
@@ -59,85 +59,99 @@ class Trunk(nn.Sequential):
 
     def _is_plain(self, x: Tensor) -> bool:
         """Whether to leave everything to the children, who know how to run plain."""
-        return self.backend == "plain" or is_traced(x) or why_not_now() is not None
+        return self.backend == "plain" or is_traced(x) or x.shape[:1] == (0,) or why_not_now() is not None
 
     @uncompiled
     def _run(self, x: Tensor, pooled: bool) -> Tensor:
-        check_input(self, x)
+        reading = self.reading()
+        check_input(self, x, reading.passed)
         with transaction(self) as updates:
-            y, is_pooled = self._run_children(x, updates, pooled)
+            y, is_pooled = self._run_steps(x, reading.steps[pooled], updates, pooled)
         return relu_pool(y, self, *list(self.children())[-1:]) if pooled and not is_pooled else y
 
-    def _run_children(self, x: Tensor, updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
+    def _run_steps(self, x: Tensor, steps: "list[_Step]", updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
         """The last output, and whether the head has already pooled it."""
         layout = memory_format(x)  # in which others see what stages return, as PyTorch's layers would return it
         stats: Tensor | None = None  # of x, where its producer has them
         extend = False  # whether x is the head of the buffer of the stage to come
-        steps = self._steps(x, pooled)
-        for step, next_step in zip(steps, [*steps[1:], None], strict=True):
-            if isinstance(step, nn.Module):
-                updates.guard(step)
-                if isinstance(next_step, _Fused) and _is_seen_by_a_stage_alone(step, x):
-                    layout = convolved_format(layout, step.weight)
-                    x = step(x.contiguous(memory_format=torch.channels_last))
-                else:
-                    x = step(x)
-                    layout = memory_format(x)
-                stats, extend = None, False
+        waiting = deque(steps)
+        while waiting:
+            step = waiting.popleft()
+            next_block = waiting[0].block if waiting else None
+            if step.called is not None:
+                module, stats, extend = step.called, None, False
+                updates.guard(module)
+                if waiting and waiting[0].called is None and _is_seen_by_a_stage_alone(module, x):
+                    layout = convolved_format(layout, module.weight)
+                    x = module(x.contiguous(memory_format=torch.channels_last))
+                    continue
+                x = module(x)
+                layout = memory_format(x)
+                if why_not(module, nn.Conv2d) is not None:  # it may have changed those behind it
+                    waiting = deque(self._steps(step.behind, pooled))
                 continue
-            block, consumer = step
-            following = next_step.block if isinstance(next_step, _Fused) and consumer is not None else None
-            if consumer is not None and consumer.kind == "transition":
-                layout = convolved_format(layout, consumer.conv.weight)
+            consumer = None if step.consumer is None else step.consumer()
+            following = next_block if consumer is not None else None
+            if consumer is not None and consumer.weight is not None:
+                layout = convolved_format(layout, consumer.weight)
             x, stats, _ = run_stage(
                 x,
                 updates,
-                block,
+                step.block,
                 consumer,
-                backend=self.backend if block is None else block.backend,
+                backend=self.backend if step.block is None else step.block.module.backend,
                 x_stats=stats,
                 extend=extend,
                 following=following,
                 layout=layout,
             )
             extend = following is not None
-        last = steps[-1] if steps else None
-        return x, isinstance(last, _Fused) and last.consumer is not None and last.consumer.kind == "head"
+            if consumer is not None and consumer.kind == "head":
+                return x, True
+        return x, False
 
-    def _steps(self, x: Tensor, pooled: bool) -> "list[nn.Module | _Fused]":
-        """What to run in turn: stages, and modules to be called; warns where a block's layers forbid a stage."""
-        waiting = deque(self.children())
-        found: list[nn.Module | _Fused] = []
-        while waiting:
-            if (block := _fused(waiting[0], DenseBlock, x)) is not None:
-                waiting.popleft()
-                found.append(_Fused(block, self._consumer(waiting, x, pooled)))
-            elif (norm := _stem_norm(waiting, x)) is not None:
-                del waiting[0], waiting[0], waiting[0]
-                found.append(_Fused(None, Consumer("stem", norm)))
-            else:
-                found.append(waiting.popleft())
+    def read(self) -> "_TrunkReading":
+        return _TrunkReading((self._steps(0, False), self._steps(0, True)), set())
+
+    def _steps(self, begin: int, pooled: bool) -> "list[_Step]":
+        """What to run in turn from child number `begin` on; warns where a block's layers forbid a stage."""
+        children = list(self.children())
+        found: list[_Step] = []
+        while begin < len(children):
+            found.append(_step(children, begin, pooled))
+            begin = found[-1].behind
         return found
 
-    @staticmethod
-    def _consumer(waiting: deque[nn.Module], x: Tensor, pooled: bool) -> Consumer | None:
-        """The consumer of a block's buffer, taken from `waiting` if the two can run as one stage."""
-        if not waiting:
-            return None
-        transition = _fused(waiting[0], Transition, x)
-        if transition is not None:
-            waiting.popleft()
-            return transition.consumer()
-        if pooled and len(waiting) == 1 and why_not_norm(waiting[0]) is None:
-            return Consumer("head", waiting.popleft())
-        return None
+
+class _Step(NamedTuple):
+    """A part of a trunk: a module to be called, or a stage."""
+
+    behind: int  # number of the first child behind it
+    called: nn.Module | None = None
+    block: Reading | None = None
+    consumer: Callable[[], Consumer] | None = None
 
 
-class _Fused(NamedTuple):
-    """A stage of a trunk."""
+class _TrunkReading(NamedTuple):
+    steps: tuple[list[_Step], list[_Step]]  # for the trunk's own output, and for what is pooled of it
+    passed: set[tuple[int, int, int]]  # shapes N, H, W of images that are known to be large enough
 
-    block: DenseBlock | None
-    consumer: Consumer | None
+
+def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
+    """The step that begins with child i."""
+    block = _fused(children[i], DenseBlock)
+    if block is not None:
+        if i + 1 < len(children):
+            following = children[i + 1]
+            if _fused(following, Transition) is not None:
+                assert isinstance(following, Transition)
+                return _Step(i + 2, block=block, consumer=following.consumer)
+            if pooled and i + 2 == len(children) and why_not_norm(following) is None:
+                return _Step(i + 2, block=block, consumer=partial(Consumer, "head", following))
+        return _Step(i + 1, block=block)
+    if _is_stem(children[i : i + 3]):
+        return _Step(i + 3, consumer=partial(Consumer, "stem", children[i]))
+    return _Step(i + 1, called=children[i])
 
 
 def relu_pool(x: Tensor, *producers: nn.Module) -> Tensor:
@@ -150,10 +164,11 @@ def relu_pool(x: Tensor, *producers: nn.Module) -> Tensor:
     return torch.flatten(F.adaptive_avg_pool2d(F.relu(x, inplace), (1, 1)), 1)
 
 
-def _fused(module: nn.Module, cls: type[_Module], x: Tensor) -> _Module | None:
-    """`module` if it is a `cls` that runs fused and whose call nobody watches; warns where its layers forbid it."""
-    if isinstance(module, cls) and why_not(module, cls) is None and not module.runs_plain(x):
-        return module
+def _fused(module: nn.Module, cls: type[Fusable]) -> Reading | None:
+    """The reading of `module` if it is a `cls` that runs fused and whose call nobody watches; warns where its layers
+    forbid it."""
+    if isinstance(module, cls) and why_not(module, cls) is None:
+        return module.fusable()
     return None
 
 
@@ -168,15 +183,12 @@ def _is_seen_by_a_stage_alone(module: nn.Module, x: Tensor) -> TypeGuard[nn.Conv
     )
 
 
-def _stem_norm(waiting: Sequence[nn.Module], x: Tensor) -> Any:
-    """The first of `waiting` if it and the two modules behind it are a stock BN, ReLU and 3x3 max pooling."""
+def _is_stem(modules: Sequence[nn.Module]) -> bool:
+    """Whether these are a stock BN, ReLU and 3x3 max pooling."""
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
-    if (
-        len(waiting) >= 3
-        and why_not_norm(waiting[0]) is None
-        and why_not(waiting[1], nn.ReLU) is None
-        and why_not_pool(waiting[2], nn.MaxPool2d, **pool) is None
-        and x.shape[0] > 0
-    ):
-        return waiting[0]
-    return None
+    return (
+        len(modules) == 3
+        and why_not_norm(modules[0]) is None
+        and why_not(modules[1], nn.ReLU) is None
+        and why_not_pool(modules[2], nn.MaxPool2d, **pool) is None
+    )

@@ -11,8 +11,9 @@ from .eligibility import why_not, why_not_norm
 from .transition import Transition
 
 
-def check_input(trunk: nn.Sequential, x: Tensor) -> None:
-    """Refuse what the trunk cannot process, before anything has run.
+def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int]]) -> None:
+    """Refuse what the trunk cannot process, before anything has run. `passed`: shapes N, H, W of images that are known
+    to be large enough, to which x's is added.
 
     Raises:
         ValueError: wrong dimensions or channels, an image too small for the poolings, one value per channel where a
@@ -31,7 +32,8 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
             )
         if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
             stage.check_weight("conv0.weight", weight, x)
-    if x.shape[0] == 0:
+    shape = x.shape[0], x.shape[2], x.shape[3]
+    if shape in passed:
         return
     bad = _too_small(trunk, *x.shape[2:])
     if bad is not None:
@@ -46,6 +48,7 @@ def check_input(trunk: nn.Sequential, x: Tensor) -> None:
                 f"one value per channel: got batch size 1 and a 1x1 image at {name} from input {list(x.shape)}, "
                 "expected more than one value to take batch statistics of; use a larger batch or image, or model.eval()"
             )
+    passed.add(shape)
 
 
 def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Module, int, int]]:

@@ -1,7 +1,7 @@
 """A stage of a DenseNet: a dense block and what consumes its buffer, as one differentiable step.
 
-spec.py says what a stage is, checks.py what it refuses, function.py makes it one autograd.Function, schedule.py runs its
-passes on operations, buffer.py knows how activations lie in memory.
+spec.py says what a stage is, checks.py what it refuses, function.py makes it one autograd.Function, schedule.py runs
+its passes on operations, buffer.py knows how activations lie in memory.
 """
 
 from .checks import check_image, check_weight

@@ -58,12 +58,12 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor | None]) ->
             raise _misfit(spec.names[i], tensor.shape, shape)
 
 
-def _misfit(name: str, got: Sequence[int], expected: Sequence[int]) -> ValueError:
-    if len(got) == len(expected):
-        axis = next(i for i in reversed(range(len(got))) if got[i] != expected[i])
-        if axis < 2:
-            return ValueError(f"wrong number of channels: got {got[axis]} at {name}, expected {expected[axis]}")
-    return ValueError(f"wrong shape: got {list(got)} at {name}, expected {list(expected)}")
+def _misfit(name: str, shape: Sequence[int], fitting: Sequence[int]) -> ValueError:
+    if len(shape) == len(fitting):
+        axis = next(i for i in reversed(range(len(shape))) if shape[i] != fitting[i])
+        if axis < 2:  # the image is wrong as often as the tensor
+            return ValueError(f"wrong number of channels: got {fitting[axis]} at {name}, expected {shape[axis]}")
+    return ValueError(f"wrong shape: got {list(shape)} at {name}, expected {list(fitting)}")
 
 
 def check_weight(name: str, weight: Tensor, x: Tensor) -> None:

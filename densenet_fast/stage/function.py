@@ -59,7 +59,7 @@ def _run(
     if not stage.spec.layers and stage.spec.consumer is None:
         copy = x.clone(memory_format=stage.wanted.layout or torch.channels_last)
         return Result(copy, None, x.new_empty((2, 0)))
-    if torch.is_grad_enabled() and (x.requires_grad or any([t is not None and t.requires_grad for t in tensors])):
+    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors if t is not None)):
         return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
         passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
@@ -136,7 +136,7 @@ def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor | None]) -> Sequ
 
 
 def _fitted(stage: Stage, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The tensors in the dtypes that operations take: weights in that of the activations, vectors in the accumulator's."""
+    """The tensors in the dtypes that operations take: weights in the activations', vectors in the accumulator's."""
     return _converted(tensors, stage.spec.dtypes(stage.dtype))
 
 

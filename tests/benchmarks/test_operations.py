@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from densenet_fast.ops.traffic import Role, role, traffic
 
 from benchmarks import operations
 from benchmarks.compare import Workload
 from benchmarks.subjects import net
 from densenet_fast import backends, ops
-from densenet_fast.ops.traffic import Role, role, traffic
 
 CPU = torch.device("cpu")
 FLOAT = 4

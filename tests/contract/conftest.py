@@ -32,7 +32,7 @@ def backend(request, monkeypatch):
         machine = request.getfixturevalue("machine")
         monkeypatch.setattr(backends, "operations", lambda *_: machine.operations)
     elif request.param.stand_in:
-        from ..triton import interpreter
+        from tools.gpucheck.triton import interpreter
 
         interpreter.repair()
     return request.param

@@ -4,12 +4,15 @@ tile, grid, threads, dynamic shared memory. Needs nvcc and no GPU. Registers: `p
 import subprocess
 import sys
 from collections.abc import Iterator
+from math import prod
 
 import torch
 
+from tools.gpucheck.cuda.launches import Launched
+
 from ..native.cases import Geometry, clone
 from .cases import make
-from .device import ROOT, Launched, Machine, build
+from .device import ROOT, Machine, build
 
 H200 = (132, 232448)  # multiprocessors, shared memory of a block
 NAMES = [f"bn_relu_conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd")]
@@ -47,7 +50,7 @@ def main(batch: int) -> None:
             print(f"{name}, {batch} x {geometry.h}x{geometry.w}, {geometry.c} channels")
             found = launches(machine, name, geometry)
             for kernel, run in zip(readable([run.kernel for run in found]), found, strict=True):
-                print(f"  {kernel}: grid {run.grid}, {run.threads} threads, {run.shared} bytes")
+                print(f"  {kernel}: grid {run.grid}, {prod(run.block)} threads, {run.shared} bytes")
 
 
 if __name__ == "__main__":

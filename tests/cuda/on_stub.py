@@ -1,7 +1,6 @@
 """csrc's own context and launches on the stub runtime, which must be preloaded: `python -m tests.cuda.on_stub LIBRARY`,
 run as a process of its own. Reads what is known of each kernel, and prints what the runtime saw, as JSON."""
 
-import ctypes
 import json
 import os
 import sys
@@ -13,47 +12,14 @@ import torch
 
 from densenet_fast import backends
 from densenet_fast.backends import operations as operations_of  # of every backend
+from tools.gpucheck.cuda.runtime import Runtime
 
 from ..native.cases import Geometry, clone
 from .cases import make
-from .device import define, words
+from .device import define
 from .step import training_step
 
-FACTS = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.POINTER(ctypes.c_int)] * 3)
-STUB = ctypes.CDLL(os.environ["LD_PRELOAD"])
-STUB.stub_call.restype = ctypes.c_char_p
-STUB.stub_device_of.argtypes = [ctypes.c_void_p]
 HERE, OTHER = torch.device("cuda:0"), torch.device("cuda:1")
-
-
-def seen(run: Callable[[], None]) -> list:
-    """What the runtime saw: names of calls, and launches with all there is to know of them."""
-    STUB.stub_clear()
-    run()
-    return [_readable(STUB.stub_call(i).decode()) for i in range(STUB.stub_calls())]
-
-
-def _readable(call: str):
-    if not call.startswith("launch "):
-        return call
-    _, kernel, *numbers, content = call.split()
-    devices = set()
-
-    def is_address(word: int) -> bool:
-        device = STUB.stub_device_of(word)
-        devices.update({device} - {-1})
-        return device >= 0
-
-    parameters = words(bytes.fromhex(content), is_address)
-    *extents, shared, stream, device = map(int, numbers)
-    return {
-        "kernel": kernel,
-        "launch": [*extents, shared],
-        "parameters": parameters,
-        "stream": stream,
-        "device": device,
-        "memory": sorted(devices),
-    }
 
 
 def refused(run: Callable[[], None]) -> str:
@@ -75,8 +41,8 @@ def in_a_thread(run: Callable[[], None]) -> None:
     thread.join()
 
 
-def everything(operations: SimpleNamespace) -> dict:
-    found = {}
+def everything(operations: SimpleNamespace, runtime: Runtime) -> dict:
+    found, seen = {}, runtime.seen
     backends.operations = lambda *_: operations
     step = training_step(operations, HERE)
     found["first"], found["second"] = seen(step), seen(step)
@@ -87,9 +53,9 @@ def everything(operations: SimpleNamespace) -> dict:
         found["current"] = torch.cuda.current_device()
     stats = channel_stats(operations, OTHER)
     found["thread"] = seen(lambda: in_a_thread(stats))
-    STUB.stub_fail_launches(True)
+    runtime.fail_launches(True)
     found["failed"] = refused(stats)
-    STUB.stub_fail_launches(False)
+    runtime.fail_launches(False)
     found["after"] = refused(stats)
     if backends.why_unavailable("native", HERE) is None:
         found["built"] = refused(channel_stats(operations_of("native", HERE), HERE))
@@ -97,18 +63,11 @@ def everything(operations: SimpleNamespace) -> dict:
 
 
 def main(library: str) -> None:
-    facts = json.load(sys.stdin)
-
-    def of_kernel(name, static_bytes, most_threads, parameter_bytes):
-        if name.decode() in facts:
-            static_bytes[0], most_threads[0], parameter_bytes[0] = facts[name.decode()]
-
-    callback = FACTS(of_kernel)
-    STUB.stub_begin(callback)
+    runtime = Runtime(json.load(sys.stdin))
     _schemas, operations = define()
     torch.ops.load_library(library)
     try:
-        found = everything(SimpleNamespace(**operations))
+        found = everything(SimpleNamespace(**operations), runtime)
     except RuntimeError as error:
         found = {"refused": str(error).partition("\n")[0]}
     print(json.dumps(found), flush=True)

@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 
-from .. import ptx
+from tools.gpucheck import ptx
+from tools.gpucheck.cuda.launches import stem
+
 from ..native import cases
 from ..native.cases import Geometry, error, run
 from .cases import MATHS, Case, converted, make
-from .device import stem
 from .test_mutations import mutated
 
 GEOMETRIES = [  # n, h, w, c (unused), k: channels of x, g

@@ -69,7 +69,7 @@ def planned(_machine):
         patch.setattr(backends, "operations", lambda *_: _machine.operations)
         training_step(_machine.operations, torch.device("cpu"))()
     launches = [
-        {"kernel": run.kernel, "launch": [*run.grid, run.threads, 1, 1, run.shared], "parameters": parameters}
+        {"kernel": run.kernel, "launch": [*run.grid, *run.block, run.shared], "parameters": parameters}
         for run, parameters in zip(_machine.launches, _machine.parameters, strict=True)
     ]
     facts = {run.kernel: _machine.facts(run.kernel) for run in _machine.launches}
@@ -124,7 +124,9 @@ def test_fault_is_caught(planned, fault, tmp_path):
     source, library = tmp_path / Path(file).name, tmp_path / "context.so"
     source.write_text(text.replace(old, new))
     compiler, replaced = (NVCC, "device.cu.o") if file.endswith(".cu") else (CXX, "context.o")
-    objects = [o for o in planned.folder.glob("*.o") if o.name not in (replaced, "runtime.o", "stub_runtime.o")]
+    objects = [
+        o for o in planned.folder.glob("*.o") if o.name not in (replaced, "launches.o", "operands.o", "runtime.o")
+    ]
     compile_it = f"{compiler} -I{ROOT / 'csrc/cuda'} -c {source} -o {source}.o"
     subprocess.run(shlex.split(compile_it), check=True)
     subprocess.run(["c++", "-shared", *objects, f"{source}.o", *shlex.split(TORCH), "-o", library], check=True)

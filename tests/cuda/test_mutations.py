@@ -8,10 +8,12 @@ from functools import cached_property
 import pytest
 import torch
 
-from .. import ptx
+from tools.gpucheck import ptx
+from tools.gpucheck.cuda.launches import stem
+
 from ..native.cases import Geometry, error, run
 from .cases import make
-from .device import INCLUDE, ROOT, stem
+from .device import INCLUDE, ROOT
 
 FWD, BWD, STATS = "bn_relu_conv1x1_fwd", "bn_relu_conv1x1_bwd", "channel_stats"
 GEOMETRY = {  # more tiles of k than stages, more rows than one tile, a part of a tile

@@ -32,7 +32,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)  # also fills torch.empty with NaN
     if options.backend == "triton":
-        from tests.triton import interpreter
+        from tools.gpucheck.triton import interpreter
 
         interpreter.repair()
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # Triton's kernels would take TF32 with PyTorch's default

@@ -25,7 +25,7 @@ def test_ours_does_what_stock_layers_do(backend, monkeypatch):
     if reason is not None:
         pytest.skip(reason)
     if backend == "triton":
-        from tests.triton import interpreter
+        from tools.gpucheck.triton import interpreter
 
         interpreter.repair()
         monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")

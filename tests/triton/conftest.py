@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def _interpreter():
     if DEVICE.type == "cpu" and backends.why_unavailable("triton", DEVICE) is None:
-        from . import interpreter
+        from tools.gpucheck.triton import interpreter
 
         interpreter.repair()
 
@@ -45,7 +45,7 @@ def eager():
 
 @pytest.fixture(scope="session")
 def compiler():
-    from .compiler import Compiler
+    from tools.gpucheck.triton.compiler import Compiler
 
     compiler = Compiler()
     yield compiler

@@ -2,9 +2,8 @@
 
 from densenet_fast.backends.triton.launch import Device, Launch
 from densenet_fast.backends.triton.precompile import Variant
-
-from .. import ptx
-from .compiler import Compiler
+from tools.gpucheck import ptx
+from tools.gpucheck.triton.compiler import Compiler
 
 A100 = Device(80, 4)  # few processors: a program then has several tiles to walk through
 

@@ -9,14 +9,14 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
+from densenet_fast.buffer import allocate
+from densenet_fast.steps import Wanted
 from torch import Tensor
 
 from densenet_fast import autograd, functional
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import tiles
 from densenet_fast.backends.triton.launch import Device, Launch, recorded
-from densenet_fast.buffer import allocate
-from densenet_fast.steps import Wanted
 
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}
 

@@ -10,8 +10,8 @@ import torch
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton.launch import Device, Launch, recorded
 from densenet_fast.backends.triton.precompile import compile_all
+from tools.gpucheck import driver
 
-from .. import stub_driver
 from . import unfit
 
 H200 = Device(90, 132)
@@ -58,7 +58,7 @@ print(*before, *counts())
 def test_a_compiled_variant_is_found_in_the_cache(tmp_path, monkeypatch):
     """By another process, which counts the kernels that it finds, those that it must compile, and the C code that it
     must: two kinds of launchers and what loads kernels; then with the cache emptied."""
-    stub_driver.build(tmp_path)
+    driver.build(tmp_path)
     for name in ("TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))

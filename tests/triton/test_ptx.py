@@ -1,4 +1,4 @@
-"""The PTX that Triton emits for sm_80, executed with tests/ptx: the layouts, waits and barriers that the compiler
+"""The PTX that Triton emits for sm_80, executed (tools/gpucheck/ptx): the layouts, waits and barriers that the compiler
 chose, races, bounds. Errors are held to eager's as everywhere; launches move the bytes that traffic.py says."""
 
 from itertools import chain

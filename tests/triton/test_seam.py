@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .. import stub_driver
+from tools.gpucheck import driver
 
 pytestmark = pytest.mark.without_gpu  # where there is one, every other test launches through the driver
 
@@ -15,10 +15,10 @@ pytestmark = pytest.mark.without_gpu  # where there is one, every other test lau
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("driver")
-    stub_driver.build(folder)
+    driver.build(folder)
     result = subprocess.run(
         [sys.executable, "-m", "tests.triton.seam"],
-        env=stub_driver.environment(folder),
+        env=driver.environment(folder),
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

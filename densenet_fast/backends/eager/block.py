@@ -14,8 +14,10 @@ def block_fwd(
 ) -> None:
     for layer in _layers(block, x)[begin:end]:
         features, norm1 = x[:, : layer.begin], layer.norm1.on(stats[:, : layer.begin])
-        kept = None if z is None else _image(z, layer, x)
+        kept = None if z is None or layer.weight2 is None else _image(z, layer, x)
         if layer.weight2 is None:
+            if not halves & Half.SECOND:
+                continue
             activated, weight = bn_relu(features, norm1), layer.weight1
         elif kept is None and not layer.norm2.uses_batch:
             activated, weight = _folded(features, norm1, layer), layer.weight2
@@ -57,35 +59,43 @@ def block_bwd(
     halves: int,
 ) -> None:
     for layer in reversed(_layers(block, x)[begin:end]):
-        before = slice(layer.begin)
-        norm1, of_norm1 = layer.norm1.on(stats[:, before]), _norm_gradient(layer, 1, correction[:, before], gradients)
-        dweight1, dweight2 = (_gradient(layer, name, gradients) for name in ("weight1", "weight2"))
-        features, into = x[:, before], g[:, before]
+        features, norm1 = x[:, : layer.begin], layer.norm1.on(stats[:, : layer.begin])
+        of_norm1 = _norm_gradient(layer, 1, correction[:, : layer.begin], gradients)
+        dweight1, into = _gradient(layer, "weight1", gradients), g[:, : layer.begin]
         if layer.weight2 is None:
             if halves & Half.SECOND:
                 d = _at_convolution(g, correction, x, stats, layer)
-                if dweight1 is not None:
-                    dweight1.copy_(conv_wgrad(d, bn_relu(features, norm1), layer.weight1))
-                bn_relu_bwd(conv_dgrad(d, layer.weight1), features, norm1, into, of_norm1)
+                _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1)
             continue
-
         bottleneck = conv(bn_relu(features, norm1), layer.weight1) if z is None else _image(z, layer, x)
         norm2, of_z = layer.norm2.on(stats[:, layer.of_z]), correction[:, layer.of_z]
         if halves & Half.SECOND:
             d = _at_convolution(g, correction, x, stats, layer)
-            if dweight2 is not None:
-                dweight2.copy_(conv_wgrad(d, bn_relu(bottleneck, norm2), layer.weight2))
-            found = conv_dgrad(d, layer.weight2)
-            bn_relu_bwd(found, bottleneck, norm2, None, _norm_gradient(layer, 2, of_z, gradients))
+            dweight2, of_norm2 = _gradient(layer, "weight2", gradients), _norm_gradient(layer, 2, of_z, gradients)
+            found = _convolution_bwd(d, bottleneck, norm2, layer.weight2, dweight2, None, of_norm2)
             u = found if u is None else u.copy_(found)
+            del d, found
         if halves & Half.FIRST:
-            scale = bn_scale(norm2)
-            scaled = rows(u).mul_(scale) if u.dtype == scale.dtype else rows(u) * scale
-            dz = image(corrected_(scaled, bottleneck, norm2.mean, of_z).to(x.dtype), like=x)
+            d = _at_bottleneck(u, bottleneck, norm2, of_z)
             u = None
-            if dweight1 is not None:
-                dweight1.copy_(conv_wgrad(dz, bn_relu(features, norm1), layer.weight1))
-            bn_relu_bwd(conv_dgrad(dz, layer.weight1), features, norm1, into, of_norm1)
+            _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1)
+
+
+def _convolution_bwd(
+    d: Tensor,
+    x: Tensor,
+    norm: Norm,
+    weight: Tensor,
+    dweight: Tensor | None,
+    dx: Tensor | None,
+    dnorm: NormGradient,
+) -> Tensor:
+    """From d behind the convolution of relu(bn(x)), all gradients before it; returned is that at the norm's output."""
+    if dweight is not None:
+        dweight.copy_(conv_wgrad(d, bn_relu(x, norm), weight))
+    v = conv_dgrad(d, weight)
+    bn_relu_bwd(v, x, norm, dx, dnorm)
+    return v
 
 
 def _layers(block: Block, x: Tensor) -> list[Layer]:
@@ -107,8 +117,15 @@ def _at_convolution(g: Tensor, correction: Tensor, x: Tensor, stats: Tensor, lay
     return d
 
 
+def _at_bottleneck(u: Tensor, z: Tensor, norm2: Norm, correction: Tensor) -> Tensor:
+    """The gradient of what a layer's first convolution made, dense; u may be overwritten."""
+    scale = bn_scale(norm2)
+    scaled = rows(u).mul_(scale) if u.dtype == scale.dtype else rows(u) * scale
+    return image(corrected_(scaled, z, norm2.mean, correction).to(z.dtype), like=z)
+
+
 def _gradient(layer: Layer, name: str, gradients: list[Tensor | None]) -> Tensor | None:
-    return gradients[len(TENSORS) * layer.index + TENSORS.index(name)]
+    return gradients[len(TENSORS) * layer.number + TENSORS.index(name)]
 
 
 def _norm_gradient(layer: Layer, number: int, correction: Tensor, gradients: list[Tensor | None]) -> NormGradient:

@@ -1,6 +1,6 @@
 """Steps of real nets through Triton's own driver class, utilities and compiled launchers, down to the driver, which is
-the stand-in of tests/stub_driver. `python -m tests.triton.seam`, in its `environment`, prints as JSON the findings of
-each part: none where what reached the driver is what was planned.
+that of tools/gpucheck/driver. `python -m tests.triton.seam`, in its `environment`, prints as JSON the findings of each
+part: none where what reached the driver is what was planned.
 
 What PyTorch would say of GPUs is said here: tensors are on the CPU and count as on GPU `GPU.index`; a thread's current
 device is 0 until it is set, and setting it makes the device's context current.
@@ -20,8 +20,7 @@ from triton.runtime import driver
 from densenet_fast import backends
 from densenet_fast.backends.triton import launch as path
 from densenet_fast.backends.triton import plan
-
-from ...stub_driver import Driver, Launched
+from tools.gpucheck.driver import Driver, Launched
 
 DRIVER = Driver()
 LAUNCH_ONLY = frozenset({"cuCtxGetCurrent", "cuLaunchKernelEx"})  # what a CUDA graph can capture

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from densenet_fast.buffer import Buffer, Gradient, allocate
+from densenet_fast.steps import flatten
 from torch.profiler import profile
 
 from densenet_fast import block
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import batch_norm, bn_relu_conv1x1, plan
 from densenet_fast.backends.triton import launch as path
-from densenet_fast.buffer import Buffer, Gradient, allocate
-from densenet_fast.steps import flatten
+from tools.gpucheck.driver import Launched
 
 from ...oracle import as_under_autocast, make_stage
-from ...stub_driver import Launched
 from . import DRIVER, differences, expected, flat, without_addresses
 
 WHOLE = SimpleNamespace(**vars(operations))

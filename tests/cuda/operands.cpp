@@ -1,73 +1,35 @@
-// In the place of cuda_context.cpp and the CUDA runtime: a launch becomes a call of a Python function, with the memory
-// that the operation may touch.
-#include <cstdlib>
-#include <cstring>
-#include <map>
-#include <stdexcept>
+// In the place of cuda_context.cpp: the memory that each operation's launches may touch, for the PTX machine
+// (tools/gpucheck/cuda/launches.cpp), and scratch memory of exactly the size asked for.
+#include <utility>
+#include <vector>
 
 #include "arguments.h"
-#include "driver.h"
+#include "launches.h"
 
 using namespace densenet_fast;
 
 namespace {
 
-// A matrix in memory; stride and columns in bytes.
-struct Region {
-  const void* data;
-  int64_t rows, columns, stride;
-  bool written;
-};
-
-using launch_t = void (*)(const char* kernel, const unsigned* grid, int threads, int64_t shared, const void* params,
-                          const Region* regions, int64_t count);
-using facts_t = void (*)(const char* kernel, int* static_bytes, int* most_threads);
-using driver::Extent;
-
-struct State {
-  launch_t launch;
-  facts_t facts;
-  int device, multiprocessors, most_shared_bytes;  // the present device, and its blocks' limit
-  bool tf32 = false, idle = false;
-  int element_size;
-  bool counter_left = false;  // not zero after its operation
-  bool refuse = false;        // dynamic shared memory beyond 48 KB
-  int last_error = 0;
-  std::map<const void*, driver::Kernel> kernels;  // by host function
-  std::vector<Region> workspace, operands;
-  Extent grid, block;
-  size_t shared;
-  void* stream;
-};
-
-// Kernels are registered before this file's own statics are made.
-State& machine() {
-  static State state;
-  return state;
-}
-
-driver::Kernel& kernel_of(const void* function) {
-  driver::Kernel& kernel = machine().kernels.at(function);
-  if (kernel.most_threads == 0) machine().facts(kernel.name, &kernel.static_bytes, &kernel.most_threads);
-  return kernel;
-}
+// Facts of the machine that are this library's own.
+bool tf32 = false;
+bool counter_is_left = false;  // not zero after its operation
+int element_size;
 
 void add(const void* data, int64_t rows, int64_t columns, int64_t stride, int64_t size, bool written) {
-  if (data != nullptr && rows > 0 && columns > 0)
-    machine().operands.push_back({data, rows, columns * size, stride * size, written});
+  gpucheck::may_touch({data, rows, columns * size, stride * size, written});
 }
 
 // The memory of each kind of operand.
 struct Operands {
   explicit Operands(const cuda::Launch& launch) {
-    machine().operands.clear();
-    machine().element_size = launch.element_size();
+    gpucheck::forget_operands();
+    element_size = launch.element_size();
   }
   void read(const cuda::ConstMatrix& m, int64_t rows, int64_t columns) {
-    add(m.data, rows, columns, m.stride, machine().element_size, false);
+    add(m.data, rows, columns, m.stride, element_size, false);
   }
   void write(const cuda::Matrix& m, int64_t rows, int64_t columns) {
-    add(m.data, rows, columns, m.stride, machine().element_size, true);
+    add(m.data, rows, columns, m.stride, element_size, true);
   }
   void read(const float* v, int64_t size) { add(v, 1, size, size, 4, false); }
   void write(float* v, int64_t size) { add(v, 1, size, size, 4, true); }
@@ -87,9 +49,9 @@ struct Operands {
     const int64_t sizes[] = {outputs, C, kernel, kernel};
     int64_t last = 0;
     for (int i = 0; i < 4; i++) last += (sizes[i] - 1) * w.stride[i];
-    add(w.data, 1, last + 1, last + 1, machine().element_size, false);
+    add(w.data, 1, last + 1, last + 1, element_size, false);
   }
-  void write_dense(void* data, int64_t size) { add(data, 1, size, size, machine().element_size, true); }
+  void write_dense(void* data, int64_t size) { add(data, 1, size, size, element_size, true); }
 };
 
 void channel_stats(const cuda::ChannelStats& op, const cuda::Launch& launch) {
@@ -183,33 +145,24 @@ class ExactWorkspace final : public cuda::Workspace {
  public:
   ~ExactWorkspace() { release(); }
   void release() {
-    for (const Region& r : machine().workspace)
-      for (const unsigned* counters : counters_)
-        for (int64_t i = 0; r.data == counters && !machine().idle && i < r.columns / 4; i++)
-          machine().counter_left |= counters[i] != 0;
-    for (void* p : blocks_) {
-      for (size_t i = machine().workspace.size(); i-- > 0;)
-        if (machine().workspace[i].data == p) machine().workspace.erase(machine().workspace.begin() + i);
-      std::free(p);
-    }
+    for (const auto& [counters, count] : counters_)
+      for (int64_t i = 0; !gpucheck::idle() && i < count; i++) counter_is_left |= counters[i] != 0;
+    for (void* block : blocks_) gpucheck::take_back(block);
     blocks_.clear(), counters_.clear();
   }
-  void* bytes(int64_t count) override { return allocate(count, 0xFF); }
+  void* bytes(int64_t count) override {
+    blocks_.push_back(gpucheck::lend(count, 0xFF));
+    return blocks_.back();
+  }
   unsigned* counters(int64_t count) override {
-    counters_.push_back(static_cast<unsigned*>(allocate(count * 4, 0)));
-    return counters_.back();
+    blocks_.push_back(gpucheck::lend(count * 4, 0));
+    counters_.emplace_back(static_cast<unsigned*>(blocks_.back()), count);
+    return counters_.back().first;
   }
 
  private:
-  void* allocate(int64_t count, int content) {
-    void* const p = std::aligned_alloc(256, (count + 255) / 256 * 256);
-    if (!machine().idle) std::memset(p, content, count);
-    blocks_.push_back(p);
-    machine().workspace.push_back({p, 1, count, count, true});
-    return p;
-  }
   std::vector<void*> blocks_;
-  std::vector<unsigned*> counters_;
+  std::vector<std::pair<unsigned*, int64_t>> counters_;
 };
 
 }  // namespace
@@ -224,9 +177,9 @@ struct CudaDevice::Context::State {
 CudaDevice::Context::Context(const Arguments& check) : state_(new State) {
   const cuda::Math math = check.dtype() == ScalarType::BFloat16 ? cuda::Math::kBFloat16
                           : check.dtype() == ScalarType::Half   ? cuda::Math::kHalf
-                          : machine().tf32                      ? cuda::Math::kTf32
+                          : tf32                                ? cuda::Math::kTf32
                                                                 : cuda::Math::kTf32x3;
-  state_->launch = {math, cuda::device(machine().device), nullptr, &state_->workspace};
+  state_->launch = {math, cuda::device(gpucheck::device()), nullptr, &state_->workspace};
 }
 CudaDevice::Context::~Context() { delete state_; }
 CudaDevice::Context::operator const cuda::Launch&() const { return state_->launch; }
@@ -269,75 +222,8 @@ void CudaDevice::update_running_stats(const std::vector<cuda::RunningStats>& nor
 
 }  // namespace densenet_fast
 
-// What compiled .cu files ask of the CUDA runtime.
+// For Python.
 extern "C" {
-
-__attribute__((visibility("default"))) void set_callbacks(launch_t launch, facts_t facts) {
-  machine().launch = launch, machine().facts = facts;
-}
-// Another device each time: what was allowed on the last one is not on this.
-__attribute__((visibility("default"))) void set_machine(int multiprocessors, int shared_bytes, bool tf32) {
-  machine().device++, machine().multiprocessors = multiprocessors, machine().most_shared_bytes = shared_bytes;
-  machine().tf32 = tf32;
-}
-
-// Memory and counters are left as they are, for launches that nobody runs.
-__attribute__((visibility("default"))) void set_idle(bool idle) { machine().idle = idle; }
-
-__attribute__((visibility("default"))) void refuse_shared_memory(bool refuse) {
-  machine().refuse = refuse, machine().device++;
-}
-
-__attribute__((visibility("default"))) bool counter_left() { return std::exchange(machine().counter_left, false); }
-
-void** __cudaRegisterFatBinary(void*) {
-  static void* handle;
-  return &handle;
-}
-void __cudaRegisterFatBinaryEnd(void**) {}
-void __cudaUnregisterFatBinary(void**) {}
-char __cudaInitModule(void**) { return 0; }
-void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, void*, void*, void*, void*,
-                            int*) {
-  machine().kernels[function] = {name, 0, 0, {}};
-}
-unsigned __cudaPushCallConfiguration(Extent grid, Extent block, size_t shared, void* stream) {
-  machine().grid = grid, machine().block = block, machine().shared = shared, machine().stream = stream;
-  return 0;
-}
-int __cudaPopCallConfiguration(Extent* grid, Extent* block, size_t* shared, void** stream) {
-  *grid = machine().grid, *block = machine().block, *shared = machine().shared, *stream = machine().stream;
-  return 0;
-}
-int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == 16 ? machine().multiprocessors : machine().most_shared_bytes;
-  return 0;
-}
-// The first member of cudaFuncAttributes is the static shared memory.
-int cudaFuncGetAttributes(size_t* attributes, const void* function) {
-  *attributes = kernel_of(function).static_bytes;
-  return 0;
-}
-int cudaFuncSetAttribute(const void* function, int, int value) {
-  const int most = machine().refuse ? driver::kUnasked : machine().most_shared_bytes;
-  return machine().last_error = kernel_of(function).allow(machine().device, value, most);
-}
-int __cudaGetKernel(const void** kernel, const void* function) {
-  *kernel = function;
-  return 0;
-}
-int __cudaLaunchKernel(const void* kernel, Extent grid, Extent block, void** args, size_t shared, void*) {
-  const driver::Kernel& launched = kernel_of(kernel);
-  machine().last_error = launched.refuses(machine().device, grid, block, shared);
-  if (machine().last_error != driver::kSuccess) return machine().last_error;
-  std::vector<Region> regions = machine().operands;
-  regions.insert(regions.end(), machine().workspace.begin(), machine().workspace.end());
-  machine().launch(launched.name, &grid.x, block.x, shared, args[0], regions.data(),
-                   static_cast<int64_t>(regions.size()));
-  return 0;
-}
-int cudaGetLastError() { return std::exchange(machine().last_error, 0); }
-const char* cudaGetErrorString(int error) {
-  return error == driver::kInvalidValue ? "invalid argument" : "invalid configuration argument";
-}
+__attribute__((visibility("default"))) void set_tf32(bool allowed) { tf32 = allowed; }
+__attribute__((visibility("default"))) bool counter_left() { return std::exchange(counter_is_left, false); }
 }

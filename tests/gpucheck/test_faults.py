@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from . import Divergence, Fault, Launch, Misaligned, MissingWait, OutOfBounds, Race, Unwritten
+from tools.gpucheck.ptx import Divergence, Fault, Launch, Misaligned, MissingWait, OutOfBounds, Race, Unwritten
+
 from .snippets import LAST_ARRIVING, PIPELINE, PRODUCT, elementwise, kernel
 
 
@@ -51,7 +52,7 @@ ARRIVAL_BUGS = {
 @pytest.mark.parametrize("together", [4096, 64])
 @pytest.mark.parametrize("bug", ARRIVAL_BUGS)
 def test_last_arriving_cta(bug, together, monkeypatch):
-    monkeypatch.setattr("tests.ptx.launch.LANES", together)
+    monkeypatch.setattr("tools.gpucheck.ptx.launch.LANES", together)
     launch = Launch(planted(LAST_ARRIVING, ARRIVAL_BUGS[bug], ""), "k")
     partial, counter, out = torch.zeros(3, 64), torch.zeros(1, dtype=torch.int32), torch.zeros(64)
     with pytest.raises(Race, match="in no order with thread"):
@@ -129,7 +130,7 @@ def test_part_of_a_warp_at_a_barrier():
 
 
 def test_endless_loop(monkeypatch):
-    monkeypatch.setattr("tests.ptx.wave.STEPS", 1000)
+    monkeypatch.setattr("tools.gpucheck.ptx.wave.STEPS", 1000)
     with pytest.raises(Fault, match="no end after"):
         Launch(kernel("mov.u32 %r1, 0;\nagain: bar.sync 0;\nbra again;"), "k").run((1,), 32, [None, None])
 

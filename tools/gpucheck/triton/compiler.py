@@ -1,13 +1,21 @@
-"""Kernels compiled ahead of time, for any architecture and without a GPU, in a process of their own: in the tests' one
-Triton is set to interpret them."""
+"""Triton's kernels compiled ahead of time, for any architecture and without a GPU, in a process of their own: in the
+tests' one Triton may be set to interpret them."""
 
 import os
 import pickle
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from densenet_fast.backends.triton.precompile import Variant
+
+class Variant(Protocol):
+    """A kernel with its types, constants, warps and stages; hashable and picklable."""
+
+    kernel: str
+    architecture: int  # compute capability times ten
+
+    def compile(self) -> Any:
+        """What `triton.compile` returns."""
 
 
 class Compiled(NamedTuple):

@@ -1,4 +1,4 @@
-"""Triton's interpreter as these tests need it, on a machine without a GPU: its known faults (Triton 3.6), repaired.
+"""Triton's interpreter with its known faults (Triton 3.6) repaired, by `repair`: what it computes is what a GPU would.
 
 - `tl.dot` multiplies bfloat16 operands as the 16-bit integers that hold them, is slow in float16, and ignores
   `input_precision`.

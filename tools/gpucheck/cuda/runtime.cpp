@@ -1,6 +1,6 @@
-// A CUDA runtime without a driver, to be preloaded: PyTorch's device guard, streams and allocator and csrc's own
-// context and launches run on it as they are. Two devices, whose memory is the host's; copies are made, kernels are not
-// run. It refuses what a driver would (driver.h) and streams of another device, and writes down every call.
+// A CUDA runtime without a driver, to be preloaded: PyTorch's device guard, streams and allocator and a library's own
+// launches run on it as they are. Two devices, whose memory is the host's; copies are made, kernels are not run. It
+// refuses what a driver would (driver.h) and streams of another device, and writes down every call (runtime.py).
 //
 // Not the driver below a real runtime: that one comes up on a stub of libcuda as far as cuInit, the devices, their
 // contexts and its private tables of functions, and then demands that the driver prove itself by a keyed digest
@@ -25,7 +25,7 @@ namespace {
 
 constexpr int kDevices = 2, kMultiprocessors = 132, kMostSharedBytes = 232448;  // an H200's
 
-// What Python knows of a kernel of ours; it leaves those of PyTorch as they are.
+// What Python knows of a kernel under test; it leaves those of PyTorch as they are.
 using facts_t = void (*)(const char* kernel, int* static_bytes, int* most_threads, int* parameter_bytes);
 
 struct Memory {
@@ -159,10 +159,6 @@ cudaError_t __cudaLaunchKernel(const void* kernel, driver::Extent grid, driver::
   return launch(kernel, {grid, block, shared, stream}, args);
 }
 }
-
-namespace densenet_fast {
-bool tf32_allowed() { return false; }  // in the place of module.cpp
-}  // namespace densenet_fast
 
 extern "C" {
 // Devices.

@@ -1,5 +1,11 @@
 """Small kernels, written by hand, for the interpreter's own tests."""
 
+import torch
+
+from tools.gpucheck.ptx import Launch
+
+THREADS = 64
+
 REGISTERS = """
 	.reg .pred %p<16>;
 	.reg .b16 %rs<16>;
@@ -157,3 +163,11 @@ PRODUCT = kernel(
 """,
     3,
 )
+
+
+def evaluate(code: str, inputs: list[torch.Tensor], output: torch.dtype) -> torch.Tensor:
+    """What an instruction computes of each element of `inputs`: $1, $2, ..."""
+    out = torch.zeros(THREADS, dtype=output)
+    text = elementwise(code, *(t.element_size() for t in inputs), out.element_size())
+    Launch(text, "k").run((1,), THREADS, [*inputs, out], unwritten=[out])
+    return out

@@ -1,4 +1,4 @@
-"""An interpreter of PTX in numpy, for tests: it runs what nvcc or Triton emitted for sm_80, and refuses races, missing
+"""An interpreter of PTX in numpy: it runs what nvcc or Triton emitted for sm_80, and refuses races, missing
 waits, reads of what nobody wrote, and accesses outside the tensors given.
 
     counts = Launch(ptx, "name_of_the_kernel").run(grid, block, [x, y, 5, 0.5], shared=bytes_of_dynamic_memory)

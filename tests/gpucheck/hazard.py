@@ -1,5 +1,7 @@
 """A kernel with the register hazard that sass.py looks for, and one without: the same product, either way round."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -28,3 +30,21 @@ def naive_kernel(
         acc = tl.dot(weight, tl.trans(activated), acc) if SAFE else tl.dot(activated, tl.trans(weight), acc)
     mask = (m < M)[:, None] & (k < K)[None, :]
     tl.store(z + m[:, None] * K + k[None, :], (tl.trans(acc) if SAFE else acc).to(z.dtype.element_ty), mask=mask)
+
+
+class Naive(NamedTuple):
+    """The kernel in bfloat16, its sizes multiples of 16."""
+
+    safe: bool
+    kernel: str = "naive_kernel"
+    architecture: int = 90
+
+    def compile(self) -> Any:
+        types = dict.fromkeys("xwz", "*bf16") | dict.fromkeys("MCK", "i32")
+        constants = {"SAFE": self.safe, "BLOCK": 128}
+        divisible = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
+        source = triton.compiler.ASTSource(
+            naive_kernel, types | dict.fromkeys(constants, "constexpr"), constants, divisible
+        )
+        target = triton.backends.compiler.GPUTarget("cuda", self.architecture, 32)
+        return triton.compile(source, target, {"num_warps": 8, "num_stages": 3})
