@@ -32,8 +32,8 @@ def dropout_mask(like: Tensor, drop_rate: float, seed: Tensor) -> Tensor:
         z = (z ^ z >> numpy.uint64(27)) * numpy.uint64(0x94D049BB133111EB)
         z ^= z >> numpy.uint64(31)
     kept = torch.from_numpy(z >> numpy.uint64(40) >= numpy.uint64(round(drop_rate * 2**24)))
-    multiplier = 1 / (1 - drop_rate) if drop_rate < 1 else 0.0
-    return (kept.to(like.dtype) * multiplier).view(n, h, w, g).permute(0, 3, 1, 2)
+    multipliers = kept.to(like.dtype) / (1 - drop_rate if drop_rate < 1 else 1)
+    return multipliers.view(n, h, w, g).permute(0, 3, 1, 2)
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:
@@ -129,7 +129,7 @@ def block_fwd(x, stats, z, block, tracked, begin, end, halves) -> None:
 def block_bwd(g, correction, x, stats, z, block, gradients, u, begin, end, halves) -> None:
     for run in reversed(runs(x, stats, z, block, begin, end)):
         layer = run.layer
-        dgamma1, dbeta1, dweight1, _, _, dgamma2, dbeta2, dweight2 = gradients[10 * layer.index :][2:10]
+        dgamma1, dbeta1, dweight1, _, _, dgamma2, dbeta2, dweight2 = gradients[10 * layer.number :][2:10]
         of_x = correction[:, : layer.begin] if layer.norm1.uses_batch else None
         of_z = correction[:, layer.of_z] if layer.norm2.uses_batch else None
         of_layer = u
