@@ -208,9 +208,19 @@ def make(
     return Call(name, made[name]())
 
 
-def error(got: Tensor, exact: Tensor) -> float:
-    """Largest error relative to the largest exact value."""
+def errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    """The largest error of each result relative to its largest exact value; of means, to the largest deviation too, as
+    a mean may be as small as chance makes it."""
+    found = {}
+    for result, value in exact.items():
+        deviations = exact[result.replace("[0]", "[1]")] if result.startswith("stats[0]") else value[:0]
+        found[result] = error(got[result], value, deviations.double().sqrt())
+    return found
+
+
+def error(got: Tensor, exact: Tensor, *also: Tensor) -> float:
+    """Largest error relative to the largest exact value, or that of `also`."""
     if exact.numel() == 0:
         return 0.0
-    size = exact.double().abs().max().item()
+    size = max(t.double().abs().max().item() for t in (exact, *also) if t.numel())
     return (got.double() - exact.double()).abs().max().item() / (size or 1.0)

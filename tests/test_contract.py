@@ -1,8 +1,10 @@
 """What is derived from the declaration of operations."""
 
+from pathlib import Path
+
 import pytest
 
-from densenet_fast.contract import DECLARATIONS, Norm, NormGradient
+from densenet_fast.contract import DECLARATIONS, Norm, NormGradient, cpp
 from densenet_fast.contract.records import Role
 
 
@@ -41,3 +43,8 @@ def test_roles(operation: str, argument: str, role: Role):
 def test_every_argument_of_a_schema_has_a_role():
     for declared in DECLARATIONS.values():
         assert declared.schema.count("!") == sum(argument.mutable for argument in declared.arguments)
+
+
+def test_the_structures_of_the_library_are_those_declared():
+    committed = (Path(__file__).parents[1] / "csrc/contract.h").read_text()
+    assert cpp.header() == committed, "run `python -m densenet_fast.contract.cpp > csrc/contract.h`"
