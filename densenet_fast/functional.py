@@ -141,7 +141,6 @@ def dense_stage(
         RuntimeError: dtypes or devices differ, or the backend is not available.
     """
     stage.check_image(x)
-    spec = _spec(x.shape[1], layers, consumer)
     tensors: list[Tensor | None] = []
     for i, layer in enumerate(layers):
         place = f"layer {i + 1}"
@@ -150,10 +149,11 @@ def dense_stage(
     if consumer is not None:
         tensors += _vectors(consumer.norm, f"the {type(consumer).__name__.lower()}")
         tensors.append(consumer.weight if isinstance(consumer, Transition) else None)
+    spec = _spec(x.shape[1], layers, consumer, tuple([i for i, tensor in enumerate(tensors) if tensor is not None]))
     result = stage.run(
         spec,
         x,
-        tensors,
+        [tensor for tensor in tensors if tensor is not None],
         _seeds(layers) if spec.drops else None,
         backend=backend,
         wanted=stage.Wanted(output_stats, output_room, None if output_room else memory_format),
@@ -169,7 +169,7 @@ def dense_stage(
     )
 
 
-def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None) -> StageSpec:
+def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None, slots: tuple[int, ...]) -> StageSpec:
     found = []
     total = channels
     for layer in layers:
@@ -183,12 +183,12 @@ def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None) -> 
             found.append(LayerSpec(0, growth, eps1, 0.0, batch1, False, rate))
         total += growth
     if consumer is None:
-        return StageSpec(channels, tuple(found))
+        return StageSpec(channels, tuple(found), None, slots)
     of_norm = consumer.norm.eps, consumer.norm.uses_batch
     if isinstance(consumer, Transition):
-        return StageSpec(channels, tuple(found), ConsumerSpec("transition", consumer.weight.shape[0], *of_norm))
+        return StageSpec(channels, tuple(found), ConsumerSpec("transition", consumer.weight.shape[0], *of_norm), slots)
     kind = "head" if isinstance(consumer, Head) else "stem"
-    return StageSpec(channels, tuple(found), ConsumerSpec(kind, total, *of_norm))  # type: ignore[arg-type]
+    return StageSpec(channels, tuple(found), ConsumerSpec(kind, total, *of_norm), slots)  # type: ignore[arg-type]
 
 
 def _vectors(norm: Norm, place: str) -> list[Tensor | None]:
