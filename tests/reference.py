@@ -37,7 +37,8 @@ def dropout_mask(like: Tensor, drop_rate: float, seed: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:
-    return F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, False, 0.0, norm.eps)
+    """F.batch_norm, which refuses eps 0."""
+    return torch.batch_norm(x, norm.gamma, norm.beta, norm.mean, norm.var, False, 0.0, norm.eps, False)
 
 
 def corrected(v: Tensor, x: Tensor, mean: Tensor, correction: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Every test here runs once per instruction set of this machine; without the library none does."""
+"""Every test here runs on every instruction set of this machine; without the library none does."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from densenet_fast import backends
+from densenet_fast.contract import Operations
 
 CPU = torch.device("cpu")
 
@@ -16,7 +19,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def instruction_sets():
+def instruction_sets() -> list[str]:
     if backends.why_unavailable("native", CPU) is not None:
         return ["none"]
     from densenet_fast import _C
@@ -24,21 +27,31 @@ def instruction_sets():
     return _C.instruction_sets()
 
 
-@pytest.fixture(autouse=True, params=instruction_sets())
+def on_each() -> Iterator[tuple[str, Operations]]:
+    """The native operations on one instruction set after the other, for tests whose truth costs more than they."""
+    from densenet_fast import _C
+
+    for name in instruction_sets():
+        _C.use_instruction_set(name)
+        yield name, backends.operations("native", CPU)
+
+
+@pytest.fixture(autouse=True)
+def best_afterwards():
+    yield
+    from densenet_fast import _C
+
+    _C.use_instruction_set(_C.instruction_sets()[0])
+
+
+@pytest.fixture(params=instruction_sets())
 def instruction_set(request):
     from densenet_fast import _C
 
-    best = _C.instruction_set_in_use()
     _C.use_instruction_set(request.param)
-    yield request.param
-    _C.use_instruction_set(best)
+    return request.param
 
 
 @pytest.fixture
-def native():
+def native(instruction_set):
     return backends.operations("native", CPU)
-
-
-@pytest.fixture
-def eager():
-    return backends.operations("eager", CPU)

@@ -1,183 +1,181 @@
-"""Every native operation against the eager backend in float64, with eager's own float32 error as the measure."""
+"""Every native operation, and every convolution of a layer, against autograd in float64; the measure is the error that
+PyTorch's own layers make in float32."""
 
 import statistics
 
 import pytest
 import torch
 
-from densenet_fast import ops
+from .. import reference
+from ..blocks import surroundings
+from ..calls import NAMES, Geometry, applies, error, make
+from .conftest import on_each
+from .geometries import GEOMETRIES, MANY_ROWS, SMALL
 
-from .cases import GEOMETRIES, MANY_ROWS, ROOM, Geometry, applies, clone, error, make, run, whole_of
-
-NAMES = [operation.name for operation in ops.OPERATIONS]
 EPS = torch.finfo(torch.float32).eps
-SEEDS = 7  # of which the median counts: one value can be rounded well or badly by chance
-SMALL = GEOMETRIES[0]
+SEEDS = 5  # of which the median counts: one value can be rounded well or badly by chance
 VARIANTS = [
     *((name, {}) for name in NAMES),
-    ("bn_relu_conv3x3_fwd", {"drop_rate": 0.3}),
-    ("bn_relu_conv3x3_bwd", {"drop_rate": 0.3}),
-    ("bn_relu_conv3x3_bwd", {"accumulate": True}),
-    ("bn_relu_conv3x3_bwd", {"accumulate": True, "drop_rate": 0.3}),
-    *((name, {"batch_stats": False}) for name in NAMES if name.endswith("_bwd")),
+    *((f"{kind}_{way}", {"drop_rate": 0.3}) for kind in ("conv3x3", "plain") for way in ("fwd", "bwd")),
+    *((name, {"batch": False}) for name in NAMES if name.endswith("_bwd") or name == "conv1x1_fwd"),
 ]
-# Operations whose results are quotients, and those that can leave out a result.
-DIVIDE = ("channel_stats", "update_running_stats", "head_fwd", "head_bwd")
-OPTIONAL = [o.name for o in ops.OPERATIONS if any(f"bool {last})" in o.schema for last in ("stats", "wgrad"))]
+# Whose results are quotients, or made of them.
+DIVIDE = ("channel_stats", "update_running_stats", "head_fwd", "head_bwd", "layer_fwd", "layer_bwd")
 
 
 def label(value):
     return value if isinstance(value, str) else "x".join(map(str, value)) if value else "plain"
 
 
-def cases(without=()):
+def cases(without=(), also=()):
     """Every operation with every geometry that it is defined for."""
     found = [(n, o, g) for n, o in VARIANTS for g in GEOMETRIES if applies(n, g) and n not in without]
-    return pytest.mark.parametrize(("name", "options", "geometry"), found, ids=label)
+    return pytest.mark.parametrize(("name", "options", "geometry"), [*found, *also], ids=label)
 
 
 variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
 
 
-@cases()
-@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
-def test_error_is_at_most_twice_eager_s(native, eager, name, geometry, options, affine):
-    errors = []  # [seed][value] of (ours, eager's)
+@cases(also=[(name, {"affine": False}, geometry) for name in NAMES for geometry in (SMALL, MANY_ROWS)])
+def test_error_is_at_most_twice_stock_s(name, geometry, options):
+    errors = {}  # [seed] of (ours, stock's), by instruction set and result
     for _ in range(SEEDS):
-        case = make(name, geometry, affine=affine, **options)
-        exact, _ = run(getattr(eager, name), case, torch.float64)
-        ours, _ = run(getattr(native, name), case)
-        theirs, _ = run(getattr(eager, name), case)
-        assert [t.shape for t in ours] == [t.shape for t in exact]
-        errors.append([(error(a, e), error(b, e)) for a, b, e in zip(ours, theirs, exact, strict=True)])
-    for i in range(len(errors[0])):
-        our, their = (statistics.median(of_seed[i][side] for of_seed in errors) for side in (0, 1))
-        assert our <= 2 * their + EPS, f"value {i}: {our:.2e}, eager {their:.2e}"
+        call = make(name, geometry, **options)
+        exact = call.copy(torch.float64).on(reference).results()
+        stock = call.copy().on(reference).results()
+        for instruction_set, native in on_each():
+            ours = call.copy().on(native).results()
+            for result, value in exact.items():
+                both = error(ours[result], value), error(stock[result], value)
+                errors.setdefault((instruction_set, result), []).append(both)
+    for result, of_seeds in errors.items():
+        our, their = map(statistics.median, zip(*of_seeds, strict=True))
+        assert our <= 2 * their + EPS, f"{result}: {our:.2e}, stock {their:.2e}"
 
 
 @cases(without=DIVIDE)
-def test_small_integers_are_exact(native, eager, name, geometry, options):
+def test_small_integers_are_exact(name, geometry, options):
     """Sums of small integers have no rounding, so any difference is a wrong element."""
     if "drop_rate" in options:
         options = {**options, "drop_rate": 0.5}  # scales by 2
-    case = make(name, geometry, exact=True, **options)
-    exact, _ = run(getattr(eager, name), case, torch.float64)
-    ours, _ = run(getattr(native, name), case)
-    of_quotients = {"_fwd": (1, 2), "_bwd": (len(ours) - 2, len(ours) - 1)}  # statistics; a and b
-    for i, (a, e) in enumerate(zip(ours, exact, strict=True)):
-        if i in of_quotients.get(name[-4:], ()):
-            assert error(a, e) < 1e-6
-        elif e.numel() and e.abs().max() < 2**24:
-            assert torch.equal(a.double(), e), f"value {i}"
+    call = make(name, geometry, exact=True, **options)
+    exact = call.copy(torch.float64).on(reference).results()
+    for instruction_set, native in on_each():
+        ours = call.copy().on(native).results()
+        for result, value in exact.items():
+            if result.startswith(("stats", "correction")):  # quotients
+                assert error(ours[result], value) < 1e-6, (instruction_set, result)
+            elif value.numel() and value.abs().max() < 2**24:
+                assert torch.equal(ours[result].double(), value), (instruction_set, result)
 
 
 @cases()
-def test_only_the_slices_are_touched(native, name, geometry, options):
-    """All around the slices is NaN, and scratch and results begin as NaN (conftest.py): none may be read or change."""
-    case = make(name, geometry, **options)
-    results, args = run(getattr(native, name), case)
-    for result in results:
-        assert not result.isnan().any()
-    for i, (argument, before) in enumerate(zip(args, case.args, strict=True)):
-        if isinstance(argument, torch.Tensor) and argument.dim() == 4 and argument._base is not None:
-            whole, old = whole_of(argument), whole_of(before)
-            assert torch.cat([whole[:, :ROOM], whole[:, -ROOM:]], 1).isnan().all()
-            assert i in case.written or torch.equal(whole.nan_to_num(7.0), old.nan_to_num(7.0))
-        elif isinstance(argument, torch.Tensor) and i not in case.written:
-            assert torch.equal(argument, before)
+def test_only_what_is_told_is_touched(name, geometry, options):
+    """All around what is given is NaN, and scratch begins as NaN (conftest.py): none may be read or change, nor what is
+    only read, nor any element of a result that the operation leaves as it was."""
+    call = make(name, geometry, **options)
+    before, exact = dict(call.named()), dict(call.copy(torch.float64).on(reference).named())
+    for _, native in on_each():
+        for name, argument, tensor in call.copy().on(native).tensors():
+            assert surroundings(tensor).isnan().all(), name
+            if argument.role.read or argument.role.written:
+                left = exact[name] == before[name].double()
+                assert torch.equal(tensor[left], before[name][left]), name
+                assert argument.role.written or left.all(), name
+                assert name == "z" or not tensor.isnan().any(), name
 
 
 @variants
 def test_two_runs_are_bitwise_equal(native, name, options):
-    case = make(name, GEOMETRIES[-1], **options)
-    first, _ = run(getattr(native, name), case)
-    second, _ = run(getattr(native, name), case)
-    assert all(map(torch.equal, first, second))
+    call = make(name, GEOMETRIES[-1], **options)
+    first, second = (call.copy().on(native).results() for _ in range(2))
+    assert all(torch.equal(first[result], second[result]) for result in first)
 
 
 @pytest.mark.parametrize("threads", [1, 3, 5])
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], MANY_ROWS], ids=label)
 @variants
-def test_any_number_of_threads(native, eager, name, options, geometry, threads):
-    case = make(name, geometry, **options)
-    exact, _ = run(getattr(eager, name), case, torch.float64)
+def test_any_number_of_threads(name, options, geometry, threads):
+    call = make(name, geometry, **options)
+    exact = call.copy(torch.float64).on(reference).results()
     before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        torch.set_num_threads(threads)
-        ours, _ = run(getattr(native, name), case)
+        for _, native in on_each():
+            ours = call.copy().on(native).results()
+            assert all(error(ours[result], value) < 1e-5 for result, value in exact.items())
     finally:
         torch.set_num_threads(before)
-    assert all(error(a, e) < 1e-5 for a, e in zip(ours, exact, strict=True))
 
 
 @variants
 def test_opcheck(native, name, options):
-    case = make(name, Geometry(2, 5, 3, 12, 16, 4), **options)
-    torch.library.opcheck(getattr(native, name), tuple(clone(a) for a in case.args))
-
-
-@pytest.mark.parametrize("name", OPTIONAL)
-def test_results_that_were_not_asked_for_are_empty(native, eager, name):
-    case = make(name, SMALL)
-    case.args[-1] = False
-    ours, _ = run(getattr(native, name), case)
-    theirs, _ = run(getattr(eager, name), case)
-    assert [t.numel() for t in ours] == [t.numel() for t in theirs]
-    assert 0 in [t.numel() for t in ours]
+    make(name, Geometry(2, 5, 3, 12, 16, 4), **options).opcheck(torch.ops.densenet_fast)
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.3, 0.5, 0.999, 1.0])
-def test_dropout_s_mask_is_eager_s(native, eager, drop_rate):
+def test_dropout_s_mask_is_the_contract_s(native, drop_rate):
     """Bit for bit: with a convolution of exactly 1 everywhere the output is the mask."""
-    x = torch.ones(3, 1, 9, 11).contiguous(memory_format=torch.channels_last)
-    weight = torch.zeros(5, 1, 3, 3)
+    call = make("plain_fwd", Geometry(3, 9, 11, 1, 1, 5), exact=True, affine=False, batch=False, drop_rate=drop_rate)
+    given = dict(call.named())
+    if drop_rate:
+        given["seeds"][0] = -987654321987
+    given["x"][:, :1], given["mean1 of layer 0"][:] = 1, 0
+    weight = given["weight1 of layer 0"].zero_()
     weight[:, :, 1, 1] = 1
-    one, zero = torch.ones(1), torch.zeros(1)
-    outputs = []
-    for backend in (native, eager):
-        y = torch.empty(3, 5, 9, 11).contiguous(memory_format=torch.channels_last)
-        backend.bn_relu_conv3x3_fwd(
-            x, zero, one, None, None, 0.0, weight, drop_rate, torch.tensor(-987654321987), y, None, None
-        )
-        outputs.append(y)
-    assert torch.equal(*outputs)
-    assert drop_rate in (0.0, 1.0) or len(outputs[0].unique()) == 2
+    ours, exact = (dict(call.copy().on(operations).named())["x"][:, 1:] for operations in (native, reference))
+    assert torch.equal(ours, exact)
+    assert drop_rate in (0.0, 1.0) or len(ours.unique()) == 2
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "padded"])
 @pytest.mark.parametrize("geometry", [SMALL, MANY_ROWS], ids=label)
-@pytest.mark.parametrize("name", [n for n in NAMES if "conv" in n or n.startswith("transition") or "infer" in n])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("conv", "plain", "transition"))])
 def test_weights_in_any_layout(native, name, geometry, layout):
-    case = make(name, geometry)
-    expected, _ = run(getattr(native, name), case)
-    for i, argument in enumerate(case.args):
-        if isinstance(argument, torch.Tensor) and argument.dim() == 4 and argument._base is None:
-            if layout == "channels_last":
-                case.args[i] = argument.contiguous(memory_format=torch.channels_last)
-            elif layout == "transposed":
-                case.args[i] = argument.transpose(0, 1).contiguous().transpose(0, 1)
-            else:
-                case.args[i] = torch.nn.functional.pad(argument, (0, 1))[..., :-1]
-    args = list(case.args)
-    results = getattr(native, name)(*args)
-    values = list(results) if isinstance(results, tuple) else [] if results is None else [results]
-    assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=False))
+    def other(argument, tensor):
+        if not argument.startswith("weight"):
+            return tensor
+        if layout == "channels_last":
+            return tensor.contiguous(memory_format=torch.channels_last)
+        if layout == "transposed":
+            return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+        return torch.nn.functional.pad(tensor, (0, 1))[..., :-1]
+
+    call = make(name, geometry)
+    expected = call.copy().on(native).results()
+    ours = call.copy().changed(other).on(native).results()
+    assert all(torch.equal(ours[result], value) for result, value in expected.items())
 
 
-def test_strided_vectors_are_read_with_their_strides(native):
-    case = make("bn_relu_conv1x1_fwd", SMALL)
-    expected, _ = run(native.bn_relu_conv1x1_fwd, case)
-    args = [torch.stack([a, a + 1], 1)[:, 0] if isinstance(a, torch.Tensor) and a.dim() == 1 else a for a in case.args]
-    assert all(map(torch.equal, native.bn_relu_conv1x1_fwd(*args), expected))
+@pytest.mark.parametrize("name", ["layer_fwd", "layer_bwd", "transition_bwd", "stem_fwd", "head_bwd", "bn_bwd_apply"])
+def test_strided_vectors_are_read_with_their_strides(native, name):
+    call = make(name, SMALL, batch=False)
+    roles = {argument: role.role.written for argument, role, _ in call.tensors()}
+    strided = call.copy().changed(
+        lambda argument, t: (
+            t if roles[argument] or t.dim() != 1 or argument == "z" else torch.stack([t, t + 1], 1)[:, 0]
+        )
+    )
+    expected, ours = call.copy().on(native).results(), strided.on(native).results()
+    assert all(torch.equal(ours[result], value) for result, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["transition_fwd", "stem_fwd", "transition_bwd"])
+def test_what_is_not_wanted_changes_nothing_else(native, name):
+    call = make(name, SMALL)
+    without = call.changed(lambda argument, t: None if argument in ("stats", "dweight") else t)
+    expected, ours = call.copy().on(native).results(), without.copy().on(native).results()
+    assert len(ours) < len(expected)
+    assert all(torch.equal(value, expected[result]) for result, value in ours.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_running_statistics_in_any_dtype(native, eager, dtype):
-    mean, var = torch.randn(5), torch.rand(5) + 0.5
+def test_running_statistics_in_any_dtype(native, dtype):
+    stats = torch.stack([torch.randn(5), torch.rand(5) + 0.5])
     pairs = []
-    for backend in (native, eager):
+    for operations in (native, reference):
         running = [torch.full((5,), 0.25, dtype=dtype), torch.full((5,), 0.75, dtype=dtype)]
-        backend.update_running_stats(running[:1], running[1:], [mean], [var], [6], [0.3])
+        operations.update_running_stats(running[:1], running[1:], stats, [0], 6, [0.3])
         pairs.append(running)
     for ours, theirs in zip(*pairs, strict=True):
         assert (ours - theirs).abs().max() <= 2 * torch.finfo(dtype if dtype.itemsize < 8 else torch.float32).eps

@@ -1,0 +1,21 @@
+"""Sizes at which the CPU kernels are tested."""
+
+from ..calls import Geometry
+
+# One pixel, one image, odd and even sizes, one column, growths 4 to 48, widths 4g and others, more than one block of
+# channels (128, 256) and of rows. The CPU kernels divide few rows by channels: MANY_ROWS are too many for that.
+MANY_ROWS = Geometry(3, 11, 9, 37, 20, 5)
+GEOMETRIES = [
+    Geometry(2, 5, 7, 24, 16, 4),
+    Geometry(3, 8, 8, 37, 48, 12),
+    Geometry(1, 13, 1, 9, 5, 3),
+    Geometry(2, 1, 1, 30, 96, 24),
+    Geometry(1, 2, 2, 66, 128, 32),
+    Geometry(2, 7, 6, 301, 160, 40),
+    Geometry(1, 17, 15, 150, 192, 48),
+    Geometry(5, 3, 3, 1, 3, 2),
+    MANY_ROWS,
+    Geometry(2, 13, 11, 270, 136, 12),
+    Geometry(2, 28, 28, 64, 128, 32),
+]
+SMALL = GEOMETRIES[0]
