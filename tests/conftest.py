@@ -74,15 +74,15 @@ def _reproducible():
 
 
 @pytest.fixture(scope="session")
-def _machine(request):
+def _machine():
     from .cuda.device import Machine, build
 
-    return Machine(build(request.config.cache.mkdir("densenet_fast_cuda")))
+    return Machine(build())
 
 
 @pytest.fixture
 def machine(_machine):
-    """The CUDA kernels on a GPU of PTX, compiled once for the present sources."""
+    """The CUDA kernels on a GPU of PTX."""
     _machine.reset()
     yield _machine
     _machine.reset()
