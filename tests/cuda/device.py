@@ -18,6 +18,8 @@ import torch
 from densenet_fast import ops
 from tools.gpucheck.cuda import SOURCES, launches
 
+from ..opcheck import opcheck
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
@@ -134,9 +136,9 @@ class Machine(launches.Machine):
         self.library.set_tf32(tf32)
 
     def opcheck(self, operation, args) -> None:
-        """torch.library.opcheck; its calls of the operation run no kernel that could raise in a callback unseen."""
+        """Its calls of the operation run no kernel that could raise in a callback unseen."""
         self.fault = None
-        torch.library.opcheck(operation, args)
+        opcheck(operation, args)
         self.raise_fault()
 
     def _checked(self, operation):

@@ -1,4 +1,5 @@
-"""Every test here runs once per instruction set of this machine; without the library none does."""
+"""Every test of kernels runs once per instruction set of this machine, those marked `entry`, about what comes before
+the kernels, on the best alone; without the library none does."""
 
 import pytest
 import torch
@@ -24,7 +25,14 @@ def instruction_sets():
     return _C.instruction_sets()
 
 
-@pytest.fixture(autouse=True, params=instruction_sets())
+def pytest_generate_tests(metafunc):
+    sets = instruction_sets()
+    if metafunc.definition.get_closest_marker("entry"):
+        sets = sets[:1]
+    metafunc.parametrize("instruction_set", sets, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def instruction_set(request):
     from densenet_fast import _C
 
