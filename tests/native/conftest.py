@@ -1,6 +1,11 @@
+<<<<<<< HEAD
 """Every test here runs on every instruction set of this machine; without the library none does."""
 
 from collections.abc import Iterator
+=======
+"""Every test of kernels runs once per instruction set of this machine, those marked `entry`, about what comes before
+the kernels, on the best alone; without the library none does."""
+>>>>>>> w-gpucheck
 
 import pytest
 import torch
@@ -27,6 +32,7 @@ def instruction_sets() -> list[str]:
     return _C.instruction_sets()
 
 
+<<<<<<< HEAD
 def on_each() -> Iterator[tuple[str, Operations]]:
     """The native operations on one instruction set after the other, for tests whose truth costs more than they."""
     from densenet_fast import _C
@@ -45,6 +51,16 @@ def best_afterwards():
 
 
 @pytest.fixture(params=instruction_sets())
+=======
+def pytest_generate_tests(metafunc):
+    sets = instruction_sets()
+    if metafunc.definition.get_closest_marker("entry"):
+        sets = sets[:1]
+    metafunc.parametrize("instruction_set", sets, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+>>>>>>> w-gpucheck
 def instruction_set(request):
     from densenet_fast import _C
 

@@ -8,6 +8,7 @@ from densenet_fast.functional import dense_stage
 
 from .cases import GEOMETRIES, clone, make
 
+pytestmark = pytest.mark.entry
 NAMES = [operation.name for operation in ops.OPERATIONS]
 CPU = torch.device("cpu")
 

@@ -8,6 +8,7 @@ import torch
 from densenet_fast import backends
 from densenet_fast.functional import dense_stage
 
+from ..opcheck import opcheck
 from ..oracle import make_stage, parameters, require_grad
 
 C, K, G, TOTAL = 5, (6, 4), (3, 2), 12  # channels, widths, growths; TOTAL has room behind the layers
@@ -30,6 +31,7 @@ def image(channels, fill=torch.randn):
     return fill(2, channels, 6, 5).contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.entry
 @pytest.mark.parametrize("running", [(False, False), (True, True)])
 @pytest.mark.parametrize("keep_z", [True, False])
 def test_opcheck(native, running, keep_z):
@@ -38,7 +40,7 @@ def test_opcheck(native, running, keep_z):
     z = [image(k) for k in K if keep_z]
     z_mean, z_var = ([torch.ones(0 if running[1] else k) for k in K] for _ in range(2))
     forward = (x, mean, var, True, C, tensors, numbers, z, z_mean, z_var)
-    torch.library.opcheck(native.dense_block_fwd, forward)
+    opcheck(native.dense_block_fwd, forward)
     native.dense_block_fwd(*forward)
     g, a, b = image(TOTAL), torch.zeros(TOTAL), torch.zeros(TOTAL)
     gradients = []
@@ -47,7 +49,7 @@ def test_opcheck(native, running, keep_z):
         vectors = [torch.zeros(weight.shape[1]) for weight in (weight1, weight1, weight2, weight2)]
         gradients += [*vectors[:2], torch.zeros_like(weight1), *vectors[2:], torch.zeros(0)]
     backward = (g, a, b, x, mean, var, C, tensors, numbers, z, z_mean, z_var, gradients)
-    torch.library.opcheck(native.dense_block_bwd, backward)
+    opcheck(native.dense_block_bwd, backward)
 
 
 @pytest.mark.parametrize("efficient", [False, True])
@@ -63,6 +65,7 @@ def test_one_operation_is_the_layers_one_by_one(native, monkeypatch, efficient):
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.entry
 @pytest.mark.parametrize(
     ("change", "told"),
     [
