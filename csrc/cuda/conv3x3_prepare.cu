@@ -1,5 +1,6 @@
-// What goes before the main loop of conv3x3.cuh: the weight in its order, BatchNorm's affine form, in backward d.
-#include "conv3x3.cuh"
+// The kernel of conv3x3_prepare.cuh.
+#include "conv3x3_prepare.cuh"
+#include "conv3x3_tiling.cuh"
 #include "dropout.cuh"
 
 namespace densenet_fast::cuda::conv3x3 {

@@ -110,13 +110,13 @@ KERNELS = ["fwd", "dgrad", "wgrad"]
 IN_SOURCE = {
     "the padding activated": (
         "bn_relu_conv3x3_fwd",
-        "conv3x3.cuh",
+        "conv3x3_main_loop.cuh",
         "if (source[i] >= 0) bn_relu.apply",
         "bn_relu.apply",
     ),
     "a stage filled too early": (
         "bn_relu_conv3x3_fwd",
-        "conv3x3.cuh",
+        "conv3x3_main_loop.cuh",
         "copy(chunk + kStages - 1);\n    cp_async_commit();\n    if",
         "copy(chunk + kStages);\n    cp_async_commit();\n    if",
     ),
@@ -128,13 +128,13 @@ IN_SOURCE = {
     ),
     "a gradient where there is no pixel": (
         "bn_relu_conv3x3_bwd",
-        "bn_relu_conv3x3_bwd.cu",
+        "conv3x3_wgrad.cuh",
         "m < 0 ? 0 : 16)",
         "16)",
     ),
     "a warp's share of dweight lost": (
         "bn_relu_conv3x3_bwd",
-        "bn_relu_conv3x3_bwd.cu",
+        "conv3x3_wgrad.cuh",
         "half >= 1; half /= 2",
         "half > 1; half /= 2",
     ),
