@@ -14,7 +14,7 @@ using namespace conv3x3;
 namespace {
 
 struct Conv3x3DgradParams {
-  Source source;
+  MainLoopParams main_loop;
   int C;
   ConstMatrix x;  // [N * H * W, C]
   Norm norm;
@@ -26,21 +26,21 @@ struct Conv3x3DgradParams {
   Partials<Sums> partials;
 };
 
-template <class traits>
-__global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_dgrad_kernel(const Conv3x3DgradParams p) {
-  using input_t = typename traits::input_t;
-  constexpr int kLaneColumns = traits::kLaneColumns;
+template <class Traits>
+__global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgrad_kernel(const Conv3x3DgradParams p) {
+  using input_t = typename Traits::input_t;
+  constexpr int kLaneColumns = Traits::kLaneColumns;
   extern __shared__ __align__(128) unsigned char shared[];
-  const Tile tile(p.source.tiling, blockIdx.x);
-  const WarpPart part(p.source.tiling, p.source.warps_n);
-  float acc[kRunRows][traits::kTilesN][4] = {};
-  multiply<traits>(p.source, tile, part, shared, acc);
+  const Tile tile(p.main_loop.tiling, blockIdx.x);
+  const WarpTile warp_tile(p.main_loop.tiling, p.main_loop.warps_n);
+  float acc[kRunRows][Traits::kTilesN][4] = {};
+  convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
 
 #pragma unroll
-  for (int group = 0; group < traits::kGroups; group++) {
-    const int c = part.slab * traits::kColumns + traits::column(group);
-    const Row<const input_t, kLaneColumns> x_row(p.x, c, p.C);
-    const Row<input_t, kLaneColumns> u_row(p.u, c, p.C);
+  for (int group = 0; group < Traits::kGroups; group++) {
+    const int c = warp_tile.slab * Traits::kColumns + Traits::column(group);
+    const RowSlice<const input_t, kLaneColumns> x_row(p.x, c, p.C);
+    const RowSlice<input_t, kLaneColumns> u_row(p.u, c, p.C);
     float2 bn[kLaneColumns];
     float mean[kLaneColumns];
     Sums sums[kLaneColumns];
@@ -51,13 +51,13 @@ __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_dgr
     }
 #pragma unroll
     for (int k = 0; k < kRows; k++) {
-      const int64_t m = part.pixel(tile, k);
+      const int64_t m = warp_tile.pixel(tile, k);
       if (m < 0) continue;
       float x[kLaneColumns], u[kLaneColumns];
       x_row.load(m, x);
 #pragma unroll
       for (int e = 0; e < kLaneColumns; e++)  // a NaN of bn(x) lets the gradient through, as PyTorch's ReLU does
-        u[e] = fmaf(x[e], bn[e].x, bn[e].y) <= 0.f ? 0.f : traits::at(acc, group, e, k);
+        u[e] = fmaf(x[e], bn[e].x, bn[e].y) <= 0.f ? 0.f : Traits::at(acc, group, e, k);
       if (p.accumulate) {
         float dx[kLaneColumns];
         u_row.load(m, dx);
@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_dgr
     }
 #pragma unroll
     for (int e = 0; e < kLaneColumns; e++)
-      put_warp<traits>(shared, traits::column(group) + e,
+      put_warp<Traits>(shared, Traits::column(group) + e,
                        Sums{{sum_over_pixels(sums[e].value[0]), sum_over_pixels(sums[e].value[1])}});
   }
-  finish_warps<traits>(p.partials, p.source.warps_n, shared, [&](int channel, const Sums& total) {
+  finish_warps<Traits>(p.partials, p.main_loop.warps_n, shared, [&](int channel, const Sums& total) {
     write_gradient(p.dnorm, p.norm, p.count, channel, total);
   });
 }
@@ -89,13 +89,14 @@ Weight transposed(const Weight& w, int element_size) {
 }  // namespace
 
 void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
-  const Plan plan = make_plan(op.shape, op.C, where);
-  with_traits<false>(where.math, plan, [&](auto traits) {
-    using math_t = typename decltype(traits)::math_t;
-    using input_t = typename decltype(traits)::input_t;
+  const TileConfig config = choose_tile_config(op.shape, op.C, where);
+  with_traits<false>(where.math, config, [&](auto traits) {
+    using Traits = decltype(traits);
+    using math_t = typename Traits::math_t;
+    using input_t = typename Traits::input_t;
     constexpr int kOutputs = 16;  // d is padded to whole operands of dweight
     constexpr int kChannels = WgradTraits<math_t, 1>::kChannels;
-    Prepare preparation{};
+    PrepareParams preparation{};
     preparation.M = op.shape.rows(), preparation.G = static_cast<int>(op.G);
     preparation.d_stride = ceil_div(preparation.G, kOutputs) * kOutputs;
     preparation.dy = op.dy, preparation.dy_granule = granule(op.dy, sizeof(input_t));
@@ -108,12 +109,12 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
     const ConstMatrix d{preparation.d, preparation.d_stride};
     preparation.weight = transposed(op.weight, sizeof(input_t));
     preparation.outputs = static_cast<int>(op.C), preparation.inputs = preparation.G;
-    p.source = make_source<decltype(traits)>(plan, d, preparation.d_stride, preparation, where);
+    p.main_loop = make_main_loop_params<Traits>(config, d, preparation.d_stride, preparation, where);
     prepare(preparation, where);
     p.C = static_cast<int>(op.C), p.x = op.x, p.norm = op.norm, p.affine = preparation.affine;
     p.u = op.u, p.accumulate = op.accumulate, p.count = static_cast<float>(op.shape.rows()), p.dnorm = op.dnorm;
-    p.partials = plan_partials<Sums>(plan, op.C, where);
-    launch_plan<decltype(traits)>(bn_relu_conv3x3_dgrad_kernel<decltype(traits)>, plan, op.C, p, where);
+    p.partials = make_tile_partials<Sums>(config, op.C, where);
+    launch_tiles<Traits>(bn_relu_conv3x3_dgrad_kernel<Traits>, config, op.C, p, where);
 
     if (op.dweight == nullptr) return;
     if (preparation.d_stride / kOutputs % 2 == 0) wgrad<WgradTraits<math_t, 2>>(op, preparation, where);

@@ -9,10 +9,10 @@
 
 namespace densenet_fast::cuda::conv3x3 {
 
-// kLaneColumns neighbouring channels, the first of them c, of the rows of a matrix [M, C].
-// element_t is input_t, const or not.
+// Channels [c, c + kLaneColumns) of the rows of a matrix [M, C], as one thread loads and stores them. element_t is
+// input_t, const or not.
 template <class element_t, int kLaneColumns>
-struct Row {
+struct RowSlice {
   using input_t = std::remove_const_t<element_t>;
   static constexpr int kBytes = kLaneColumns * sizeof(input_t);
   static constexpr int kUnit = kBytes % 16 == 0 ? 16 : kBytes % 8 == 0 ? 8 : 4;
@@ -28,11 +28,11 @@ struct Row {
 
   element_t* data;
   int64_t stride;
-  int count;   // of the channels that are there
-  bool whole;  // all of them, on addresses for Unit
+  int count;   // channels below C
+  bool whole;  // all are, and rows are aligned for Unit
 
   template <class matrix_t>
-  __device__ __forceinline__ Row(const matrix_t& m, int c, int C)
+  __device__ __forceinline__ RowSlice(const matrix_t& m, int c, int C)
       : data(static_cast<element_t*>(m.data) + c), stride(m.stride), count(min(C - c, kLaneColumns)) {
     const auto bits = reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(stride * sizeof(input_t));
     whole = count == kLaneColumns && bits % kUnit == 0;
@@ -84,27 +84,27 @@ __device__ __forceinline__ float sum_over_pixels(float x) {
   return x;
 }
 
-// One warp's share of a column, which lanes 0 to 3 hold, for finish_warps.
-template <class traits, class reduced_t>
+// Leaves a warp's partial result of a column, which lanes 0 to 3 hold, in shared memory for finish_warps.
+template <class Traits, class reduced_t>
 __device__ __forceinline__ void put_warp(unsigned char* shared, int column, const reduced_t& r) {
-  if (threadIdx.x % 32 < 4) reinterpret_cast<reduced_t*>(shared)[threadIdx.x / 32 * traits::kColumns + column] = r;
+  if (threadIdx.x % 32 < 4) reinterpret_cast<reduced_t*>(shared)[threadIdx.x / 32 * Traits::kColumns + column] = r;
 }
 
-// The shares of all warps of all blocks, merged: finish(c, total) for every channel.
-template <class traits, class reduced_t, class function_t>
+// Merges the partial results of all warps and blocks: finish(c, total) for every channel.
+template <class Traits, class reduced_t, class function_t>
 __device__ __forceinline__ void finish_warps(const Partials<reduced_t>& partials, int warps_n, unsigned char* shared,
                                              function_t finish) {
   __syncthreads();
-  const int slab = threadIdx.x / traits::kColumns, column = threadIdx.x % traits::kColumns;
-  const int c = (blockIdx.y * warps_n + slab) * traits::kColumns + column;
+  const int slab = threadIdx.x / Traits::kColumns, column = threadIdx.x % Traits::kColumns;
+  const int c = (blockIdx.y * warps_n + slab) * Traits::kColumns + column;
   if (slab < warps_n && c < partials.C) {
     reduced_t total;
     for (int warp = slab; warp < kWarps; warp += warps_n)
-      total.merge(reinterpret_cast<const reduced_t*>(shared)[warp * traits::kColumns + column]);
+      total.merge(reinterpret_cast<const reduced_t*>(shared)[warp * Traits::kColumns + column]);
     partials.put(blockIdx.x, c, total);
   }
   for (int i = 0; i < warps_n; i++)
-    finish_partials<kThreads, traits::kColumns>(partials, blockIdx.x, blockIdx.y * warps_n + i,
+    finish_partials<kThreads, Traits::kColumns>(partials, blockIdx.x, blockIdx.y * warps_n + i,
                                                 reinterpret_cast<float*>(shared), finish);
 }
 

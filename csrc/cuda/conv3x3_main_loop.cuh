@@ -40,9 +40,8 @@ struct BnReluPiece {
   }
 };
 
-// Forward and input gradient: blocks of kWarps warps, `warps_n` of them along the output channels.
-
-struct Source {
+// What the main loop reads. A block has kWarps warps, `warps_n` of them along the output channels.
+struct MainLoopParams {
   Tiling tiling;
   ConstMatrix x;           // [N * H * W, C] input_t
   int C, chunks, granule;  // of x
@@ -51,12 +50,12 @@ struct Source {
   int warps_n;
 };
 
-// 8-column tiles of a warp whose accumulators and fragments fit in registers.
+// The most 8-column tiles per warp whose accumulators and fragments fit in registers.
 template <class math_t>
-constexpr int kMostTilesN = std::is_same_v<math_t, Tf32x3Math> ? 3 : 4;
+constexpr int kMaxTilesN = std::is_same_v<math_t, Tf32x3Math> ? 3 : 4;
 
 template <class math_t_, int kTilesN_, bool kBnRelu_>
-struct Traits {
+struct Conv3x3Traits {
   using math_t = math_t_;
   using input_t = typename math_t::input_t;
   static constexpr int kTilesN = kTilesN_;  // 8-column tiles of a warp
@@ -66,8 +65,8 @@ struct Traits {
   static constexpr int kGroupTiles = kTilesN == 4 ? 2 : kTilesN, kGroups = kTilesN / kGroupTiles;
   static constexpr int kLaneColumns = 2 * kGroupTiles;  // neighbouring channels of one thread in a group
   static constexpr int kSlabPieces = kTaps * kChunkPieces * kColumns;
-  static constexpr int kBlocks = sizeof(input_t) == 2 ? 2 : 1;  // per multiprocessor, that registers must allow
-  static constexpr int kUnrolledTaps = std::is_same_v<math_t, Tf32x3Math> ? 1 : 3;  // more would spill its fragments
+  static constexpr int kBlocks = sizeof(input_t) == 2 ? 2 : 1;  // per multiprocessor, at least: limits registers
+  static constexpr int kUnrolledTaps = std::is_same_v<math_t, Tf32x3Math> ? 1 : 3;  // 3 would spill its fragments
 
   // A thread's first column of a group.
   __device__ __forceinline__ static int column(int group) {
@@ -86,18 +85,18 @@ struct Traits {
   }
 };
 
-// A warp's part of a tile.
-struct WarpPart {
+// A warp's part of a tile: two runs by 8 columns, and one slab of output channels.
+struct WarpTile {
   int run[2], column[2];  // acc[i][j][2 * h + e] is row i of run[h], pixel column[h] + lane / 4; run -1: none
-  int slab;               // of output channels
+  int slab;               // which kColumns output channels
 
-  __device__ __forceinline__ WarpPart(const Tiling& t, int warps_n) {
+  __device__ __forceinline__ WarpTile(const Tiling& t, int warps_n) {
     const int groups = t.columns / 8, warp = threadIdx.x / 32;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int part = warp / warps_n * 2 + h;
-      run[h] = part < t.runs * groups ? part / groups : -1;
-      column[h] = part % groups * 8;
+      const int index = warp / warps_n * 2 + h;
+      run[h] = index < t.runs * groups ? index / groups : -1;
+      column[h] = index % groups * 8;
     }
     slab = blockIdx.y * warps_n + warp % warps_n;
   }
@@ -114,22 +113,22 @@ struct WarpPart {
   }
 };
 
-// acc += the convolution of the tile. Afterwards the shared memory is free.
-template <class traits>
-__device__ __forceinline__ void multiply(const Source& p, const Tile& tile, const WarpPart& part, unsigned char* shared,
-                                         float (&acc)[kRunRows][traits::kTilesN][4]) {
-  using math_t = typename traits::math_t;
-  using input_t = typename traits::input_t;
-  constexpr int kStages = traits::kStages, kTilesN = traits::kTilesN;
+// acc += the convolution of the tile. Afterwards the shared memory may be overwritten.
+template <class Traits>
+__device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Tile& tile, const WarpTile& warp_tile,
+                                              unsigned char* shared, float (&acc)[kRunRows][Traits::kTilesN][4]) {
+  using math_t = typename Traits::math_t;
+  using input_t = typename Traits::input_t;
+  constexpr int kStages = Traits::kStages, kTilesN = Traits::kTilesN;
   const Tiling& t = p.tiling;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int plane = t.halo_pitch * 16, stage_bytes = traits::stage_bytes(t, p.warps_n);
+  const int plane = t.halo_pitch * 16, stage_bytes = Traits::stage_bytes(t, p.warps_n);
 
   // Every thread copies, and turns into activations, the same piece of its pixels in every chunk.
   const int piece = threadIdx.x % kChunkPieces, first_pixel = threadIdx.x / kChunkPieces;
   constexpr int kPixelStep = kThreads / kChunkPieces;
-  int* const source = reinterpret_cast<int*>(shared + kStages * stage_bytes);  // [halo_pixels]
-  for (int i = threadIdx.x; i < t.halo_pixels; i += kThreads) source[i] = tile.source(i);
+  int* const pixel_index = reinterpret_cast<int*>(shared + kStages * stage_bytes);  // [halo_pixels]
+  for (int i = threadIdx.x; i < t.halo_pixels; i += kThreads) pixel_index[i] = tile.pixel_index(i);
   __syncthreads();
 
   const input_t* const x = static_cast<const input_t*>(p.x.data) + tile.origin() * p.x.stride;
@@ -138,11 +137,11 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
     const int c = (chunk * kChunkPieces + piece) * kVector<input_t>;
 #pragma unroll 2
     for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep) {
-      const bool inside = source[i] >= 0 && c < p.C;
-      copy_piece(stage + piece * plane + i * 16, inside ? x + source[i] * p.x.stride + c : x, inside ? p.C - c : 0,
+      const bool inside = pixel_index[i] >= 0 && c < p.C;
+      copy_piece(stage + piece * plane + i * 16, inside ? x + pixel_index[i] * p.x.stride + c : x, inside ? p.C - c : 0,
                  p.granule);
     }
-    const int weights = p.warps_n * traits::kSlabPieces * 16;
+    const int weights = p.warps_n * Traits::kSlabPieces * 16;
     const unsigned char* const weight =
         static_cast<const unsigned char*>(p.weight) + static_cast<int64_t>(blockIdx.y * p.chunks + chunk) * weights;
     for (int i = threadIdx.x * 16; i < weights; i += kThreads * 16)
@@ -152,7 +151,8 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
     unsigned char* const stage = shared + chunk % kStages * stage_bytes;
 #pragma unroll 2
     for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep)
-      if (source[i] >= 0) bn_relu.apply(stage + piece * plane + i * 16);  // the padding comes after the ReLU
+      if (pixel_index[i] >= 0)
+        bn_relu.apply(stage + piece * plane + i * 16);  // zero padding stays zero: it pads the activations
   };
 
 #pragma unroll
@@ -161,25 +161,26 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
     cp_async_commit();
   }
   // ldmatrix delivers (run 0, first half step), (run 1, first), (run 0, second), (run 1, second).
-  const int h = lane >> 3 & 1, run = max(h ? part.run[1] : part.run[0], 0);
-  const int a_lane = (lane >> 4) * plane +
-                     (tile.halo_row(run) * t.halo_columns + (h ? part.column[1] : part.column[0]) + lane % 8) * 16;
+  const int h = lane >> 3 & 1, run = max(h ? warp_tile.run[1] : warp_tile.run[0], 0);
+  const int a_lane =
+      (lane >> 4) * plane +
+      (tile.halo_row(run) * t.halo_columns + (h ? warp_tile.column[1] : warp_tile.column[0]) + lane % 8) * 16;
   const int b_lane = kChunkPieces * plane +
-                     (warp % p.warps_n * traits::kSlabPieces + h * traits::kColumns + lane % 8 + (lane >> 4) * 8) * 16;
+                     (warp % p.warps_n * Traits::kSlabPieces + h * Traits::kColumns + lane % 8 + (lane >> 4) * 8) * 16;
   for (int chunk = 0; chunk < p.chunks; chunk++) {
-    if constexpr (traits::kBnRelu) {
+    if constexpr (Traits::kBnRelu) {
       const BnReluPiece<input_t> bn_relu(p.affine + (chunk * kChunkPieces + piece) * kVector<input_t>);
       cp_async_wait<kStages - 2>();
       activate(chunk, bn_relu);
     } else {
       cp_async_wait<kStages - 2>();
     }
-    __syncthreads();  // the chunk is complete, and nobody reads the stage that is filled next
+    __syncthreads();  // the chunk is complete, and all warps have read the stage that is filled next
     if (chunk + kStages - 1 < p.chunks) copy(chunk + kStages - 1);
     cp_async_commit();
-    if (part.run[0] < 0) continue;
+    if (warp_tile.run[0] < 0) continue;
     const unsigned char* const stage = shared + chunk % kStages * stage_bytes;
-#pragma unroll traits::kUnrolledTaps
+#pragma unroll Traits::kUnrolledTaps
     for (int kx = 0; kx < 3; kx++) {
       Fragment<math_t, 4> a[kRunRows + 2];
 #pragma unroll
@@ -195,7 +196,7 @@ __device__ __forceinline__ void multiply(const Source& p, const Tile& tile, cons
 #pragma unroll
           for (int i = 0; i < kRunRows; i++) mma(acc[i][j], a[i + ky], b);
         };
-        const unsigned char* const b_tap = stage + b_lane + (ky * 3 + kx) * kChunkPieces * traits::kColumns * 16;
+        const unsigned char* const b_tap = stage + b_lane + (ky * 3 + kx) * kChunkPieces * Traits::kColumns * 16;
 #pragma unroll
         for (int j = 0; j < kTilesN; j += 2) {
           if (j + 1 < kTilesN) {

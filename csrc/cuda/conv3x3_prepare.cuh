@@ -9,7 +9,7 @@
 
 namespace densenet_fast::cuda::conv3x3 {
 
-struct Prepare {
+struct PrepareParams {
   // packed [column blocks][chunks][warps_n][taps][2][8 * tiles_n] pieces of kVector inputs. Column 2t + e of tile j of
   // a group of n tiles stands for output 2nt + 2j + e of the group: what a thread accumulates is neighbouring channels.
   Weight weight;  // [outputs, inputs, 3, 3]
@@ -31,9 +31,10 @@ struct Prepare {
   void* d;
 };
 
-void prepare(const Prepare& p, const Launch& where);
+void prepare(const PrepareParams& p, const Launch& where);
 
-inline void make_affine(const Norm& norm, int64_t C, int64_t multiple, Prepare& prepare, const Launch& where) {
+// Has the launch write `norm`'s affine form, padded with zeros to a multiple of channels.
+inline void make_affine(const Norm& norm, int64_t C, int64_t multiple, PrepareParams& prepare, const Launch& where) {
   prepare.norm = norm, prepare.C = static_cast<int>(C);
   prepare.affine_count = static_cast<int>(ceil_div(C, multiple) * multiple);
   prepare.affine = static_cast<float2*>(where.workspace->bytes(prepare.affine_count * sizeof(float2)));

@@ -19,7 +19,7 @@ constexpr int kChunkPieces = 2;      // 16-byte pieces of a pixel's chunk
 // `columns` columns. Its halo has two more rows for each image it touches and two more columns.
 struct Tiling {
   int N, H, W;
-  int run_rows, image_runs;
+  int run_rows, image_runs;  // rows of a run; runs of an image
   int runs, columns, column_tiles, row_tiles;
   int halo_columns, halo_pixels;
   int halo_pitch;  // pixels of a plane of 16-byte pieces; 4 modulo 8, so that planes start on different banks
@@ -33,7 +33,7 @@ inline Tiling make_tiling(const Shape& shape, int run_rows, int runs, int column
   t.run_rows = run_rows, t.image_runs = ceil_div(t.H, run_rows);
   t.runs = runs, t.columns = columns;
   t.column_tiles = ceil_div(t.W, columns), t.row_tiles = ceil_div(t.N * t.image_runs, runs);
-  const int images = (runs + t.image_runs - 2) / t.image_runs + 1;  // at most, also behind the last one
+  const int images = (runs + t.image_runs - 2) / t.image_runs + 1;  // the most that a tile touches
   t.halo_columns = columns + 2, t.halo_pixels = (runs * run_rows + 2 * images) * t.halo_columns;
   t.halo_pitch = (t.halo_pixels + 3) / 8 * 8 + 4;
   return t;
@@ -52,13 +52,13 @@ struct Tile {
 
   __device__ __forceinline__ int image(int run) const { return first_image + (first_run + run) / tiling.image_runs; }
   __device__ __forceinline__ int row(int run) const { return (first_run + run) % tiling.image_runs * tiling.run_rows; }
-  // The halo row that the upper taps of a run's first row see.
+  // The halo row above a run's first row: what its upper taps read.
   __device__ __forceinline__ int halo_row(int run) const {
     return run * tiling.run_rows + 2 * (image(run) - first_image);
   }
-  // The pixel at a place of the halo, counted from the first pixel of the first image; -1 in the zero padding.
-  __device__ __forceinline__ int source(int place) const {
-    const int halo_row = place / tiling.halo_columns, column = first_column + place % tiling.halo_columns - 1;
+  // The pixel at a position of the halo, counted from the first pixel of the first image; -1 in the zero padding.
+  __device__ __forceinline__ int pixel_index(int position) const {
+    const int halo_row = position / tiling.halo_columns, column = first_column + position % tiling.halo_columns - 1;
     const int in_first = (tiling.image_runs - first_run) * tiling.run_rows + 2;  // halo rows of the first image
     const int in_other = tiling.image_runs * tiling.run_rows + 2;
     int image = 0, row = first_run * tiling.run_rows + halo_row - 1;

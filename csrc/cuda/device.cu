@@ -1,4 +1,4 @@
-// What a launch needs to know of a device, and a device of a launch.
+// The properties of a device that launches depend on, and the attribute that large shared memory needs.
 #include <map>
 #include <mutex>
 #include <utility>

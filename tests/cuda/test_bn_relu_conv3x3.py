@@ -111,7 +111,7 @@ IN_SOURCE = {
     "the padding activated": (
         "bn_relu_conv3x3_fwd",
         "conv3x3_main_loop.cuh",
-        "if (source[i] >= 0) bn_relu.apply",
+        "if (pixel_index[i] >= 0) bn_relu.apply",
         "bn_relu.apply",
     ),
     "a stage filled too early": (
