@@ -1,5 +1,6 @@
 // Channel statistics and BatchNorm's deferred correction. Contract: densenet_fast/ops/batch_norm.py.
-#include "work.h"
+#include "schedule.h"
+#include "statistics.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 

@@ -1,9 +1,48 @@
-// BN-ReLU of rows into scratch.
+// BatchNorm's vectors as the kernels read them (affine form, padded copies, the part from a channel on), and BN-ReLU of
+// rows into scratch.
 #pragma once
 
-#include "work.h"
+#include "kernels.h"
+#include "vec.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+
+inline Norm from(Norm norm, int64_t c) {
+  return {norm.mean + c, norm.var + c, norm.gamma ? norm.gamma + c : nullptr, norm.beta ? norm.beta + c : nullptr,
+          norm.eps};
+}
+inline Stats from(Stats stats, int64_t c) { return stats.mean ? Stats{stats.mean + c, stats.var + c} : Stats{}; }
+inline NormGradient from(NormGradient d, int64_t c) {
+  return {d.dgamma + c, d.dbeta + c, d.a ? d.a + c : nullptr, d.b ? d.b + c : nullptr};
+}
+
+// scale and shift [padded(C)] of a BatchNorm, bn(x) = scale * x + shift, zero in the padding.
+struct Affine {
+  float *scale, *shift;
+  Affine(const Norm& norm, int64_t C, Workspace& workspace) {
+    const int64_t size = padded(C);
+    scale = workspace.floats(2 * size);
+    shift = scale + size;
+    for (int64_t c = 0; c < C; c++) {
+      const double s = (norm.gamma ? norm.gamma[c] : 1.0) / __builtin_sqrt(norm.var[c] + norm.eps);
+      scale[c] = static_cast<float>(s);
+      shift[c] = static_cast<float>((norm.beta ? norm.beta[c] : 0.0) - norm.mean[c] * s);
+    }
+    for (int64_t c = C; c < size; c++) scale[c] = shift[c] = 0;
+  }
+};
+
+// Copies with zeros up to padded(C).
+inline const float* pad(const float* v, int64_t C, Workspace& workspace) {
+  float* copy = workspace.floats(padded(C));
+  memcpy(copy, v, C * sizeof(float));
+  for (int64_t c = C; c < padded(C); c++) copy[c] = 0;
+  return copy;
+}
+
+inline Correction pad(const Correction& c, int64_t C, Workspace& workspace) {
+  return {pad(c.mean, C, workspace), pad(c.a, C, workspace), pad(c.b, C, workspace)};
+}
 
 // a [rows, padded(C)] = relu(scale * x + shift); scale and shift [padded(C)]. x is read up to C only.
 inline void bn_relu_rows(const float* x, int64_t x_stride, const float* scale, const float* shift, float* a,

@@ -2,6 +2,7 @@
 // Contract: densenet_fast/ops/bn_relu_conv1x1.py; algorithm: docs/internals/cpu.md.
 #include "bn_relu.h"
 #include "conv1x1_fwd.h"
+#include "sums.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 

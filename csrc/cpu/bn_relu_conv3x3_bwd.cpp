@@ -5,7 +5,9 @@
 // weight gradient of that convolution is dU += D^T (A a A^T) with a = relu(bn(x)): D is made once, x is read once and
 // without a halo, and A a A^T overwrites Q in the pass that reads it. A chunk whose d is not finite takes its u from
 // the direct kernel, and so does an image of one tile (see the forward); dweight comes through D in any case.
+#include "bn_relu.h"
 #include "dropout.h"
+#include "sums.h"
 #include "winograd.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {

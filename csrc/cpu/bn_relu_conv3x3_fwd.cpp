@@ -6,6 +6,7 @@
 // non-finite output is therefore done again with the direct kernel, which also serves images of a single tile.
 #include "bn_relu.h"
 #include "dropout.h"
+#include "statistics.h"
 #include "winograd.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {

@@ -3,7 +3,8 @@
 #pragma once
 
 #include "gemm.h"
-#include "work.h"
+#include "schedule.h"
+#include "statistics.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 

@@ -1,5 +1,6 @@
 // The final BN-ReLU and global average. Contract: densenet_fast/ops/head.py.
-#include "work.h"
+#include "bn_relu.h"
+#include "sums.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 

@@ -1,7 +1,9 @@
 // BN-ReLU-maxpool 3x3, stride 2, padding 1, in one pass. Contract: densenet_fast/ops/stem.py.
 //
 // The backward finds the maxima again: the first of equal values in row-major order takes the gradient, as in PyTorch.
-#include "work.h"
+#include "bn_relu.h"
+#include "statistics.h"
+#include "sums.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 

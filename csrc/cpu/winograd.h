@@ -7,7 +7,7 @@
 #pragma once
 
 #include "gemm.h"
-#include "work.h"
+#include "schedule.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 

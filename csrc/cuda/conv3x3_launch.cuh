@@ -18,8 +18,8 @@ struct TileConfig {
   int64_t column_blocks(int64_t outputs) const { return ceil_div<int64_t>(outputs, columns()); }
 };
 
-// The cheapest of some thirty by a model of one chunk's time in clocks: the longer of its products and its bytes from
-// L2.
+// The cheapest of some thirty, by a model of one chunk's time in clocks: its products or its bytes from L2, whichever
+// takes longer.
 inline TileConfig choose_tile_config(const Shape& shape, int64_t outputs, const Launch& where) {
   // Of a multiprocessor: clocks of one mma, bytes from L2 in a clock, clocks that no chunk hides.
   constexpr double kProductClocks = 2, kBytesPerClock = 24, kLatency = 300;

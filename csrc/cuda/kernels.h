@@ -75,7 +75,7 @@ void head_fwd(const HeadFwd& op, const Launch& launch);
 void head_bwd(const HeadBwd& op, const Launch& launch);
 
 // bn_relu_conv1x1_bwd with parts left out: dx is written unless `accumulate`; op.z null: dz = u; op.norm.mean null: x
-// is already an activation, relu(x), and v is masked where it is 0; op.dnorm.dgamma null: no sums for a norm.
+// is already the output of a ReLU, and v is masked where x is 0; op.dnorm.dgamma null: no sums for a norm.
 void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
 
 enum class RunningType : int16_t { kFloat, kDouble, kHalf, kBFloat16 };
