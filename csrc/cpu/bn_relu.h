@@ -1,5 +1,5 @@
-// BatchNorm's vectors as the kernels read them (affine form, padded copies, the part from a channel on), and BN-ReLU of
-// rows into scratch.
+// BatchNorm's vectors as the kernels read them (affine form, padded copies, those of a range of channels), and BN-ReLU
+// of rows into scratch.
 #pragma once
 
 #include "kernels.h"
@@ -7,12 +7,15 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-inline Norm from(Norm norm, int64_t c) {
+// The same vectors without their first c channels.
+inline Norm channels_from(Norm norm, int64_t c) {
   return {norm.mean + c, norm.var + c, norm.gamma ? norm.gamma + c : nullptr, norm.beta ? norm.beta + c : nullptr,
           norm.eps};
 }
-inline Stats from(Stats stats, int64_t c) { return stats.mean ? Stats{stats.mean + c, stats.var + c} : Stats{}; }
-inline NormGradient from(NormGradient d, int64_t c) {
+inline Stats channels_from(Stats stats, int64_t c) {
+  return stats.mean ? Stats{stats.mean + c, stats.var + c} : Stats{};
+}
+inline NormGradient channels_from(NormGradient d, int64_t c) {
   return {d.dgamma + c, d.dbeta + c, d.a ? d.a + c : nullptr, d.b ? d.b + c : nullptr};
 }
 
@@ -32,16 +35,16 @@ struct Affine {
   }
 };
 
-// Copies with zeros up to padded(C).
-inline const float* pad(const float* v, int64_t C, Workspace& workspace) {
+// A copy with zeros up to padded(C).
+inline const float* padded_copy(const float* v, int64_t C, Workspace& workspace) {
   float* copy = workspace.floats(padded(C));
   memcpy(copy, v, C * sizeof(float));
   for (int64_t c = C; c < padded(C); c++) copy[c] = 0;
   return copy;
 }
 
-inline Correction pad(const Correction& c, int64_t C, Workspace& workspace) {
-  return {pad(c.mean, C, workspace), pad(c.a, C, workspace), pad(c.b, C, workspace)};
+inline Correction padded_copy(const Correction& c, int64_t C, Workspace& workspace) {
+  return {padded_copy(c.mean, C, workspace), padded_copy(c.a, C, workspace), padded_copy(c.b, C, workspace)};
 }
 
 // a [rows, padded(C)] = relu(scale * x + shift); scale and shift [padded(C)]. x is read up to C only.
@@ -49,7 +52,7 @@ inline void bn_relu_rows(const float* x, int64_t x_stride, const float* scale, c
                          int64_t a_stride, int64_t rows, int64_t C) {
   for (int64_t r = 0; r < rows; r++, x += x_stride, a += a_stride) {
     for_channels(
-        C, [&](int64_t c, auto part) { store(a + c, relu(load(x + c, part) * load(scale + c) + load(shift + c))); });
+        C, [&](int64_t c, auto lanes) { store(a + c, relu(load(x + c, lanes) * load(scale + c) + load(shift + c))); });
   }
 }
 

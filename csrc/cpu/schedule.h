@@ -8,15 +8,15 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-// Consecutive tasks [first, last) that several threads take from; on a cache line of its own.
-class alignas(64) Share {
+// Consecutive tasks [first, last) that several threads take from, without a lock; on a cache line of its own.
+class alignas(64) TaskRange {
  public:
   void set(int64_t first, int64_t last) { __atomic_store_n(&range_, pack(first, last), __ATOMIC_RELEASE); }
-  // Takes `first` of what is left, [first, last).
+  // Takes one task: with [first, last) what was left, `first`. False if nothing was; then first == last.
   bool take_first(int64_t& first, int64_t& last) {
     return take(first, last, [&] { return pack(first + 1, last); });
   }
-  // Takes the second half of what is left, which becomes [first, last).
+  // Takes the second half of what is left and sets [first, last) to it. False if nothing was; then first == last.
   bool take_half(int64_t& first, int64_t& last) {
     const bool taken = take(first, last, [&] { return pack(first, first + (last - first) / 2); });
     if (taken) first += (last - first) / 2;
@@ -37,6 +37,7 @@ class alignas(64) Share {
   uint64_t range_;
 };
 
+// f(worker) for every worker in [0, workers), in parallel.
 template <class F>
 inline void parallel(int64_t workers, const F& f) {
   run_workers(
@@ -47,32 +48,33 @@ inline void parallel(int64_t workers, const F& f) {
 // `tasks` consecutive tasks divided among workers; a worker's tasks are consecutive too.
 struct Division {
   int64_t tasks, workers;
-  explicit Division(int64_t tasks) : tasks(tasks), workers(most(1, least(tasks, thread_count()))) {}
+  explicit Division(int64_t tasks) : tasks(tasks), workers(max(1, min(tasks, thread_count()))) {}
   int64_t begin(int64_t worker) const { return tasks * worker / workers; }
   int64_t end(int64_t worker) const { return begin(worker + 1); }
 };
 
-// f(worker, task, more) for every task, whose result must not depend on the worker; `more`: task + 1 is likely next.
-// A worker begins with its part of the division, and one that is done takes half of what another has left: threads
-// seldom run equally fast on a machine with other guests.
+// f(worker, task, more) for every task, by work stealing: the result must not depend on the worker. `more`: the
+// worker's next task is probably task + 1. A worker begins with its part of the division; one that is done takes half
+// of what another has left, because threads seldom run equally fast on a machine with other load.
 template <class F>
 inline void share_tasks(const Division& division, Workspace& workspace, const F& f) {
-  Share* const shares = reinterpret_cast<Share*>(workspace.floats(division.workers * sizeof(Share) / sizeof(float)));
-  for (int64_t w = 0; w < division.workers; w++) shares[w].set(division.begin(w), division.end(w));
+  TaskRange* const ranges =
+      reinterpret_cast<TaskRange*>(workspace.floats(division.workers * sizeof(TaskRange) / sizeof(float)));
+  for (int64_t w = 0; w < division.workers; w++) ranges[w].set(division.begin(w), division.end(w));
   parallel(division.workers, [&](int64_t w) {
     int64_t first, last;
     do {
-      while (shares[w].take_first(first, last)) f(w, first, first + 1 < last);
+      while (ranges[w].take_first(first, last)) f(w, first, first + 1 < last);
       for (int64_t other = 1; other < division.workers && first == last; other++)
-        if (shares[(w + other) % division.workers].take_half(first, last)) shares[w].set(first, last);
+        if (ranges[(w + other) % division.workers].take_half(first, last)) ranges[w].set(first, last);
     } while (first < last);
   });
 }
 
-// `tasks` consecutive tasks in consecutive parts, each with sums of its own. Every worker has one part; of many tasks
-// the last make small parts besides, for those who are done first.
+// `tasks` consecutive tasks in consecutive parts, each with sums of its own. Every worker has one part; where there are
+// many tasks, the last of them make one small part more per worker, for the workers that are done first.
 struct Parts {
-  static constexpr int64_t kTail = 8;  // one task in so many
+  static constexpr int64_t kTail = 8;  // one task in 8 belongs to the small parts
   int64_t tasks, workers, tail, count;
   explicit Parts(int64_t tasks)
       : tasks(tasks),
@@ -94,33 +96,34 @@ inline void each_part(const Parts& parts, const F& f) {
   });
 }
 
-// Elements to copy or add that are worth another thread.
+// The fewest elements to copy or add for which another thread pays.
 constexpr int64_t kGrain = 1 << 14;
 
 // f(first, last) on ranges of [0, n) of at least `grain`, for work without reductions.
 template <class F>
 inline void parallel_ranges(int64_t n, int64_t grain, const F& f) {
   const Division division(ceil_div(n, grain));
-  parallel(division.workers, [&](int64_t w) { f(division.begin(w) * grain, least(n, division.end(w) * grain)); });
+  parallel(division.workers, [&](int64_t w) { f(division.begin(w) * grain, min(n, division.end(w) * grain)); });
 }
 
-// Of few rows a thread does not take some, but all for some of the channels: no packed weights and no partial results
-// then go from one core to another. f(first, last) on ranges of [0, channels), as serial work.
+// For few rows: divides channels, not rows, among the threads, so that neither packed weights nor partial results go
+// from one core to another. f(first, last) on ranges of [0, channels); parallel regions inside f run in the calling
+// thread.
 template <class F>
 inline void divide_channels(int64_t channels, const F& f) {
-  parallel_ranges(channels, kPanel, f);  // parallel regions inside run where they are called
+  parallel_ranges(channels, kPanel, f);
 }
 
 // Rows [0, M) in blocks of `block` rows (the last may be shorter), their number a multiple of the thread count.
-struct Blocks {
+struct RowBlocks {
   int64_t M, block, count;
-  Blocks(int64_t M, int64_t target, int64_t multiple) : M(M) {
+  RowBlocks(int64_t M, int64_t target, int64_t multiple) : M(M) {
     const int64_t wanted = round_up(ceil_div(M, target), thread_count());
-    block = most(multiple, round_up(ceil_div(M, wanted), multiple));
+    block = max(multiple, round_up(ceil_div(M, wanted), multiple));
     count = ceil_div(M, block);
   }
   int64_t begin(int64_t i) const { return i * block; }
-  int64_t size(int64_t i) const { return least(block, M - i * block); }
+  int64_t size(int64_t i) const { return min(block, M - i * block); }
 };
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

@@ -16,7 +16,7 @@ class PartialStats {
   }
   bool wanted() const { return out_.mean != nullptr; }
 
-  // Part `part` is the rows x [rows, C]: two passes over them, while they are in cache.
+  // Takes the statistics of a part, the rows x [rows, C], in two passes while they are in cache.
   void set(int64_t part, const float* x, int64_t stride, int64_t rows) {
     float *mean = part_ + 2 * part * C_, *m2 = mean + C_;
     const vec inverse = splat(1.f / static_cast<float>(rows));

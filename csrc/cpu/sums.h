@@ -6,8 +6,8 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
-// sum(v) and sum(v * (x - mean)): fp32 within a chunk, double across a part's chunks, then the parts in order; at
-// the end, what they mean for the norm (densenet_fast/ops/__init__.py).
+// sum(v) and sum(v * (x - mean)): in fp32 within a chunk, in double over a part's chunks, then over the parts in order;
+// finish() makes them the norm's gradient (densenet_fast/ops/__init__.py).
 class PartialSums {
  public:
   PartialSums(int64_t parts, int64_t C, Workspace& workspace) : parts_(parts), C_(C), size_(padded(C)) {
@@ -15,7 +15,7 @@ class PartialSums {
     total_ = workspace.doubles(parts * 2 * size_);
     memset(total_, 0, parts * 2 * size_ * sizeof(double));
   }
-  // The running sums of a part's chunk, [padded(C)] each; zeroed here.
+  // Zeroed sums for a part's next chunk: of v, [padded(C)], and offset_vx() floats on of v * (x - mean).
   float* begin_chunk(int64_t part) {
     float* chunk = chunk_ + part * 2 * size_;
     memset(chunk, 0, 2 * size_ * sizeof(float));
@@ -50,7 +50,7 @@ class PartialSums {
   double* total_;  // [parts][v, vx][padded(C)]
 };
 
-// The sum of a vector over parts of partial results, `size` floats apart.
+// The sum of one vector of `parts` partial results that lie `size` floats apart.
 DENSENET_FAST_INLINE vec sum_parts(const float* partial, int64_t parts, int64_t size) {
   vec sum = load(partial);
   for (int64_t part = 1; part < parts; part++) sum += load(partial += size);
@@ -62,8 +62,8 @@ inline void add_parts(const float* partial, int64_t parts, int64_t rows, int64_t
                       int64_t to_stride) {
   parallel_ranges(rows, ceil_div(kGrain, parts * stride), [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++)
-      for_channels(columns, [&](int64_t c, auto part) {
-        store(to + r * to_stride + c, sum_parts(partial + r * stride + c, parts, rows * stride), part);
+      for_channels(columns, [&](int64_t c, auto lanes) {
+        store(to + r * to_stride + c, sum_parts(partial + r * stride + c, parts, rows * stride), lanes);
       });
   });
 }

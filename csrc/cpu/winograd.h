@@ -105,12 +105,12 @@ DENSENET_FAST_INLINE void winograd_weight_transposed(const vec u[16], vec g[9]) 
   }
 }
 
-// Up to so many pixels, transforming and packing the filters costs more than what all threads do alike
-// (divide_channels).
+// Up to this many pixels the threads divide the channels, not the pixels (divide_channels): transforming and packing
+// the filters costs more than the work that each thread then repeats.
 constexpr int64_t kFewRows = 256;
 
-// The images cut into rows of 2x2 tiles, one sequence over the batch, and that into chunks of about `kTiles` tiles
-// (a chunk may span images), their number a multiple of the thread count.
+// Cuts the images into rows of 2x2 tiles, one sequence over the whole batch, and that into chunks of about kTiles
+// tiles. A chunk may span images; the number of chunks is a multiple of the thread count.
 struct TileGrid {
   static constexpr int64_t kTiles = 56;
   Shape shape;
@@ -121,13 +121,14 @@ struct TileGrid {
       : shape(shape), tile_rows(ceil_div(shape.H, 2)), tile_columns(ceil_div(shape.W, 2)) {
     all_rows = shape.N * tile_rows;
     const int64_t wanted = round_up(ceil_div(all_rows * tile_columns, kTiles), thread_count());
-    chunk_rows = most(1, ceil_div(all_rows, wanted));
+    chunk_rows = max(1, ceil_div(all_rows, wanted));
     chunks = ceil_div(all_rows, chunk_rows);
   }
-  // A tile rounds its pixels together, and where it is the whole image nothing averages that: the direct kernel's case.
+  // The outputs of a tile share rounding errors, so the mean of an image of one tile would be less exact than a direct
+  // convolution's (docs/internals/cpu.md): such images take the direct kernel.
   bool one_tile() const { return tile_rows * tile_columns == 1; }
   int64_t begin(int64_t chunk) const { return chunk * chunk_rows; }
-  int64_t end(int64_t chunk) const { return least(all_rows, (chunk + 1) * chunk_rows); }
+  int64_t end(int64_t chunk) const { return min(all_rows, (chunk + 1) * chunk_rows); }
   int64_t image(int64_t tile_row) const { return tile_row / tile_rows; }
   int64_t top(int64_t tile_row) const { return tile_row % tile_rows * 2; }  // image row of the tile row's first row
   // The pixel [0, M) where a tile row begins; M behind the last.
@@ -186,14 +187,14 @@ inline void winograd_inputs(const TileGrid& grid, int64_t first, int64_t last, i
   });
 }
 
-// Packed filters, in planes: of Winograd's 16 values, or of the 9 taps.
-struct Packed {
+// Filters packed in panels of outputs, in one plane for each of Winograd's 16 values or of the 9 taps.
+struct PackedFilters {
   const float* data;  // [planes][padded(outputs) / kPanel][inputs][kPanel]
   int64_t plane;      // floats from one plane to the next
 };
 
-// The filters of the convolution `weight` [G, C, 3, 3] itself, outputs G and inputs C, or transposed: outputs C, inputs
-// G, taps turned round.
+// The filters of the convolution with `weight` [G, C, 3, 3], outputs G and inputs C, or of the transposed convolution:
+// outputs C, inputs G, taps flipped in both axes.
 class Filters {
  public:
   Filters(const Weight& weight, int64_t G, int64_t C, bool transposed)
@@ -203,28 +204,28 @@ class Filters {
         out_stride_(weight.stride[transposed]),
         in_stride_(weight.stride[!transposed]),
         dense_(weight.stride[2] == 3 && weight.stride[3] == 1),
-        turned_(transposed) {
+        flipped_(transposed) {
     for (int tap = 0; tap < 9; tap++)
-      offset_[turned_ ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
+      offset_[flipped_ ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
   }
 
-  // Transformed.
-  Packed pack_winograd(Workspace& workspace) const {
+  // Transformed by Winograd.
+  PackedFilters pack_winograd(Workspace& workspace) const {
     return pack<16>(workspace, [](const vec g[9], vec u[16]) { winograd_weight(g, u); });
   }
-  // As they are.
-  Packed pack_direct(Workspace& workspace) const {
+  // The taps themselves, for the direct kernel.
+  PackedFilters pack_direct(Workspace& workspace) const {
     return pack<9>(workspace, [](const vec g[9], vec u[9]) { memcpy(u, g, 9 * sizeof(vec)); });
   }
 
  private:
-  // transform(g, u) of the taps of kWidth filters gives what lies in the planes.
+  // transform(g, u) makes the planes' values u from the taps g of kWidth filters.
   template <int planes, class Transform>
-  Packed pack(Workspace& workspace, const Transform& transform) const {
+  PackedFilters pack(Workspace& workspace, const Transform& transform) const {
     const int64_t plane = plane_size(padded(outputs_), inputs_), blocks = ceil_div(inputs_, kWidth);
     float* packed = workspace.floats(planes * plane);
     const auto pack_block = [&](int64_t i) {
-      const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth, count = least(kWidth, inputs_ - k);
+      const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth, count = min(kWidth, inputs_ - k);
       for (int64_t j = 0; j < kPanel; j += kWidth) {
         vec taps[kWidth][9], u[planes];
         read(n + j, k, count, taps);
@@ -241,32 +242,32 @@ class Filters {
     return {packed, plane};
   }
 
-  // taps[i][tap] of outputs [out, out + kWidth), zero past the last, and inputs [in, in + count), count <= kWidth: rows
-  // of vectors or columns of them, after what lies side by side in memory.
+  // taps[i][tap] of outputs [out, out + kWidth), zero past the last, and inputs [in, in + count), count <= kWidth. Read
+  // along the dimension that lies side by side in memory, and transposed if that is not the outputs.
   void read(int64_t out, int64_t in, int64_t count, vec taps[kWidth][9]) const {
     const float* const p = data_ + out * out_stride_ + in * in_stride_;
-    const int64_t outputs = most(0, least(kWidth, outputs_ - out));
+    const int64_t outputs = max(0, min(kWidth, outputs_ - out));
     vec columns[kWidth];
-    if (dense_ && !turned_ && in_stride_ == 9) {
+    if (dense_ && !flipped_ && in_stride_ == 9) {
       for (int64_t i = 0; i < 9 * count; i += kWidth)
-        load_columns(p + i, out_stride_, outputs, least(kWidth, 9 * count - i), taps[0] + i);
+        load_columns(p + i, out_stride_, outputs, min(kWidth, 9 * count - i), taps[0] + i);
     } else if (in_stride_ == 1) {
       for (int tap = 0; tap < 9; tap++) {
         load_columns(p + offset_[tap], out_stride_, outputs, count, columns);
         for (int64_t i = 0; i < count; i++) taps[i][tap] = columns[i];
       }
     } else if (out_stride_ == 1) {
-      const Tail part{static_cast<int>(outputs)};
+      const FirstLanes lanes{static_cast<int>(outputs)};
       for (int64_t i = 0; i < count; i++)
         for (int tap = 0; tap < 9; tap++)
           taps[i][tap] = outputs == kWidth ? load(p + i * in_stride_ + offset_[tap])
-                                           : load(p + i * in_stride_ + offset_[tap], part);
+                                           : load(p + i * in_stride_ + offset_[tap], lanes);
     } else if (dense_) {
       for (int64_t i = 0; i < count; i++)
         for (int first = 0; first < 9; first += kWidth) {
-          const int64_t n = least(kWidth, 9 - first);
+          const int64_t n = min(kWidth, 9 - first);
           load_columns(p + i * in_stride_ + first, out_stride_, outputs, n, columns);
-          for (int64_t t = 0; t < n; t++) taps[i][turned_ ? 8 - first - t : first + t] = columns[t];
+          for (int64_t t = 0; t < n; t++) taps[i][flipped_ ? 8 - first - t : first + t] = columns[t];
         }
     } else {
       for (int64_t i = 0; i < count; i++)
@@ -278,16 +279,16 @@ class Filters {
 
   const float* data_;
   int64_t outputs_, inputs_, out_stride_, in_stride_, offset_[9];
-  bool dense_, turned_;  // whether the taps lie side by side; whether the last one comes first
+  bool dense_, flipped_;  // whether the taps lie side by side; whether their order is reversed
 };
 
 // Direct convolution of the tile rows [first, last) of one block of input channels: y [tile row][2][W][y_stride] = or
-// += the sum of nine products. `packed` points at the block's first input in the first panel; the next panel is `panel`
-// floats on.
+// += the sum of nine products. `packed` points at the block's first input in the first panel; panels are `panel` floats
+// apart.
 template <class LoadRow>
 inline void direct_outputs(const TileGrid& grid, int64_t first, int64_t last, int64_t inputs, int64_t stride,
-                           float* ring, Packed packed, int64_t panel, int64_t outputs, float* y, int64_t y_stride,
-                           bool add, const LoadRow& load_row) {
+                           float* ring, PackedFilters packed, int64_t panel, int64_t outputs, float* y,
+                           int64_t y_stride, bool add, const LoadRow& load_row) {
   const int64_t W = grid.shape.W;
   for_tile_rows(grid, first, last, stride, ring, load_row, [&](int64_t t, float* const* rows) {
     for (int i = 0; i < 2; i++) {

@@ -1,6 +1,6 @@
 // Backward of BN-ReLU-conv3x3-dropout. Contract: densenet_fast/ops/bn_relu_conv3x3.py.
 //   d = mask * (dy - a - b * (y - y_mean)), made once and padded to whole pieces: conv3x3_prepare.cu;
-//   u = conv3x3T(d, weight) * (bn(x) > 0): conv3x3_main_loop.cuh with the weight turned round, then here the sums of u
+//   u = conv3x3T(d, weight) * (bn(x) > 0): conv3x3_main_loop.cuh with the weight flipped, then here the sums of u
 //   and the end of BatchNorm's backward;
 //   dweight: conv3x3_wgrad.cuh.
 #include "conv3x3_epilogue.cuh"
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgr
   });
 }
 
-// The weight of the transposed convolution: inputs and outputs exchanged, turned round.
+// The weight of the transposed convolution: inputs and outputs exchanged, taps flipped in both axes.
 Weight transposed(const Weight& w, int element_size) {
   const auto* data = static_cast<const unsigned char*>(w.data) + 2 * (w.stride[2] + w.stride[3]) * element_size;
   return {data, {w.stride[1], w.stride[0], -w.stride[2], -w.stride[3]}};

@@ -1,4 +1,4 @@
-// The main loop of the 3x3 forward and, with the weight turned round, of the input gradient.
+// The main loop of the 3x3 forward and, with the weight flipped, of the input gradient.
 //
 // The convolution streams its input through shared memory in chunks of 32 bytes of a pixel (one k step of the
 // products): a halo tile, staged once for all nine taps, beside the chunk's weights. Half an A operand is 8
@@ -124,7 +124,7 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int plane = t.halo_pitch * 16, stage_bytes = Traits::stage_bytes(t, p.warps_n);
 
-  // Every thread copies, and turns into activations, the same piece of its pixels in every chunk.
+  // In every chunk a thread copies the same piece of the same pixels, and turns it into activations.
   const int piece = threadIdx.x % kChunkPieces, first_pixel = threadIdx.x / kChunkPieces;
   constexpr int kPixelStep = kThreads / kChunkPieces;
   int* const pixel_index = reinterpret_cast<int*>(shared + kStages * stage_bytes);  // [halo_pixels]
