@@ -9,6 +9,8 @@
 #include "dropout.h"
 #include "sums.h"
 #include "winograd.h"
+#include "conv3x3_filters.h"
+#include "conv3x3_direct.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -44,16 +46,16 @@ struct Conv3x3Backward {
   int64_t scratch_size() const { return ring_size + 16 * (d_plane + q_plane); }
   int64_t dweight_size() const { return 16 * dU_plane; }
 
-  // Rows of d = mask * (dy - a - b * (y - mean)); `zero` becomes NaN where d is not finite.
-  auto row_loader(vec& zero) const {
-    return [this, &zero](int64_t pixel, float* row) {
+  // Rows of d = mask * (dy - a - b * (y - mean)). `finite_probe` adds up 0 * d, NaN in a lane where a d is not finite.
+  auto row_loader(vec& finite_probe) const {
+    return [this, &finite_probe](int64_t pixel, float* row) {
       for (int64_t w = 0; w < op.shape.W; w++, pixel++, row += inputs) {
         const float *dy = op.dy.data + pixel * op.dy.stride, *y = op.y.data + pixel * op.y.stride;
         for_channels(op.G, [&](int64_t c, auto lanes) {
           const vec centred = load(y + c, lanes) - load(correction_y.mean + c);
           vec d = load(dy + c, lanes) - load(correction_y.a + c) - load(correction_y.b + c) * centred;
           if (op.dropout.threshold) d *= dropout_mask(op.dropout, pixel * op.G + c);
-          zero += d * 0.f;
+          finite_probe += d * 0.f;
           store(row + c, d);
         });
       }
@@ -112,17 +114,17 @@ struct Conv3x3Backward {
     const int64_t first = grid.begin(i), last = grid.end(i), count = (last - first) * grid.tile_columns;
     const int64_t W = op.shape.W;
     float *ring = scratch, *D = ring + ring_size, *Q = D + 16 * d_plane;
-    vec zero = {};
-    winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(zero));
+    vec finite_probe = {};
+    winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(finite_probe));
     for (int lane = 0; lane < kWidth; lane++)
-      if (zero[lane] != 0 && !direct_scratch) return false;
+      if (finite_probe[lane] != 0 && !direct_scratch) return false;
 
     float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
     for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
       const int64_t channels = min(kChannels, Cp - c0);
       if (direct_scratch) {
         direct_outputs(grid, first, last, op.G, inputs, ring, {packed.data + c0 * op.G, packed.plane}, op.G * kPanel,
-                       channels, direct_scratch, stride, false, row_loader(zero));
+                       channels, direct_scratch, stride, false, row_loader(finite_probe));
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           for (int r = 0; r < 2; r++)
             for (int k = 0; k < 2; k++)

@@ -8,6 +8,8 @@
 #include "dropout.h"
 #include "statistics.h"
 #include "winograd.h"
+#include "conv3x3_filters.h"
+#include "conv3x3_direct.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -45,7 +47,7 @@ struct Conv3x3Forward {
   template <class OutputsOf>
   bool write(int64_t first, int64_t last, const OutputsOf& outputs_of) const {
     const int64_t H = op.shape.H, W = op.shape.W;
-    vec zero = {};  // 0 * y summed: NaN once any y is not finite
+    vec finite_probe = {};  // adds up 0 * y, NaN in a lane where a y is not finite
     for (int64_t t = first; t < last; t++) {
       const bool lower = grid.top(t) + 1 < H;
       for (int64_t j = 0; j < grid.tile_columns; j++) {
@@ -58,7 +60,7 @@ struct Conv3x3Forward {
             for (int k = 0; k < 2; k++) {
               if ((i && !lower) || (k && !right)) continue;
               const int64_t at = pixel + i * W + k;
-              zero += y[i][k] * 0.f;
+              finite_probe += y[i][k] * 0.f;
               if (op.dropout.threshold) y[i][k] *= dropout_mask(op.dropout, at * op.G + c);
               store(op.y.data + at * op.y.stride + c, y[i][k], lanes);
             }
@@ -66,7 +68,7 @@ struct Conv3x3Forward {
       }
     }
     bool finite = true;
-    for (int i = 0; i < kWidth; i++) finite &= zero[i] == 0;
+    for (int i = 0; i < kWidth; i++) finite &= finite_probe[i] == 0;
     return finite;
   }
 

@@ -114,7 +114,8 @@ inline void divide_channels(int64_t channels, const F& f) {
   parallel_ranges(channels, kPanel, f);
 }
 
-// Rows [0, M) in blocks of `block` rows (the last may be shorter), their number a multiple of the thread count.
+// Rows [0, M) in blocks of `block` rows (the last may be shorter), about `target` each. Their number is a multiple of
+// the thread count, as near as equal blocks allow.
 struct RowBlocks {
   int64_t M, block, count;
   RowBlocks(int64_t M, int64_t target, int64_t multiple) : M(M) {
