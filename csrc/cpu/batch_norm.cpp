@@ -1,4 +1,5 @@
-// Channel statistics and BatchNorm's deferred correction. Contract: densenet_fast/ops/batch_norm.py.
+// Channel statistics, and the correction of a BatchNorm's input gradient that is deferred until all sums are known.
+// Contract: densenet_fast/ops/batch_norm.py.
 #include "schedule.h"
 #include "statistics.h"
 

@@ -62,8 +62,8 @@ struct Conv3x3Backward {
     };
   }
 
-  // From one tile of u: u or dx, the sums, and if dweight is wanted A a A^T in `planes`, over the products that u is
-  // from.
+  // What is done with a tile of u: it is masked, u or dx written, the sums added to, and for dweight A a A^T put where
+  // the tile's Q was, in `planes`.
   template <class Lanes>
   DENSENET_FAST_INLINE void finish_tile(const vec u[2][2], int64_t pixel, bool lower, bool right, int64_t c,
                                         Lanes lanes, float* planes, int64_t plane_c, float* sum_v,

@@ -7,7 +7,7 @@ namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 namespace {
 
 constexpr int64_t kPixels = 32;  // pixels that are summed up before the sum is added to a longer one
-constexpr int64_t kSums = 4;     // into which those of a chunk are divided in backward
+constexpr int64_t kSums = 4;     // side by side, into which the backward divides a chunk's pixels
 
 }  // namespace
 

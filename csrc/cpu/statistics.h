@@ -1,4 +1,5 @@
-// Mean and variance of a result's channels, taken part by part while the part is in cache and merged in double.
+// Mean and variance of a result's channels. A part of the rows is taken while it is in cache; the parts are merged in
+// double and in their order, so it does not matter which thread had which.
 #pragma once
 
 #include "kernels.h"
