@@ -19,7 +19,7 @@ inline void check(cudaError_t error) {
 
 // Call before a launch of `kernel` on the current device. Beyond 48 KB of shared memory, static and dynamic together, a
 // kernel needs an attribute, or the launch fails; it is set once for each kernel and device, and again for more.
-void allow_shared_bytes(const void* kernel, int dynamic_bytes, const Device& device);
+void allow_shared_bytes(const void* kernel, int dynamic_bytes, const DeviceProperties& device);
 
 template <class params_t>
 void launch(void (*kernel)(params_t), dim3 grid, int threads, int shared_bytes, const Launch& where,

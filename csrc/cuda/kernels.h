@@ -22,7 +22,7 @@ class Workspace {
 // The activations' type and how products are made; fp32: one TF32 product, or three for nearly fp32's precision.
 enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
 
-struct Device {
+struct DeviceProperties {
   int index;
   int multiprocessors;
   int shared_bytes;  // dynamic shared memory that a block may have beside kStaticBytes
@@ -30,12 +30,12 @@ struct Device {
 // What is kept free for static shared memory: one flag (last_to_arrive), padded to the dynamic part's alignment.
 constexpr int kStaticBytes = 128;
 
-Device device(int index);
+DeviceProperties device(int index);
 
 // Where and how an operation runs.
 struct Launch {
   Math math;
-  Device device;
+  DeviceProperties device;
   CUstream_st* stream;
   Workspace* workspace;
 
