@@ -151,8 +151,7 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
     unsigned char* const stage = shared + chunk % kStages * stage_bytes;
 #pragma unroll 2
     for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep)
-      if (pixel_index[i] >= 0)
-        bn_relu.apply(stage + piece * plane + i * 16);  // zero padding stays zero: it pads the activations
+      if (pixel_index[i] >= 0) bn_relu.apply(stage + piece * plane + i * 16);  // the padding stays zero
   };
 
 #pragma unroll
