@@ -56,8 +56,8 @@ def source_of(module: nn.Module, name: str) -> Source | None:
 
 def sources_of(norm: Any) -> list[Source | None]:
     """mean, var (None for those of the batch), gamma, beta of a norm in its present mode."""
-    given = [None, None] if uses_batch(norm) else [source_of(norm, "running_mean"), source_of(norm, "running_var")]
-    return [*given, source_of(norm, "weight"), source_of(norm, "bias")]
+    given = [] if uses_batch(norm) else [source_of(norm, "running_mean"), source_of(norm, "running_var")]
+    return [*(given or [None, None]), source_of(norm, "weight"), source_of(norm, "bias")]
 
 
 def tensors_of(sources: Iterable[Source]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..contract import Block, Half, Norm, NormGradient, Operations, accumulator
+from ..contract import BatchNorm, Block, Half, Norm, NormGradient, Operations, accumulator
 from ..contract.block import TENSORS
 from . import buffer
 from .spec import ConsumerSpec, StageSpec
@@ -85,9 +85,9 @@ def forward(
 
 def _of_consumer(spec: StageSpec, slots: list[Tensor | None], stats: Tensor) -> tuple[Norm, Tensor]:
     """The consumer's norm, on the statistics that it normalises by, and its weight, if it has one."""
-    *vectors, weight = slots[-5:]
+    mean, var, gamma, beta, weight = slots[-5:]
     assert spec.consumer is not None
-    return Norm(*vectors, spec.consumer.eps).on(stats[:, : spec.total]), weight  # type: ignore[return-value]
+    return BatchNorm(mean, var, gamma, beta, spec.consumer.eps).on(stats[:, : spec.total]), weight  # type: ignore[return-value]
 
 
 def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
