@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CPP := $(wildcard $(foreach suffix,c cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(suffix) tests/*/*.$(suffix) tools/*/*/*.$(suffix)))
 
+# Each process keeps to neighbouring tests, which share what they compiled, until it has none left.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help setup test lint format demo bench report gpu-bundle docs build test-wheel clean
 
@@ -24,8 +27,8 @@ $(READY): requirements-dev.txt pyproject.toml setup.py
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, in as many processes as there are cores, four at most
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .
@@ -66,7 +69,7 @@ test-wheel: ## run the tests on the wheel of `make build`, the source tree hidde
 	cp -r tests tools benchmarks pyproject.toml $(WHEEL)
 	cd $(WHEEL) && PYTHON=$$OLDPWD/$(BIN)/python && \
 	$$PYTHON -c "import densenet_fast; assert '$(WHEEL)' in densenet_fast.__file__, densenet_fast.__file__" && \
-	$$PYTHON -m pytest $(WHEEL_TESTS)
+	$$PYTHON -m pytest $(PARALLEL) $(WHEEL_TESTS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info densenet_fast/*.so benchmarks/out .benchmarks .pytest_cache .mypy_cache .ruff_cache

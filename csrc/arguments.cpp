@@ -180,10 +180,15 @@ NormGradient Arguments::norm_gradient(const contract::NormGradient& d, int64_t C
   return {written_vector("dgamma", d.dgamma, C), written_vector("dbeta", d.dbeta, C), a, b};
 }
 
+Norm Arguments::norm(const contract::Norm& n, int64_t C) {
+  return {vector("mean", n.mean, C), vector("var", n.var, C), vector("gamma", n.gamma, C), vector("beta", n.beta, C),
+          n.eps};
+}
+
 Norm Arguments::norm(const MaybeTensor& mean, const MaybeTensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
                      double eps, int64_t C, const char* number, const Stats& batch) {
   const auto name = [number](const char* of) { return std::string(of) + number; };
-  const bool own = batch.mean == nullptr || mean || var;
+  const bool own = mean || var;
   return {own ? vector(name("mean").c_str(), given(name("mean").c_str(), mean), C) : batch.mean,
           own ? vector(name("var").c_str(), given(name("var").c_str(), var), C) : batch.var,
           vector(name("gamma").c_str(), gamma, C), vector(name("beta").c_str(), beta, C), eps};

@@ -70,7 +70,7 @@ class Arguments {
   Stats stats(const MaybeTensor& t, int64_t C) const;
   Correction correction(const Tensor& mean, const Tensor& t, int64_t C);
   NormGradient norm_gradient(const contract::NormGradient& d, int64_t C) const;
-  Norm norm(const contract::Norm& n, int64_t C) { return norm(n.mean, n.var, n.gamma, n.beta, n.eps, C, "", {}); }
+  Norm norm(const contract::Norm& n, int64_t C);
   // That of a layer, whose tensors have names that end in `number`; without mean and var it takes those of the batch.
   Norm norm(const MaybeTensor& mean, const MaybeTensor& var, const MaybeTensor& gamma, const MaybeTensor& beta,
             double eps, int64_t C, const char* number, const Stats& batch);

@@ -62,8 +62,8 @@ struct Block {
 
 struct Norm {
   Values& values;
-  MaybeTensor mean = values.take<MaybeTensor>();
-  MaybeTensor var = values.take<MaybeTensor>();
+  Tensor mean = values.take<Tensor>();
+  Tensor var = values.take<Tensor>();
   MaybeTensor gamma = values.take<MaybeTensor>();
   MaybeTensor beta = values.take<MaybeTensor>();
   double eps = values.take<double>();

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from . import stage
-from .contract import Norm
 from .stage import ConsumerSpec, LayerSpec, StageSpec
 
 __all__ = [
@@ -30,6 +29,17 @@ __all__ = [
 ]
 
 Stats = tuple[Tensor, Tensor]  # mean, var [C]
+
+
+class Norm(NamedTuple):
+    """A BatchNorm (Ioffe and Szegedy 2015). `mean, var` [C]: the running statistics to use, or None for the batch's.
+    `gamma, beta` [C]: weight and bias, or None. float32, for float64 activations float64; `dense_stage` converts."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
 
 
 class Bottleneck(NamedTuple):
@@ -141,7 +151,6 @@ def dense_stage(
         RuntimeError: dtypes or devices differ, or the backend is not available.
     """
     stage.check_image(x)
-    spec = _spec(x.shape[1], layers, consumer)
     tensors: list[Tensor | None] = []
     for i, layer in enumerate(layers):
         place = f"layer {i + 1}"
@@ -150,10 +159,11 @@ def dense_stage(
     if consumer is not None:
         tensors += _vectors(consumer.norm, f"the {type(consumer).__name__.lower()}")
         tensors.append(consumer.weight if isinstance(consumer, Transition) else None)
+    spec = _spec(x.shape[1], layers, consumer, tuple([i for i, tensor in enumerate(tensors) if tensor is not None]))
     result = stage.run(
         spec,
         x,
-        tensors,
+        [tensor for tensor in tensors if tensor is not None],
         _seeds(layers) if spec.drops else None,
         backend=backend,
         wanted=stage.Wanted(output_stats, output_room, None if output_room else memory_format),
@@ -169,26 +179,26 @@ def dense_stage(
     )
 
 
-def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None) -> StageSpec:
+def _spec(channels: int, layers: Sequence[Layer], consumer: Consumer | None, slots: tuple[int, ...]) -> StageSpec:
     found = []
     total = channels
     for layer in layers:
         rate = 0.0 if layer.seed is None else layer.drop_rate
-        batch1, eps1 = layer.norm1.uses_batch, layer.norm1.eps
+        batch1, eps1 = layer.norm1.mean is None, layer.norm1.eps
         if isinstance(layer, Bottleneck):
             width, growth = layer.weight1.shape[0], layer.weight2.shape[0]
-            found.append(LayerSpec(width, growth, eps1, layer.norm2.eps, batch1, layer.norm2.uses_batch, rate))
+            found.append(LayerSpec(width, growth, eps1, layer.norm2.eps, batch1, layer.norm2.mean is None, rate))
         else:
             growth = layer.weight1.shape[0]
             found.append(LayerSpec(0, growth, eps1, 0.0, batch1, False, rate))
         total += growth
     if consumer is None:
-        return StageSpec(channels, tuple(found))
-    of_norm = consumer.norm.eps, consumer.norm.uses_batch
+        return StageSpec(channels, tuple(found), None, slots)
+    of_norm = consumer.norm.eps, consumer.norm.mean is None
     if isinstance(consumer, Transition):
-        return StageSpec(channels, tuple(found), ConsumerSpec("transition", consumer.weight.shape[0], *of_norm))
+        return StageSpec(channels, tuple(found), ConsumerSpec("transition", consumer.weight.shape[0], *of_norm), slots)
     kind = "head" if isinstance(consumer, Head) else "stem"
-    return StageSpec(channels, tuple(found), ConsumerSpec(kind, total, *of_norm))  # type: ignore[arg-type]
+    return StageSpec(channels, tuple(found), ConsumerSpec(kind, total, *of_norm), slots)  # type: ignore[arg-type]
 
 
 def _vectors(norm: Norm, place: str) -> list[Tensor | None]:

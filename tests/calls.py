@@ -80,18 +80,6 @@ class Call(NamedTuple):
         for name, _, tensor in self.tensors():
             yield name, tensor
 
-    def opcheck(self, operators: Any, check: Callable[..., Any] = torch.library.opcheck) -> None:
-        """torch.library.opcheck of the operator of this call. PyTorch 2.11 cannot functionalize an operator that writes
-        into a list in which a tensor is None (auto_functionalized_v2: "'dict' object has no attribute 'append'")."""
-        utils = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
-        given = tuple(value for _, value in self.copy().arguments())
-        written = (value for argument, value in self.arguments() if argument.mutable and isinstance(value, list))
-        check(
-            getattr(operators, self.operation).native,
-            given,
-            test_utils=utils[: 3 if any(None in v for v in written) else 4],
-        )
-
     def changed(self, change: Callable[[str, Tensor], Any]) -> "Call":
         """With change(name, tensor) in the place of every tensor."""
 

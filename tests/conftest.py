@@ -9,9 +9,12 @@ Without a GPU, Triton's kernels are interpreted. Triton decides that when it is 
 import os
 from importlib.util import find_spec
 
-# Read when torch loads OpenMP: a thread that waits for others sleeps. Spinning, two processes on two cores are seven
-# times slower than one.
+# Read when torch loads OpenMP. A thread that waits for others sleeps: spinning, two processes on two cores are seven
+# times slower than one. Processes that run beside each other (pytest-xdist) share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)) // workers)))
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split("
 
 def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "without_gpu: with a stand-in for a GPU, or about having none")
+    config.addinivalue_line("markers", "entry: of tests/native, about what comes before the kernels")
 
 
 @pytest.hookimpl(trylast=True)
@@ -74,15 +78,15 @@ def _reproducible():
 
 
 @pytest.fixture(scope="session")
-def _machine(request):
+def _machine():
     from .cuda.device import Machine, build
 
-    return Machine(build(request.config.cache.mkdir("densenet_fast_cuda")))
+    return Machine(build())
 
 
 @pytest.fixture
 def machine(_machine):
-    """The CUDA kernels on a GPU of PTX, compiled once for the present sources."""
+    """The CUDA kernels on a GPU of PTX."""
     _machine.reset()
     yield _machine
     _machine.reset()

@@ -1,10 +1,12 @@
-// Channel statistics and BatchNorm's deferred correction. Contract: densenet_fast/ops/batch_norm.py.
-#include "work.h"
+// Channel statistics, and the correction of a BatchNorm's input gradient that is deferred until all sums are known.
+// Contract: densenet_fast/ops/batch_norm.py.
+#include "schedule.h"
+#include "statistics.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
 void channel_stats(const ChannelStats& op, Workspace& workspace) {
-  const Blocks blocks(op.M, 256, 1);
+  const RowBlocks blocks(op.M, 256, 1);
   const Division division(blocks.count);
   PartialStats partial(op.stats, blocks.count, op.C, workspace);
   share_tasks(division, workspace, [&](int64_t, int64_t i, bool) {
@@ -19,10 +21,10 @@ void bn_bwd_apply(const BnBwdApply& op, Workspace&) {
     for (int64_t r = first; r < last; r++) {
       const float *vr = op.v.data + r * op.v.stride, *xr = op.x.data + r * op.x.stride;
       float* out = op.dx.data + r * op.dx.stride;
-      for_channels(op.C, [&](int64_t c, auto part) {
-        const vec centred = load(xr + c, part) - load(correction.mean + c, part);
-        store(out + c, load(vr + c, part) - load(correction.a + c, part) - load(correction.b + c, part) * centred,
-              part);
+      for_channels(op.C, [&](int64_t c, auto lanes) {
+        const vec centred = load(xr + c, lanes) - load(correction.mean + c, lanes);
+        store(out + c, load(vr + c, lanes) - load(correction.a + c, lanes) - load(correction.b + c, lanes) * centred,
+              lanes);
       });
     }
   });

@@ -2,6 +2,7 @@
 // Contract: densenet_fast/ops/bn_relu_conv1x1.py; algorithm: docs/internals/cpu.md.
 #include "bn_relu.h"
 #include "conv1x1_fwd.h"
+#include "sums.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -15,13 +16,13 @@ void forward(const Conv1x1Fwd& op, Workspace& workspace) {
       [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
         bn_relu_rows(x.data + row * x.stride + c0, x.stride, bn.scale + c0, bn.shift + c0, a, a_stride, rows, channels);
       },
-      [&](Ahead& ahead, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
-        ahead.add(x.data + row * x.stride + c0, x.stride, rows, channels);
+      [&](Prefetcher& prefetcher, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
+        prefetcher.add(x.data + row * x.stride + c0, x.stride, rows, channels);
       });
 }
 
-// What follows v = dz @ W in the micro-kernel's epilogue, for one panel of channels: the mask, dx, both sums, and
-// a = relu(bn(x)) for the weight gradient. v never leaves the registers.
+// The micro-kernel's epilogue for v = dz @ W of one panel of channels: the ReLU's mask, dx, both sums, and a =
+// relu(bn(x)) for the weight gradient. v never leaves the registers.
 struct MaskAndScatter {
   const float* x;  // [rows, channels]
   int64_t x_stride;
@@ -33,35 +34,35 @@ struct MaskAndScatter {
   int64_t channels;                   // of this panel, 1 to kPanel
 
   template <int MR>
-  DENSENET_FAST_INLINE void begin(int64_t row, Tile<MR>& tile) const {
+  DENSENET_FAST_INLINE void begin(int64_t row, Accumulators<MR>& acc) const {
     for (int i = 0; i < MR; i++) {
       __builtin_prefetch(x + (row + i + kRows) * x_stride, 0, 3);
       __builtin_prefetch(dx + (row + i + kRows) * dx_stride, 1, 3);
-      for (int j = 0; j < kVecs; j++) tile.r[i][j] = vec{};
+      for (int j = 0; j < kVecs; j++) acc.r[i][j] = vec{};
     }
   }
   template <int MR>
-  DENSENET_FAST_INLINE void end(int64_t row, const Tile<MR>& tile) const {
+  DENSENET_FAST_INLINE void end(int64_t row, const Accumulators<MR>& acc) const {
     for (int j = 0; j < kVecs; j++) {
       const int64_t n = channels - j * kWidth;
-      if (n >= kWidth) finish<MR>(row, j, tile, Full{});
-      else if (n > 0) finish<MR>(row, j, tile, Tail{static_cast<int>(n)});
+      if (n >= kWidth) finish<MR>(row, j, acc, AllLanes{});
+      else if (n > 0) finish<MR>(row, j, acc, FirstLanes{static_cast<int>(n)});
     }
   }
 
  private:
-  template <int MR, class Part>
-  DENSENET_FAST_INLINE void finish(int64_t row, int j, const Tile<MR>& tile, Part part) const {
+  template <int MR, class Lanes>
+  DENSENET_FAST_INLINE void finish(int64_t row, int j, const Accumulators<MR>& acc, Lanes lanes) const {
     const int c = j * kWidth;
     const vec s = load(scale + c), t = load(shift + c), m = load(mean + c);
-    vec v_sum = {}, vx_sum = {};  // short sums first: their rounding is what is left of the error
+    vec v_sum = {}, vx_sum = {};  // short sums first, then into the long ones, whose rounding dominates the error
     for (int i = 0; i < MR; i++) {
-      const vec xv = load(x + (row + i) * x_stride + c, part);
+      const vec xv = load(x + (row + i) * x_stride + c, lanes);
       const vec pre = xv * s + t;
-      const vec v = keep(tile.r[i][j], pre);
+      const vec v = relu_backward(acc.r[i][j], pre);
       float* g = dx + (row + i) * dx_stride + c;
       store(a + (row + i) * kPanel + c, relu(pre));
-      store(g, load(g, part) + s * v, part);
+      store(g, load(g, lanes) + s * v, lanes);
       v_sum += v;
       vx_sum += v * (xv - m);
     }
@@ -74,23 +75,23 @@ struct MaskAndScatter {
 void apply_norm2(const float* u, int64_t u_stride, const float* z, int64_t z_stride, const float* scale,
                  const Correction& correction, float* d, int64_t d_stride, int64_t rows, int64_t K) {
   for (int64_t r = 0; r < rows; r++, u += u_stride, z += z_stride, d += d_stride) {
-    for_channels(K, [&](int64_t k, auto part) {
-      const vec centred = load(z + k, part) - load(correction.mean + k), scaled = load(u + k, part) * load(scale + k);
+    for_channels(K, [&](int64_t k, auto lanes) {
+      const vec centred = load(z + k, lanes) - load(correction.mean + k), scaled = load(u + k, lanes) * load(scale + k);
       store(d + k, scaled - load(correction.a + k) - load(correction.b + k) * centred);
     });
   }
 }
 
-// op.dweight has rows of `channels`, of which these are op.C.
+// The backward for op.C of `channels` channels; op.dweight has rows of `channels`.
 void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128;  // one tile of d and of a stays in L2
   const int64_t C = op.C, K = op.K, Cp = padded(C), d_stride = padded(K) + kPanel;
-  const Blocks blocks(op.M, kRowsTarget, kRows);
+  const RowBlocks blocks(op.M, kRowsTarget, kRows);
   const Parts parts(blocks.count);
   const Affine bn(op.norm, C, workspace);
-  const float* mean = pad(op.norm.mean, C, workspace);
+  const float* mean = padded_copy(op.norm.mean, C, workspace);
   const float* scale2 = Affine(op.norm2, K, workspace).scale;
-  const Correction correction2 = pad(op.correction2, K, workspace);
+  const Correction correction2 = padded_copy(op.correction2, K, workspace);
   const float* packed = pack_inputs(op.weight, K, C, 1, workspace);
   const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
   float* scratch = workspace.floats(parts.workers * (d_size + a_size));
@@ -105,42 +106,42 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
       apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, scale2,
                   correction2, d, d_stride, rows, K);
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
-        const int64_t channels = least(kChannels, Cp - c0);
-        Ahead ahead(Ahead::steps(rows, channels, K) + (dw ? Ahead::steps(K, channels, rows) : 0));
+        const int64_t channels = min(kChannels, Cp - c0);
+        Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));
         const bool last = c0 + kChannels >= Cp;
         if (!last || i + 1 < parts.end(part)) {
           const int64_t next_c = last ? 0 : c0 + kChannels, next = last ? row + rows : row;
-          const int64_t next_rows = last ? blocks.size(i + 1) : rows, next_channels = least(kChannels, C - next_c);
-          ahead.add(op.x.data + next * op.x.stride + next_c, op.x.stride, next_rows, next_channels);
-          ahead.add(op.dx.data + next * op.dx.stride + next_c, op.dx.stride, next_rows, next_channels);
+          const int64_t next_rows = last ? blocks.size(i + 1) : rows, next_channels = min(kChannels, C - next_c);
+          prefetcher.add(op.x.data + next * op.x.stride + next_c, op.x.stride, next_rows, next_channels);
+          prefetcher.add(op.dx.data + next * op.dx.stride + next_c, op.dx.stride, next_rows, next_channels);
           if (last) {
-            ahead.add(op.u.data + next * op.u.stride, op.u.stride, next_rows, K);
-            ahead.add(op.z.data + next * op.z.stride, op.z.stride, next_rows, K);
+            prefetcher.add(op.u.data + next * op.u.stride, op.u.stride, next_rows, K);
+            prefetcher.add(op.z.data + next * op.z.stride, op.z.stride, next_rows, K);
           }
         }
         for (int64_t c = c0; c < c0 + channels; c += kPanel) {
-          const MaskAndScatter out{op.x.data + row * op.x.stride + c,
-                                   op.x.stride,
-                                   op.dx.data + row * op.dx.stride + c,
-                                   op.dx.stride,
-                                   bn.scale + c,
-                                   bn.shift + c,
-                                   mean + c,
-                                   a + (c - c0) * rows,
-                                   sum_v + c,
-                                   sum_vx + c,
-                                   least(kPanel, C - c)};
+          const MaskAndScatter epilogue{op.x.data + row * op.x.stride + c,
+                                        op.x.stride,
+                                        op.dx.data + row * op.dx.stride + c,
+                                        op.dx.stride,
+                                        bn.scale + c,
+                                        bn.shift + c,
+                                        mean + c,
+                                        a + (c - c0) * rows,
+                                        sum_v + c,
+                                        sum_vx + c,
+                                        min(kPanel, C - c)};
           for_strips(rows, [&](auto mr, int64_t r) {
             constexpr int MR = decltype(mr)::value;
-            Tile<MR> tile;
-            out.template begin<MR>(r, tile);
-            multiply<MR>(tile, d + r * d_stride, d_stride, 1, packed + c * K, kPanel, K, &ahead);
-            out.template end<MR>(r, tile);
+            Accumulators<MR> acc;
+            epilogue.template begin<MR>(r, acc);
+            multiply<MR>(acc, d + r * d_stride, d_stride, 1, packed + c * K, kPanel, K, &prefetcher);
+            epilogue.template end<MR>(r, acc);
           });
         }
         if (dw)
           gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, i > parts.begin(part),
-                  &ahead);
+                  &prefetcher);
       }
       sums.end_chunk(part);
     }
@@ -154,27 +155,27 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
 void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, Workspace& workspace) {
   if (op.M > 2 * op.K) return forward(op, workspace);
   divide_channels(op.K, [&](int64_t first, int64_t last) {
-    Conv1x1Fwd part = op;
-    part.K = last - first;
-    part.weight.data += first * op.weight.stride[0];
-    part.z.data += first;
-    part.stats = from(op.stats, first);
-    forward(part, workspace);
+    Conv1x1Fwd slice = op;
+    slice.K = last - first;
+    slice.weight.data += first * op.weight.stride[0];
+    slice.z.data += first;
+    slice.stats = channels_from(op.stats, first);
+    forward(slice, workspace);
   });
 }
 
 void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
   if (op.M > op.C) return backward(op, op.C, workspace);
   divide_channels(op.C, [&](int64_t first, int64_t last) {
-    Conv1x1Bwd part = op;
-    part.C = last - first;
-    part.x.data += first;
-    part.norm = from(op.norm, first);
-    part.weight.data += first * op.weight.stride[1];
-    part.dx.data += first;
-    part.dnorm = from(op.dnorm, first);
-    if (op.dweight) part.dweight += first;
-    backward(part, op.C, workspace);
+    Conv1x1Bwd slice = op;
+    slice.C = last - first;
+    slice.x.data += first;
+    slice.norm = channels_from(op.norm, first);
+    slice.weight.data += first * op.weight.stride[1];
+    slice.dx.data += first;
+    slice.dnorm = channels_from(op.dnorm, first);
+    if (op.dweight) slice.dweight += first;
+    backward(slice, op.C, workspace);
   });
 }
 

@@ -1,12 +1,16 @@
 // Backward of BN-ReLU-conv3x3 in one pass: dgrad, ReLU mask, BatchNorm sums and weight gradient.
 // Contract: densenet_fast/ops/bn_relu_conv3x3.py.
 //
-// dgrad is the convolution of d with the taps turned round, so with D the transformed d: Q = D U, u = A^T Q A. The
+// dgrad is the convolution of d with the taps flipped, so with D the transformed d: Q = D U, u = A^T Q A. The
 // weight gradient of that convolution is dU += D^T (A a A^T) with a = relu(bn(x)): D is made once, x is read once and
 // without a halo, and A a A^T overwrites Q in the pass that reads it. A chunk whose d is not finite takes its u from
 // the direct kernel, and so does an image of one tile (see the forward); dweight comes through D in any case.
+#include "bn_relu.h"
 #include "dropout.h"
+#include "sums.h"
 #include "winograd.h"
+#include "conv3x3_filters.h"
+#include "conv3x3_direct.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -14,7 +18,7 @@ namespace {
 
 constexpr int64_t kChannels = 64;  // channels of x per pass: their 16 planes stay in L2
 
-struct Backward {
+struct Conv3x3Backward {
   const Conv3x3Bwd& op;
   const TileGrid grid;
   const Affine bn;
@@ -23,14 +27,14 @@ struct Backward {
   const int64_t inputs, stride, Cp;  // padded: channels of d, channels of x per pass, channels of x
   const int64_t tiles, d_plane, q_plane, dU_plane, ring_size, direct_size;
 
-  Backward(const Conv3x3Bwd& op, Workspace& workspace)
+  Conv3x3Backward(const Conv3x3Bwd& op, Workspace& workspace)
       : op(op),
         grid(op.shape),
         bn(op.norm, op.C, workspace),
-        mean(pad(op.norm.mean, op.C, workspace)),
-        correction_y(pad(op.correction_y, op.G, workspace)),
+        mean(padded_copy(op.norm.mean, op.C, workspace)),
+        correction_y(padded_copy(op.correction_y, op.G, workspace)),
         inputs(padded(op.G)),
-        stride(padded(least(kChannels, op.C))),
+        stride(padded(min(kChannels, op.C))),
         Cp(padded(op.C)),
         tiles(grid.chunk_rows * grid.tile_columns),
         d_plane(plane_size(tiles, inputs)),
@@ -42,28 +46,30 @@ struct Backward {
   int64_t scratch_size() const { return ring_size + 16 * (d_plane + q_plane); }
   int64_t dweight_size() const { return 16 * dU_plane; }
 
-  // Rows of d = mask * (dy - a - b * (y - mean)); `zero` becomes NaN where d is not finite.
-  auto row_loader(vec& zero) const {
-    return [this, &zero](int64_t pixel, float* row) {
+  // Rows of d = mask * (dy - a - b * (y - mean)). `finite_probe` adds up 0 * d, NaN in a lane where a d is not finite.
+  auto row_loader(vec& finite_probe) const {
+    return [this, &finite_probe](int64_t pixel, float* row) {
       for (int64_t w = 0; w < op.shape.W; w++, pixel++, row += inputs) {
         const float *dy = op.dy.data + pixel * op.dy.stride, *y = op.y.data + pixel * op.y.stride;
-        for_channels(op.G, [&](int64_t c, auto part) {
-          const vec centred = load(y + c, part) - load(correction_y.mean + c);
-          vec d = load(dy + c, part) - load(correction_y.a + c) - load(correction_y.b + c) * centred;
+        for_channels(op.G, [&](int64_t c, auto lanes) {
+          const vec centred = load(y + c, lanes) - load(correction_y.mean + c);
+          vec d = load(dy + c, lanes) - load(correction_y.a + c) - load(correction_y.b + c) * centred;
           if (op.dropout.threshold) d *= dropout_mask(op.dropout, pixel * op.G + c);
-          zero += d * 0.f;
+          finite_probe += d * 0.f;
           store(row + c, d);
         });
       }
     };
   }
 
-  // One tile of u, and A a A^T in its place `planes` if `wgrad`.
-  template <class Part>
-  DENSENET_FAST_INLINE void finish_tile(const vec u[2][2], int64_t pixel, bool lower, bool right, int64_t c, Part part,
-                                        float* planes, int64_t plane_c, float* sum_v, float* sum_vx) const {
+  // What is done with a tile of u: it is masked, u or dx written, the sums added to, and for dweight A a A^T put where
+  // the tile's Q was, in `planes`.
+  template <class Lanes>
+  DENSENET_FAST_INLINE void finish_tile(const vec u[2][2], int64_t pixel, bool lower, bool right, int64_t c,
+                                        Lanes lanes, float* planes, int64_t plane_c, float* sum_v,
+                                        float* sum_vx) const {
     const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
-    vec v_sum = {}, vx_sum = {}, a[2][2];  // short sums first: their rounding is what is left of the error
+    vec v_sum = {}, vx_sum = {}, a[2][2];  // short sums first, then into the long ones, whose rounding dominates
     for (int i = 0; i < 2; i++)
       for (int k = 0; k < 2; k++) {
         if ((i && !lower) || (k && !right)) {
@@ -71,10 +77,10 @@ struct Backward {
           continue;
         }
         const int64_t at = pixel + i * op.shape.W + k;
-        const vec x = load(op.x.data + at * op.x.stride + c, part);
-        const vec pre = x * s + t, v = keep(u[i][k], pre);
+        const vec x = load(op.x.data + at * op.x.stride + c, lanes);
+        const vec pre = x * s + t, v = relu_backward(u[i][k], pre);
         float* out = op.u.data + at * op.u.stride + c;
-        store(out, op.accumulate ? load(out, part) + s * v : v, part);
+        store(out, op.accumulate ? load(out, lanes) + s * v : v, lanes);
         v_sum += v;
         vx_sum += v * (x - m);
         a[i][k] = relu(pre);
@@ -91,34 +97,34 @@ struct Backward {
       const bool lower = grid.top(t) + 1 < op.shape.H;
       for (int64_t j = 0; j < grid.tile_columns; j++) {
         float* planes = Q + ((t - first) * grid.tile_columns + j) * stride;
-        for_channels(least(stride, op.C - c0), [&](int64_t c, auto part) {
+        for_channels(min(stride, op.C - c0), [&](int64_t c, auto lanes) {
           vec u[2][2];
           u_of(t, j, c, u);
-          finish_tile(u, grid.pixel(t) + 2 * j, lower, 2 * j + 1 < op.shape.W, c0 + c, part, planes, c, sum_v, sum_vx);
+          finish_tile(u, grid.pixel(t) + 2 * j, lower, 2 * j + 1 < op.shape.W, c0 + c, lanes, planes, c, sum_v, sum_vx);
         });
       }
     }
   }
 
-  // All of a chunk. `direct_scratch` is null, or `packed` are the direct kernel's filters. Answers false, with nothing
-  // written, if d is not finite and `direct_scratch` is null. The planes of dU, if wanted, are written or, if `add`,
-  // added to.
-  bool chunk(int64_t i, bool prefetch, Packed packed, float* direct_scratch, float* scratch, PartialSums& sums,
+  // A whole chunk: by Winograd, or where `direct_scratch` is given by the direct kernel, whose filters are then
+  // `packed`. By Winograd it returns false, with nothing written, if d is not finite. The planes of dU, if not null,
+  // are written, or added to if `add`.
+  bool chunk(int64_t i, bool prefetch, PackedFilters packed, float* direct_scratch, float* scratch, PartialSums& sums,
              int64_t part, float* dU, bool add) const {
     const int64_t first = grid.begin(i), last = grid.end(i), count = (last - first) * grid.tile_columns;
     const int64_t W = op.shape.W;
     float *ring = scratch, *D = ring + ring_size, *Q = D + 16 * d_plane;
-    vec zero = {};
-    winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(zero));
+    vec finite_probe = {};
+    winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(finite_probe));
     for (int lane = 0; lane < kWidth; lane++)
-      if (zero[lane] != 0 && !direct_scratch) return false;
+      if (finite_probe[lane] != 0 && !direct_scratch) return false;
 
     float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
     for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
-      const int64_t channels = least(kChannels, Cp - c0);
+      const int64_t channels = min(kChannels, Cp - c0);
       if (direct_scratch) {
         direct_outputs(grid, first, last, op.G, inputs, ring, {packed.data + c0 * op.G, packed.plane}, op.G * kPanel,
-                       channels, direct_scratch, stride, false, row_loader(zero));
+                       channels, direct_scratch, stride, false, row_loader(finite_probe));
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           for (int r = 0; r < 2; r++)
             for (int k = 0; k < 2; k++)
@@ -126,32 +132,32 @@ struct Backward {
                   2 * j + k < W ? load(direct_scratch + (((t - first) * 2 + r) * W + 2 * j + k) * stride + c) : vec{};
         });
       } else {
-        Ahead ahead(16 * Ahead::steps(count, channels, op.G));
-        const int64_t pixel = grid.pixel(first), pixels = grid.chunk_pixels(i), wide = least(kChannels, op.C - c0);
-        ahead.add(op.x.data + pixel * op.x.stride + c0, op.x.stride, pixels, wide);
-        ahead.add(op.u.data + pixel * op.u.stride + c0, op.u.stride, pixels, wide);
+        Prefetcher prefetcher(16 * Prefetcher::steps(count, channels, op.G));
+        const int64_t pixel = grid.pixel(first), pixels = grid.chunk_pixels(i), wide = min(kChannels, op.C - c0);
+        prefetcher.add(op.x.data + pixel * op.x.stride + c0, op.x.stride, pixels, wide);
+        prefetcher.add(op.u.data + pixel * op.u.stride + c0, op.u.stride, pixels, wide);
         for (int e = 0; e < 16; e++)
           gemm_nn(D + e * d_plane, inputs, packed.data + e * packed.plane + c0 * op.G, op.G * kPanel, Q + e * q_plane,
-                  stride, count, channels, op.G, false, &ahead);
+                  stride, count, channels, op.G, false, &prefetcher);
         finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
           winograd_output(Q + ((t - first) * grid.tile_columns + j) * stride, q_plane, c, u);
         });
       }
       if (!dU) continue;
-      Ahead ahead(16 * Ahead::steps(op.G, channels, count));
+      Prefetcher prefetcher(16 * Prefetcher::steps(op.G, channels, count));
       if (prefetch && c0 + kChannels >= Cp) {
-        ahead.add(op.dy.data + grid.pixel(last) * op.dy.stride, op.dy.stride, grid.chunk_pixels(i + 1), op.G);
-        ahead.add(op.y.data + grid.pixel(last) * op.y.stride, op.y.stride, grid.chunk_pixels(i + 1), op.G);
+        prefetcher.add(op.dy.data + grid.pixel(last) * op.dy.stride, op.dy.stride, grid.chunk_pixels(i + 1), op.G);
+        prefetcher.add(op.y.data + grid.pixel(last) * op.y.stride, op.y.stride, grid.chunk_pixels(i + 1), op.G);
       }
       for (int e = 0; e < 16; e++)
         gemm_tn(D + e * d_plane, inputs, Q + e * q_plane, stride, kPanel, dU + e * dU_plane + c0, Cp, op.G, channels,
-                count, add, &ahead);
+                count, add, &prefetcher);
     }
     sums.end_chunk(part);
     return true;
   }
 
-  // dweight [G, C, 3, 3] from the sum of all parts' dU [16][G][Cp]; the taps were turned round.
+  // dweight [G, C, 3, 3] from the sum of all parts' dU [16][G][Cp]; the taps were flipped.
   void write_dweight(const float* dU, int64_t parts, int64_t channels) const {
     parallel_ranges(op.G, ceil_div(kGrain, 16 * parts * Cp), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; g++)
@@ -160,71 +166,70 @@ struct Backward {
           for (int e = 0; e < 16; e++) u[e] = sum_parts(dU + e * dU_plane + g * Cp + c, parts, dweight_size());
           winograd_weight_transposed(u, taps);
           for (int first = 0; first < 9; first += kWidth) {
-            const int64_t n = least(kWidth, 9 - first);
+            const int64_t n = min(kWidth, 9 - first);
             for (int64_t t = 0; t < n; t++) columns[t] = taps[8 - first - t];
-            store_columns(op.dweight + (g * channels + c) * 9 + first, 9, least(kWidth, op.C - c), n, columns);
+            store_columns(op.dweight + (g * channels + c) * 9 + first, 9, min(kWidth, op.C - c), n, columns);
           }
         }
     });
   }
 };
 
-// op.dweight has `channels` inputs, of which these are op.C.
-void run(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
-  const Backward backward(op, workspace);
-  const TileGrid& grid = backward.grid;
+// The backward for op.C of `channels` channels; op.dweight has `channels` inputs.
+void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
+  const Conv3x3Backward conv(op, workspace);
+  const TileGrid& grid = conv.grid;
   const Parts parts(grid.chunks);
   const Filters filters(op.weight, op.G, op.C, true);
-  const Packed packed = grid.one_tile() ? Packed{} : filters.pack_winograd(workspace);
-  float* scratch = workspace.floats(parts.workers * backward.scratch_size());
-  float* dU = op.dweight ? workspace.floats(parts.count * backward.dweight_size()) : nullptr;
+  const PackedFilters packed = grid.one_tile() ? PackedFilters{} : filters.pack_winograd(workspace);
+  float* scratch = workspace.floats(parts.workers * conv.scratch_size());
+  float* dU = op.dweight ? workspace.floats(parts.count * conv.dweight_size()) : nullptr;
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
   PartialSums sums(parts.count, op.C, workspace);
 
   each_part(parts, [&](int64_t w, int64_t part) {
-    float* mine = dU ? dU + part * backward.dweight_size() : nullptr;
+    float* mine = dU ? dU + part * conv.dweight_size() : nullptr;
     bool any = false;
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
-      const bool done =
-          !grid.one_tile() && backward.chunk(i, i + 1 < parts.end(part), packed, nullptr,
-                                             scratch + w * backward.scratch_size(), sums, part, mine, any);
+      const bool done = !grid.one_tile() && conv.chunk(i, i + 1 < parts.end(part), packed, nullptr,
+                                                       scratch + w * conv.scratch_size(), sums, part, mine, any);
       finite[i] = done;
       any |= done;
     }
-    if (mine && !any) memset(mine, 0, backward.dweight_size() * sizeof(float));
+    if (mine && !any) memset(mine, 0, conv.dweight_size() * sizeof(float));
   });
 
   bool all_finite = true;
   for (int64_t i = 0; i < grid.chunks; i++) all_finite &= finite[i] != 0;
   if (!all_finite) {
-    const Packed packed_direct = filters.pack_direct(workspace);
-    float* direct = workspace.floats(parts.workers * backward.direct_size);
+    const PackedFilters packed_direct = filters.pack_direct(workspace);
+    float* direct = workspace.floats(parts.workers * conv.direct_size);
     each_part(parts, [&](int64_t w, int64_t part) {
-      float* mine = dU ? dU + part * backward.dweight_size() : nullptr;
+      float* mine = dU ? dU + part * conv.dweight_size() : nullptr;
       for (int64_t i = parts.begin(part); i < parts.end(part); i++)
         if (finite[i] == 0)
-          backward.chunk(i, false, packed_direct, direct + w * backward.direct_size,
-                         scratch + w * backward.scratch_size(), sums, part, mine, true);
+          conv.chunk(i, false, packed_direct, direct + w * conv.direct_size, scratch + w * conv.scratch_size(), sums,
+                     part, mine, true);
     });
   }
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
-  if (dU) backward.write_dweight(dU, parts.count, channels);
+  if (dU) conv.write_dweight(dU, parts.count, channels);
 }
 
 }  // namespace
 
 void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
-  if (op.shape.rows() > kFewRows) return run(op, op.C, workspace);
+  if (op.shape.rows() > kFewRows) return backward(op, op.C, workspace);
   divide_channels(op.C, [&](int64_t first, int64_t last) {
-    Conv3x3Bwd part = op;
-    part.C = last - first;
-    part.x.data += first;
-    part.norm = from(op.norm, first);
-    part.weight.data += first * op.weight.stride[1];
-    part.u.data += first;
-    part.dnorm = from(op.dnorm, first);
-    if (op.dweight) part.dweight += first * 9;
-    run(part, op.C, workspace);
+    Conv3x3Bwd slice = op;
+    slice.C = last - first;
+    slice.x.data += first;
+    slice.norm = channels_from(op.norm, first);
+    slice.weight.data += first * op.weight.stride[1];
+    slice.u.data += first;
+    slice.dnorm = channels_from(op.dnorm, first);
+    if (op.dweight) slice.dweight += first * 9;
+    backward(slice, op.C, workspace);
   });
 }
 

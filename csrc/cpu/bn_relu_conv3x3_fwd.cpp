@@ -6,7 +6,10 @@
 // non-finite output is therefore done again with the direct kernel, which also serves images of a single tile.
 #include "bn_relu.h"
 #include "dropout.h"
+#include "statistics.h"
 #include "winograd.h"
+#include "conv3x3_filters.h"
+#include "conv3x3_direct.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -14,18 +17,18 @@ namespace {
 
 constexpr int64_t kDepth = 128;  // input channels per pass: their 16 planes stay in L2
 
-struct Forward {
+struct Conv3x3Forward {
   const Conv3x3Fwd& op;
   const TileGrid grid;
   const Affine bn;
   const int64_t stride, outputs;  // floats per pixel of the scratch: input channels of a pass, output channels
   const int64_t tiles, v_plane, m_plane, ring_size, y_size;
 
-  Forward(const Conv3x3Fwd& op, Workspace& workspace)
+  Conv3x3Forward(const Conv3x3Fwd& op, Workspace& workspace)
       : op(op),
         grid(op.shape),
         bn(op.norm, op.C, workspace),
-        stride(padded(least(kDepth, op.C))),
+        stride(padded(min(kDepth, op.C))),
         outputs(padded(op.G)),
         tiles(grid.chunk_rows * grid.tile_columns),
         v_plane(plane_size(tiles, stride)),
@@ -40,54 +43,55 @@ struct Forward {
     };
   }
 
-  // Writes the chunk's outputs and answers whether all are finite. outputs_of(tile_row, column, c, y) gives a tile.
+  // Writes the chunk's outputs and returns whether all are finite. outputs_of(tile_row, column, c, y) gives a tile.
   template <class OutputsOf>
   bool write(int64_t first, int64_t last, const OutputsOf& outputs_of) const {
     const int64_t H = op.shape.H, W = op.shape.W;
-    vec zero = {};  // 0 * y summed: NaN once any y is not finite
+    vec finite_probe = {};  // adds up 0 * y, NaN in a lane where a y is not finite
     for (int64_t t = first; t < last; t++) {
       const bool lower = grid.top(t) + 1 < H;
       for (int64_t j = 0; j < grid.tile_columns; j++) {
         const int64_t pixel = grid.pixel(t) + 2 * j;
         const bool right = 2 * j + 1 < W;
-        for_channels(op.G, [&](int64_t c, auto part) {
+        for_channels(op.G, [&](int64_t c, auto lanes) {
           vec y[2][2];
           outputs_of(t, j, c, y);
           for (int i = 0; i < 2; i++)
             for (int k = 0; k < 2; k++) {
               if ((i && !lower) || (k && !right)) continue;
               const int64_t at = pixel + i * W + k;
-              zero += y[i][k] * 0.f;
+              finite_probe += y[i][k] * 0.f;
               if (op.dropout.threshold) y[i][k] *= dropout_mask(op.dropout, at * op.G + c);
-              store(op.y.data + at * op.y.stride + c, y[i][k], part);
+              store(op.y.data + at * op.y.stride + c, y[i][k], lanes);
             }
         });
       }
     }
     bool finite = true;
-    for (int i = 0; i < kWidth; i++) finite &= zero[i] == 0;
+    for (int i = 0; i < kWidth; i++) finite &= finite_probe[i] == 0;
     return finite;
   }
 
   int64_t winograd_scratch() const { return ring_size + 16 * (v_plane + m_plane); }
 
-  bool winograd_chunk(int64_t chunk, Packed packed, float* scratch, bool prefetch) const {
+  bool winograd_chunk(int64_t chunk, PackedFilters packed, float* scratch, bool prefetch) const {
     const int64_t first = grid.begin(chunk), last = grid.end(chunk), count = (last - first) * grid.tile_columns;
     float *ring = scratch, *V = ring + ring_size, *products = V + 16 * v_plane;
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
-      const int64_t depth = least(kDepth, op.C - c0);
+      const int64_t depth = min(kDepth, op.C - c0);
       winograd_inputs(grid, first, last, depth, stride, ring, V, v_plane, row_loader(c0, depth));
-      Ahead ahead(16 * Ahead::steps(count, outputs, depth));
-      if (c0 == 0) ahead.add(op.y.data + grid.pixel(first) * op.y.stride, op.y.stride, grid.chunk_pixels(chunk), op.G);
+      Prefetcher prefetcher(16 * Prefetcher::steps(count, outputs, depth));
+      if (c0 == 0)
+        prefetcher.add(op.y.data + grid.pixel(first) * op.y.stride, op.y.stride, grid.chunk_pixels(chunk), op.G);
       if (c0 + kDepth < op.C || prefetch) {
         const bool same = c0 + kDepth < op.C;
         const int64_t pixel = grid.pixel(same ? first : last), c = same ? c0 + kDepth : 0;
         const int64_t rows = same ? grid.chunk_pixels(chunk) : grid.chunk_pixels(chunk + 1);
-        ahead.add(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, least(kDepth, op.C - c));
+        prefetcher.add(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, min(kDepth, op.C - c));
       }
       for (int e = 0; e < 16; e++)
         gemm_nn(V + e * v_plane, stride, packed.data + e * packed.plane + c0 * kPanel, op.C * kPanel,
-                products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &ahead);
+                products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &prefetcher);
     }
     return write(first, last, [&](int64_t t, int64_t j, int64_t c, vec y[2][2]) {
       winograd_output(products + ((t - first) * grid.tile_columns + j) * outputs, m_plane, c, y);
@@ -96,11 +100,11 @@ struct Forward {
 
   int64_t direct_scratch() const { return ring_size + y_size; }
 
-  void direct_chunk(int64_t chunk, Packed packed, float* scratch) const {
+  void direct_chunk(int64_t chunk, PackedFilters packed, float* scratch) const {
     const int64_t first = grid.begin(chunk), last = grid.end(chunk), W = op.shape.W;
     float *ring = scratch, *y = ring + ring_size;
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
-      const int64_t depth = least(kDepth, op.C - c0);
+      const int64_t depth = min(kDepth, op.C - c0);
       direct_outputs(grid, first, last, depth, stride, ring, {packed.data + c0 * kPanel, packed.plane}, op.C * kPanel,
                      op.G, y, outputs, c0 > 0, row_loader(c0, depth));
     }
@@ -113,12 +117,12 @@ struct Forward {
 };
 
 void forward(const Conv3x3Fwd& op, Workspace& workspace) {
-  const Forward forward(op, workspace);
-  const TileGrid& grid = forward.grid;
+  const Conv3x3Forward conv(op, workspace);
+  const TileGrid& grid = conv.grid;
   const Division division(grid.chunks);
   const Filters filters(op.weight, op.G, op.C, false);
-  Packed packed = grid.one_tile() ? Packed{} : filters.pack_winograd(workspace);
-  float* scratch = workspace.floats(division.workers * forward.winograd_scratch());
+  PackedFilters packed = grid.one_tile() ? PackedFilters{} : filters.pack_winograd(workspace);
+  float* scratch = workspace.floats(division.workers * conv.winograd_scratch());
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
   PartialStats partial(op.stats, grid.chunks, op.G, workspace);
   const auto set_stats = [&](int64_t i) {
@@ -127,7 +131,7 @@ void forward(const Conv3x3Fwd& op, Workspace& workspace) {
   };
 
   share_tasks(division, workspace, [&](int64_t w, int64_t i, bool more) {
-    finite[i] = !grid.one_tile() && forward.winograd_chunk(i, packed, scratch + w * forward.winograd_scratch(), more);
+    finite[i] = !grid.one_tile() && conv.winograd_chunk(i, packed, scratch + w * conv.winograd_scratch(), more);
     if (finite[i] != 0) set_stats(i);
   });
 
@@ -135,10 +139,10 @@ void forward(const Conv3x3Fwd& op, Workspace& workspace) {
   for (int64_t i = 0; i < grid.chunks; i++) all_finite &= finite[i] != 0;
   if (!all_finite) {
     packed = filters.pack_direct(workspace);
-    scratch = workspace.floats(division.workers * forward.direct_scratch());
+    scratch = workspace.floats(division.workers * conv.direct_scratch());
     share_tasks(division, workspace, [&](int64_t w, int64_t i, bool) {
       if (finite[i] != 0) return;
-      forward.direct_chunk(i, packed, scratch + w * forward.direct_scratch());
+      conv.direct_chunk(i, packed, scratch + w * conv.direct_scratch());
       set_stats(i);
     });
   }
@@ -150,12 +154,12 @@ void forward(const Conv3x3Fwd& op, Workspace& workspace) {
 void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
   if (op.shape.rows() > kFewRows || op.dropout.threshold) return forward(op, workspace);
   divide_channels(op.G, [&](int64_t first, int64_t last) {
-    Conv3x3Fwd part = op;
-    part.G = last - first;
-    part.weight.data += first * op.weight.stride[0];
-    part.y.data += first;
-    part.stats = from(op.stats, first);
-    forward(part, workspace);
+    Conv3x3Fwd slice = op;
+    slice.G = last - first;
+    slice.weight.data += first * op.weight.stride[0];
+    slice.y.data += first;
+    slice.stats = channels_from(op.stats, first);
+    forward(slice, workspace);
   });
 }
 

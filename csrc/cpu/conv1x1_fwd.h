@@ -3,7 +3,8 @@
 #pragma once
 
 #include "gemm.h"
-#include "work.h"
+#include "schedule.h"
+#include "statistics.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -28,13 +29,13 @@ inline float* pack_inputs(const Weight& weight, int64_t K, int64_t C, float scal
   return p;
 }
 
-// y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A;
-// fetch(ahead, row, rows, c0, channels) adds what it will read.
-template <class Prepare, class Fetch>
+// y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A; prefetch(prefetcher,
+// row, rows, c0, channels) adds to the prefetcher what prepare will read.
+template <class Prepare, class Prefetch>
 inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, Matrix y, Stats stats,
-                        Workspace& workspace, const Prepare& prepare, const Fetch& fetch) {
+                        Workspace& workspace, const Prepare& prepare, const Prefetch& prefetch) {
   constexpr int64_t kRowsTarget = 96, kDepth = 256, kStride = kDepth + kPanel;
-  const Blocks blocks(M, kRowsTarget, kRows);
+  const RowBlocks blocks(M, kRowsTarget, kRows);
   const Division division(blocks.count);
   const float* packed = pack_outputs(weight, K, C, workspace);
   float* scratch = workspace.floats(division.workers * blocks.block * kStride);
@@ -45,12 +46,12 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
     const int64_t row = blocks.begin(i), rows = blocks.size(i);
     float* const out = y.data + row * y.stride;
     for (int64_t c0 = 0; c0 < C; c0 += kDepth) {
-      const int64_t depth = least(kDepth, C - c0);
+      const int64_t depth = min(kDepth, C - c0);
       prepare(row, rows, c0, depth, a, kStride);
-      Ahead ahead(Ahead::steps(rows, K, depth));
-      if (c0 + kDepth < C) fetch(ahead, row, rows, c0 + kDepth, least(kDepth, C - c0 - kDepth));
-      else if (more) fetch(ahead, row + rows, blocks.size(i + 1), 0, least(kDepth, C));
-      gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &ahead);
+      Prefetcher prefetcher(Prefetcher::steps(rows, K, depth));
+      if (c0 + kDepth < C) prefetch(prefetcher, row, rows, c0 + kDepth, min(kDepth, C - c0 - kDepth));
+      else if (more) prefetch(prefetcher, row + rows, blocks.size(i + 1), 0, min(kDepth, C));
+      gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &prefetcher);
     }
     if (partial.wanted()) partial.set(i, out, y.stride, rows);
   });

@@ -1,4 +1,5 @@
-// The kernels of one instruction set as a table for dispatch.cpp.
+// The kernels of one instruction set as a table of functions: csrc/dispatch.cpp chooses a table and calls through it,
+// so nothing else of csrc/cpu is visible outside it.
 #include "vec.h"
 
 #include "kernels.h"

@@ -1,28 +1,30 @@
 // BN-ReLU, 2x2 average, conv1x1: the average is taken while the rows are normalised, before the convolution.
 // Contract: densenet_fast/ops/transition.py. An odd last row or column of x is left out and gets dx = 0.
+#include "bn_relu.h"
+#include "sums.h"
 #include "conv1x1_fwd.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
 namespace {
 
-// The four pixels [0, N*H*W) behind pooled pixel r.
-struct Quad {
-  int64_t at[4];
-  Quad(const Shape& shape, int64_t r) {
+// The four pixels, in [0, N*H*W), that pooled pixel r averages.
+struct PoolWindow {
+  int64_t pixel[4];
+  PoolWindow(const Shape& shape, int64_t r) {
     const int64_t h = shape.H / 2, w = shape.W / 2, image = r / (h * w), q = r % (h * w);
-    at[0] = (image * shape.H + q / w * 2) * shape.W + q % w * 2;
-    at[1] = at[0] + 1;
-    at[2] = at[0] + shape.W;
-    at[3] = at[2] + 1;
+    pixel[0] = (image * shape.H + q / w * 2) * shape.W + q % w * 2;
+    pixel[1] = pixel[0] + 1;
+    pixel[2] = pixel[0] + shape.W;
+    pixel[3] = pixel[2] + 1;
   }
 };
 
-// Fetches the pixels behind pooled rows [row, row + rows), channels [c, c + channels).
-void fetch_quads(Ahead& ahead, const Shape& shape, ConstMatrix x, int64_t row, int64_t rows, int64_t c,
-                 int64_t channels) {
-  const int64_t first = Quad(shape, row).at[0], last = Quad(shape, row + rows - 1).at[3];
-  ahead.add(x.data + first * x.stride + c, x.stride, last + 1 - first, channels);
+// Has the pixels prefetched that pooled rows [row, row + rows) average, channels [c, c + channels).
+void prefetch_windows(Prefetcher& prefetcher, const Shape& shape, ConstMatrix x, int64_t row, int64_t rows, int64_t c,
+                      int64_t channels) {
+  const int64_t first = PoolWindow(shape, row).pixel[0], last = PoolWindow(shape, row + rows - 1).pixel[3];
+  prefetcher.add(x.data + first * x.stride + c, x.stride, last + 1 - first, channels);
 }
 
 }  // namespace
@@ -35,42 +37,42 @@ void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
       shape.N * (shape.H / 2) * (shape.W / 2), op.C, op.K, op.weight, op.y, op.stats, workspace,
       [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
         for (int64_t r = 0; r < rows; r++, a += a_stride) {
-          const Quad quad(shape, row + r);
-          for_channels(channels, [&](int64_t c, auto part) {
+          const PoolWindow window(shape, row + r);
+          for_channels(channels, [&](int64_t c, auto lanes) {
             const vec s = load(bn.scale + c0 + c), t = load(bn.shift + c0 + c);
             vec sum = {};
-            for (int64_t pixel : quad.at) sum += relu(load(x.data + pixel * x.stride + c0 + c, part) * s + t);
+            for (int64_t pixel : window.pixel) sum += relu(load(x.data + pixel * x.stride + c0 + c, lanes) * s + t);
             store(a + c, sum * .25f);
           });
         }
       },
-      [&](Ahead& ahead, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
-        fetch_quads(ahead, shape, x, row, rows, c0, channels);
+      [&](Prefetcher& prefetcher, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
+        prefetch_windows(prefetcher, shape, x, row, rows, c0, channels);
       });
 }
 
 namespace {
 
-struct Backward {
+struct TransitionBackward {
   const TransitionBwd& op;
   const Affine bn;
   const float* mean;  // [padded(C)]
 
-  // Pooled rows [row, row + rows) and channels [c0, c0 + channels): from v [rows, v_stride], the gradient at the
-  // average (a quarter of it is in the weights), dx at the four pixels, the sums, and the average in panels for
+  // For pooled rows [row, row + rows) and channels [c0, c0 + channels), from v [rows, v_stride], the gradient at each
+  // of the averaged pixels (the weights already contain the quarter): dx, the sums, and the average in panels for
   // dweight.
   void scatter(int64_t row, int64_t rows, int64_t c0, int64_t channels, const float* v, int64_t v_stride, float* a,
                float* sum_v, float* sum_vx) const {
     for (int64_t r = 0; r < rows; r++, v += v_stride) {
-      const Quad quad(op.shape, row + r);
-      for_channels(channels, [&](int64_t i, auto part) {
+      const PoolWindow window(op.shape, row + r);
+      for_channels(channels, [&](int64_t i, auto lanes) {
         const int64_t c = c0 + i;
         const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c), grad = load(v + i);
         vec v_sum = {}, vx_sum = {}, average = {};
-        for (int64_t pixel : quad.at) {
-          const vec x = load(op.x.data + pixel * op.x.stride + c, part);
-          const vec pre = x * s + t, kept = keep(grad, pre);
-          store(op.dx.data + pixel * op.dx.stride + c, s * kept, part);
+        for (int64_t pixel : window.pixel) {
+          const vec x = load(op.x.data + pixel * op.x.stride + c, lanes);
+          const vec pre = x * s + t, kept = relu_backward(grad, pre);
+          store(op.dx.data + pixel * op.dx.stride + c, s * kept, lanes);
           v_sum += kept;
           vx_sum += kept * (x - m);
           average += relu(pre);
@@ -100,9 +102,9 @@ struct Backward {
 void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128, kStride = kChannels + kPanel;
   const int64_t C = op.C, K = op.K, Cp = padded(C), M = op.shape.N * (op.shape.H / 2) * (op.shape.W / 2);
-  const Blocks blocks(M, kRowsTarget, kRows);
+  const RowBlocks blocks(M, kRowsTarget, kRows);
   const Parts parts(blocks.count);
-  const Backward backward{op, Affine(op.norm, C, workspace), pad(op.norm.mean, C, workspace)};
+  const TransitionBackward backward{op, Affine(op.norm, C, workspace), padded_copy(op.norm.mean, C, workspace)};
   const float* packed = pack_inputs(op.weight, K, C, .25f, workspace);
   const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
   float* scratch = workspace.floats(parts.workers * (v_size + a_size));
@@ -116,19 +118,19 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
       const float* dy = op.dy.data + row * op.dy.stride;
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
-        const int64_t channels = least(kChannels, Cp - c0);
-        Ahead ahead(Ahead::steps(rows, channels, K) + (dw ? Ahead::steps(K, channels, rows) : 0));
+        const int64_t channels = min(kChannels, Cp - c0);
+        Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));
         const bool last = c0 + kChannels >= Cp;
         if (!last || i + 1 < parts.end(part)) {
-          const int64_t next = last ? i + 1 : i, c = last ? 0 : c0 + kChannels, count = least(kChannels, C - c);
-          fetch_quads(ahead, op.shape, op.x, blocks.begin(next), blocks.size(next), c, count);
-          fetch_quads(ahead, op.shape, op.dx, blocks.begin(next), blocks.size(next), c, count);
+          const int64_t next = last ? i + 1 : i, c = last ? 0 : c0 + kChannels, count = min(kChannels, C - c);
+          prefetch_windows(prefetcher, op.shape, op.x, blocks.begin(next), blocks.size(next), c, count);
+          prefetch_windows(prefetcher, op.shape, op.dx, blocks.begin(next), blocks.size(next), c, count);
         }
-        gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &ahead);
-        backward.scatter(row, rows, c0, least(channels, C - c0), v, kStride, a, sum_v, sum_vx);
+        gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &prefetcher);
+        backward.scatter(row, rows, c0, min(channels, C - c0), v, kStride, a, sum_v, sum_vx);
         if (dw)
           gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, i > parts.begin(part),
-                  &ahead);
+                  &prefetcher);
       }
       sums.end_chunk(part);
     }

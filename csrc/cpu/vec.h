@@ -1,4 +1,4 @@
-// Vectors of floats in GCC vector extensions, one width per instruction set, with loads and stores of a part.
+// Vectors of floats in GCC vector extensions, one width per instruction set, with loads and stores of some lanes.
 //
 // Every translation unit under csrc/cpu that includes this file is compiled once per instruction set, inside the
 // namespace DENSENET_FAST_ISA. Nothing here may come from a standard template: the linker would keep one copy of it,
@@ -31,7 +31,7 @@ inline constexpr int kVecs = kPanel / kWidth;  // vectors per row of the tile
 typedef float vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
-// Of rows i and i + step of a matrix: its off-diagonal blocks step x step change places.
+// One step of a transposition: swaps the off-diagonal blocks, step x step, of rows i and i + step.
 template <int step>
 DENSENET_FAST_INLINE void exchange(vec& upper, vec& lower) {
   const vec a = upper, b = lower;
@@ -58,9 +58,9 @@ DENSENET_FAST_INLINE void transpose(vec rows[kWidth]) {
   if constexpr (2 * step < kWidth) transpose<2 * step>(rows);
 }
 
-// How much of a vector is in memory: all of it, or the first n lanes.
-struct Full {};
-struct Tail {
+// Which lanes of a vector are in memory: all, or the first n.
+struct AllLanes {};
+struct FirstLanes {
   int n;
 };
 
@@ -68,26 +68,26 @@ DENSENET_FAST_INLINE vec splat(float s) { return s - vec{}; }
 DENSENET_FAST_INLINE ivec splat(int32_t s) { return s - ivec{}; }
 DENSENET_FAST_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 DENSENET_FAST_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
-DENSENET_FAST_INLINE vec load(const float* p, Full) { return load(p); }
-DENSENET_FAST_INLINE void store(float* p, vec v, Full) { store(p, v); }
+DENSENET_FAST_INLINE vec load(const float* p, AllLanes) { return load(p); }
+DENSENET_FAST_INLINE void store(float* p, vec v, AllLanes) { store(p, v); }
 
 #if defined(__AVX512F__)
-DENSENET_FAST_INLINE __mmask16 mask_of(Tail t) { return static_cast<__mmask16>((1u << t.n) - 1); }
-DENSENET_FAST_INLINE vec load(const float* p, Tail t) { return _mm512_maskz_loadu_ps(mask_of(t), p); }
-DENSENET_FAST_INLINE void store(float* p, vec v, Tail t) { _mm512_mask_storeu_ps(p, mask_of(t), v); }
+DENSENET_FAST_INLINE __mmask16 mask_of(FirstLanes t) { return static_cast<__mmask16>((1u << t.n) - 1); }
+DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) { return _mm512_maskz_loadu_ps(mask_of(t), p); }
+DENSENET_FAST_INLINE void store(float* p, vec v, FirstLanes t) { _mm512_mask_storeu_ps(p, mask_of(t), v); }
 #elif defined(__AVX2__)
-DENSENET_FAST_INLINE __m256i mask_of(Tail t) {
+DENSENET_FAST_INLINE __m256i mask_of(FirstLanes t) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(t.n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-DENSENET_FAST_INLINE vec load(const float* p, Tail t) { return _mm256_maskload_ps(p, mask_of(t)); }
-DENSENET_FAST_INLINE void store(float* p, vec v, Tail t) { _mm256_maskstore_ps(p, mask_of(t), v); }
+DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) { return _mm256_maskload_ps(p, mask_of(t)); }
+DENSENET_FAST_INLINE void store(float* p, vec v, FirstLanes t) { _mm256_maskstore_ps(p, mask_of(t), v); }
 #else
-DENSENET_FAST_INLINE vec load(const float* p, Tail t) {
+DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) {
   vec v = {};
   for (int i = 0; i < t.n; i++) v[i] = p[i];
   return v;
 }
-DENSENET_FAST_INLINE void store(float* p, vec v, Tail t) {
+DENSENET_FAST_INLINE void store(float* p, vec v, FirstLanes t) {
   for (int i = 0; i < t.n; i++) p[i] = v[i];
 }
 #endif
@@ -103,44 +103,44 @@ DENSENET_FAST_INLINE vec relu(vec x) {
 #endif
 }
 
-// v where the ReLU of p lets it pass (p > 0 or NaN), else 0.
-DENSENET_FAST_INLINE vec keep(vec v, vec p) {
+// The gradient at x of a ReLU from that at its output: dy where x > 0 or NaN, as in PyTorch, else 0.
+DENSENET_FAST_INLINE vec relu_backward(vec dy, vec x) {
 #if defined(__AVX512F__)
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(p, _mm512_setzero_ps(), _CMP_NLE_UQ), v);
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ), dy);
 #elif defined(__AVX2__)
-  return _mm256_and_ps(v, _mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_NLE_UQ));
+  return _mm256_and_ps(dy, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ));
 #else
-  return p <= 0 ? vec{} : v;
+  return x <= 0 ? vec{} : dy;
 #endif
 }
 
 // Columns of a matrix as vectors: out[j] has element j of each of kWidth rows, `stride` floats apart, zero for rows
-// past `rows`. `columns`, at most kWidth, of each row are read; the out[j] behind them are unspecified.
+// past `rows`. Only the first `columns` (at most kWidth) of each row are read; the out[j] beyond them are unspecified.
 DENSENET_FAST_INLINE void load_columns(const float* p, int64_t stride, int64_t rows, int64_t columns, vec out[kWidth]) {
-  const Tail part{static_cast<int>(columns)};
+  const FirstLanes lanes{static_cast<int>(columns)};
   for (int i = 0; i < kWidth; i++)
-    out[i] = i >= rows ? vec{} : columns == kWidth ? load(p + i * stride) : load(p + i * stride, part);
+    out[i] = i >= rows ? vec{} : columns == kWidth ? load(p + i * stride) : load(p + i * stride, lanes);
   transpose(out);
 }
 
 // The inverse: rows [0, rows) at p get their first `columns` elements. `in` is overwritten.
 DENSENET_FAST_INLINE void store_columns(float* p, int64_t stride, int64_t rows, int64_t columns, vec in[kWidth]) {
   transpose(in);
-  for (int64_t i = 0; i < rows; i++) store(p + i * stride, in[i], Tail{static_cast<int>(columns)});
+  for (int64_t i = 0; i < rows; i++) store(p + i * stride, in[i], FirstLanes{static_cast<int>(columns)});
 }
 
-DENSENET_FAST_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-DENSENET_FAST_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+DENSENET_FAST_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+DENSENET_FAST_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 DENSENET_FAST_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 DENSENET_FAST_INLINE int64_t round_up(int64_t n, int64_t d) { return ceil_div(n, d) * d; }
 DENSENET_FAST_INLINE int64_t padded(int64_t channels) { return round_up(channels, kPanel); }
 
-// f(c, part) for the vectors of channels [0, C); the last one may be a Tail.
+// f(c, lanes) for each vector of the channels [0, C); only the last one can have FirstLanes.
 template <class F>
 DENSENET_FAST_INLINE void for_channels(int64_t C, const F& f) {
   int64_t c = 0;
-  for (; c + kWidth <= C; c += kWidth) f(c, Full{});
-  if (c < C) f(c, Tail{static_cast<int>(C - c)});
+  for (; c + kWidth <= C; c += kWidth) f(c, AllLanes{});
+  if (c < C) f(c, FirstLanes{static_cast<int>(C - c)});
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_ISA

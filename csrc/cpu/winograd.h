@@ -6,8 +6,7 @@
 // odd number of cache lines, or the 16 streams would meet in a few sets of the cache.
 #pragma once
 
-#include "gemm.h"
-#include "work.h"
+#include "conv3x3_tiles.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
@@ -105,73 +104,6 @@ DENSENET_FAST_INLINE void winograd_weight_transposed(const vec u[16], vec g[9]) 
   }
 }
 
-// Up to so many pixels, transforming and packing the filters costs more than what all threads do alike
-// (divide_channels).
-constexpr int64_t kFewRows = 256;
-
-// The images cut into rows of 2x2 tiles, one sequence over the batch, and that into chunks of about `kTiles` tiles
-// (a chunk may span images), their number a multiple of the thread count.
-struct TileGrid {
-  static constexpr int64_t kTiles = 56;
-  Shape shape;
-  int64_t tile_rows, tile_columns;  // per image
-  int64_t all_rows, chunk_rows, chunks;
-
-  explicit TileGrid(const Shape& shape)
-      : shape(shape), tile_rows(ceil_div(shape.H, 2)), tile_columns(ceil_div(shape.W, 2)) {
-    all_rows = shape.N * tile_rows;
-    const int64_t wanted = round_up(ceil_div(all_rows * tile_columns, kTiles), thread_count());
-    chunk_rows = most(1, ceil_div(all_rows, wanted));
-    chunks = ceil_div(all_rows, chunk_rows);
-  }
-  // A tile rounds its pixels together, and where it is the whole image nothing averages that: the direct kernel's case.
-  bool one_tile() const { return tile_rows * tile_columns == 1; }
-  int64_t begin(int64_t chunk) const { return chunk * chunk_rows; }
-  int64_t end(int64_t chunk) const { return least(all_rows, (chunk + 1) * chunk_rows); }
-  int64_t image(int64_t tile_row) const { return tile_row / tile_rows; }
-  int64_t top(int64_t tile_row) const { return tile_row % tile_rows * 2; }  // image row of the tile row's first row
-  // The pixel [0, M) where a tile row begins; M behind the last.
-  int64_t pixel(int64_t tile_row) const {
-    if (tile_row == all_rows) return shape.rows();
-    return (image(tile_row) * shape.H + top(tile_row)) * shape.W;
-  }
-  int64_t chunk_pixels(int64_t chunk) const { return pixel(end(chunk)) - pixel(begin(chunk)); }
-  // Pixels of a padded image row: a column of zeros on the left, one or two on the right.
-  int64_t row_pixels() const { return 2 * tile_columns + 2; }
-};
-
-// visit(tile_row, rows) for the tile rows of [first, last): rows[0..3] are the padded image rows top-1 .. top+2,
-// [row_pixels()][stride], in a ring of four; load_row(first_pixel, row) writes the W pixels of one.
-template <class LoadRow, class Visit>
-DENSENET_FAST_INLINE void for_tile_rows(const TileGrid& grid, int64_t first, int64_t last, int64_t stride, float* ring,
-                                        const LoadRow& load_row, const Visit& visit) {
-  const int64_t H = grid.shape.H, W = grid.shape.W, row_size = grid.row_pixels() * stride;
-  float* rows[4] = {ring, ring + row_size, ring + 2 * row_size, ring + 3 * row_size};
-  for (int64_t t = first; t < last; t++) {
-    const int64_t top = grid.top(t), image_pixel = grid.image(t) * H * W;
-    int fresh = 0;
-    if (t > first && top > 0) {  // the upper two rows are the lower two of the tile row above
-      for (int i = 0; i < 2; i++) {
-        float* row = rows[i];
-        rows[i] = rows[i + 2];
-        rows[i + 2] = row;
-      }
-      fresh = 2;
-    }
-    for (int i = fresh; i < 4; i++) {
-      const int64_t h = top - 1 + i;
-      if (h < 0 || h >= H) {
-        memset(rows[i], 0, row_size * sizeof(float));
-        continue;
-      }
-      memset(rows[i], 0, stride * sizeof(float));
-      memset(rows[i] + (W + 1) * stride, 0, (grid.row_pixels() - W - 1) * stride * sizeof(float));
-      load_row(image_pixel + h * W, rows[i] + stride);
-    }
-    visit(t, rows);
-  }
-}
-
 // for_tile_rows with the rows transformed: V [16][tiles][stride] of the chunk that begins at `first`.
 template <class LoadRow>
 inline void winograd_inputs(const TileGrid& grid, int64_t first, int64_t last, int64_t channels, int64_t stride,
@@ -182,123 +114,6 @@ inline void winograd_inputs(const TileGrid& grid, int64_t first, int64_t last, i
                                   rows[3] + 2 * j * stride};
       float* v = V + ((t - first) * grid.tile_columns + j) * stride;
       for (int64_t c = 0; c < channels; c += kWidth) winograd_input(at, stride, c, v, plane);
-    }
-  });
-}
-
-// Packed filters, in planes: of Winograd's 16 values, or of the 9 taps.
-struct Packed {
-  const float* data;  // [planes][padded(outputs) / kPanel][inputs][kPanel]
-  int64_t plane;      // floats from one plane to the next
-};
-
-// The filters of the convolution `weight` [G, C, 3, 3] itself, outputs G and inputs C, or transposed: outputs C, inputs
-// G, taps turned round.
-class Filters {
- public:
-  Filters(const Weight& weight, int64_t G, int64_t C, bool transposed)
-      : data_(weight.data),
-        outputs_(transposed ? C : G),
-        inputs_(transposed ? G : C),
-        out_stride_(weight.stride[transposed]),
-        in_stride_(weight.stride[!transposed]),
-        dense_(weight.stride[2] == 3 && weight.stride[3] == 1),
-        turned_(transposed) {
-    for (int tap = 0; tap < 9; tap++)
-      offset_[turned_ ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
-  }
-
-  // Transformed.
-  Packed pack_winograd(Workspace& workspace) const {
-    return pack<16>(workspace, [](const vec g[9], vec u[16]) { winograd_weight(g, u); });
-  }
-  // As they are.
-  Packed pack_direct(Workspace& workspace) const {
-    return pack<9>(workspace, [](const vec g[9], vec u[9]) { memcpy(u, g, 9 * sizeof(vec)); });
-  }
-
- private:
-  // transform(g, u) of the taps of kWidth filters gives what lies in the planes.
-  template <int planes, class Transform>
-  Packed pack(Workspace& workspace, const Transform& transform) const {
-    const int64_t plane = plane_size(padded(outputs_), inputs_), blocks = ceil_div(inputs_, kWidth);
-    float* packed = workspace.floats(planes * plane);
-    const auto pack_block = [&](int64_t i) {
-      const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth, count = least(kWidth, inputs_ - k);
-      for (int64_t j = 0; j < kPanel; j += kWidth) {
-        vec taps[kWidth][9], u[planes];
-        read(n + j, k, count, taps);
-        for (int64_t in = 0; in < count; in++) {
-          transform(taps[in], u);
-          for (int e = 0; e < planes; e++) store(packed + e * plane + n * inputs_ + (k + in) * kPanel + j, u[e]);
-        }
-      }
-    };
-    parallel_ranges(padded(outputs_) / kPanel * blocks, kGrain / (16 * kPanel * kWidth),
-                    [&](int64_t first, int64_t last) {
-                      for (int64_t i = first; i < last; i++) pack_block(i);
-                    });
-    return {packed, plane};
-  }
-
-  // taps[i][tap] of outputs [out, out + kWidth), zero past the last, and inputs [in, in + count), count <= kWidth: rows
-  // of vectors or columns of them, after what lies side by side in memory.
-  void read(int64_t out, int64_t in, int64_t count, vec taps[kWidth][9]) const {
-    const float* const p = data_ + out * out_stride_ + in * in_stride_;
-    const int64_t outputs = most(0, least(kWidth, outputs_ - out));
-    vec columns[kWidth];
-    if (dense_ && !turned_ && in_stride_ == 9) {
-      for (int64_t i = 0; i < 9 * count; i += kWidth)
-        load_columns(p + i, out_stride_, outputs, least(kWidth, 9 * count - i), taps[0] + i);
-    } else if (in_stride_ == 1) {
-      for (int tap = 0; tap < 9; tap++) {
-        load_columns(p + offset_[tap], out_stride_, outputs, count, columns);
-        for (int64_t i = 0; i < count; i++) taps[i][tap] = columns[i];
-      }
-    } else if (out_stride_ == 1) {
-      const Tail part{static_cast<int>(outputs)};
-      for (int64_t i = 0; i < count; i++)
-        for (int tap = 0; tap < 9; tap++)
-          taps[i][tap] = outputs == kWidth ? load(p + i * in_stride_ + offset_[tap])
-                                           : load(p + i * in_stride_ + offset_[tap], part);
-    } else if (dense_) {
-      for (int64_t i = 0; i < count; i++)
-        for (int first = 0; first < 9; first += kWidth) {
-          const int64_t n = least(kWidth, 9 - first);
-          load_columns(p + i * in_stride_ + first, out_stride_, outputs, n, columns);
-          for (int64_t t = 0; t < n; t++) taps[i][turned_ ? 8 - first - t : first + t] = columns[t];
-        }
-    } else {
-      for (int64_t i = 0; i < count; i++)
-        for (int tap = 0; tap < 9; tap++)
-          for (int64_t j = 0; j < kWidth; j++)
-            taps[i][tap][j] = j < outputs ? p[i * in_stride_ + j * out_stride_ + offset_[tap]] : 0;
-    }
-  }
-
-  const float* data_;
-  int64_t outputs_, inputs_, out_stride_, in_stride_, offset_[9];
-  bool dense_, turned_;  // whether the taps lie side by side; whether the last one comes first
-};
-
-// Direct convolution of the tile rows [first, last) of one block of input channels: y [tile row][2][W][y_stride] = or
-// += the sum of nine products. `packed` points at the block's first input in the first panel; the next panel is `panel`
-// floats on.
-template <class LoadRow>
-inline void direct_outputs(const TileGrid& grid, int64_t first, int64_t last, int64_t inputs, int64_t stride,
-                           float* ring, Packed packed, int64_t panel, int64_t outputs, float* y, int64_t y_stride,
-                           bool add, const LoadRow& load_row) {
-  const int64_t W = grid.shape.W;
-  for_tile_rows(grid, first, last, stride, ring, load_row, [&](int64_t t, float* const* rows) {
-    for (int i = 0; i < 2; i++) {
-      bool more = add;
-      for (int tap = 0; tap < 9; tap++) {
-        const int row = tap / 3, column = tap % 3;
-        if ((grid.shape.H == 1 && row != 1) || (W == 1 && column != 1)) continue;  // nothing but padding
-        gemm_nn(rows[i + row] + column * stride, stride, packed.data + tap * packed.plane, panel,
-                y + ((t - first) * 2 + i) * W * y_stride, y_stride, W, padded(outputs), inputs, more);
-        more = true;
-      }
     }
   });
 }

@@ -1,17 +1,14 @@
 // channel_stats, bn_bwd_apply, update_running_stats: what BatchNorm needs beside the convolutions.
 // A thread keeps one 16-byte piece of a row, with the coefficients of its channels, and walks down the rows of a tile.
-#include "common.cuh"
+#include "rows.cuh"
 
 namespace densenet_fast::cuda {
 namespace {
 
 // A block's tile: kTileRows rows of kColumns channels.
-template <class input_t_>
-struct RowTraits {
-  using input_t = input_t_;
-  static constexpr int kThreads = 256, kColumns = 64, kTileRows = 512;
-  static constexpr int kPieces = kColumns / kVector<input_t>;
-  static constexpr int kRows = kThreads / kPieces;  // rows that a block reads at once
+template <class input_t>
+struct NormTraits : RowTraits<input_t> {
+  static constexpr int kTileRows = 512;
 };
 
 struct ChannelStatsParams {
@@ -154,7 +151,7 @@ __global__ void __launch_bounds__(256) update_running_stats_kernel(const UpdateR
 
 void channel_stats(const ChannelStats& op, const Launch& where) {
   with_input(where.math, [&](auto input) {
-    using Traits = RowTraits<decltype(input)>;
+    using Traits = NormTraits<decltype(input)>;
     ChannelStatsParams p{op.x.data, op.x.stride, op.M, static_cast<int>(op.C)};
     p.granule = granule(op.x, where.element_size());
     const int64_t tiles = ceil_div<int64_t>(op.M, Traits::kTileRows);
@@ -167,7 +164,7 @@ void channel_stats(const ChannelStats& op, const Launch& where) {
 
 void bn_bwd_apply(const BnBwdApply& op, const Launch& where) {
   with_input(where.math, [&](auto input) {
-    using Traits = RowTraits<decltype(input)>;
+    using Traits = NormTraits<decltype(input)>;
     BnBwdApplyParams p{op.v.data,   op.x.data,    op.dx.data, op.v.stride,
                        op.x.stride, op.dx.stride, op.M,       static_cast<int>(op.C)};
     p.v_granule = granule(op.v, where.element_size());

@@ -318,7 +318,7 @@ void conv1x1_bwd_launch(const Conv1x1Bwd& op, bool accumulate, const Launch& whe
   p.dx_granule = granule(op.dx, size), p.weight_granule = granule(weight, size);
   p.norm2 = op.norm2, p.correction2 = op.correction2, p.norm = op.norm;
 
-  // One block per multiprocessor; no more splits than leave the partials below the traffic of the rows.
+  // One block per multiprocessor, but few enough splits that the partials are fewer bytes than the rows.
   const int64_t slabs = ceil_div(p.C, Traits::kSlab), tiles = ceil_div<int64_t>(op.M, Traits::kBlockM);
   const int64_t worth = op.M * (4 * op.K + 6 * op.C) / (8 * op.K * op.C);
   int64_t splits = std::clamp<int64_t>(std::min(where.device.multiprocessors / slabs, worth), 1, tiles);

@@ -33,7 +33,7 @@ struct Conv1x1FwdTraits {
   static constexpr int kPipeBytes = std::max(kRingBytes, kOutBytes);
   static constexpr int kReduceBytes = kWarpsM * kBlockN * sizeof(float);
   static_assert(kPipeBytes >= kFinishBytes<Moments, kThreads>, "the reduction reuses the pipeline's memory");
-  // scale and shift of every channel follow.
+  // (scale, shift) of every channel lie behind them.
   static int shared_bytes(int C) { return kPipeBytes + kReduceBytes + ceil_div(C, kBlockK) * kBlockK * 8; }
 };
 

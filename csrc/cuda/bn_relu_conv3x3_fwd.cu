@@ -1,6 +1,7 @@
 // y = dropout(conv3x3(relu(bn(x)))) into a slice of the block's buffer, and the statistics of y. Contract:
-// densenet_fast/ops/bn_relu_conv3x3.py; the main loop: conv3x3.cuh.
-#include "conv3x3.cuh"
+// densenet_fast/ops/bn_relu_conv3x3.py; the convolution itself: conv3x3_main_loop.cuh.
+#include "conv3x3_epilogue.cuh"
+#include "conv3x3_launch.cuh"
 #include "dropout.cuh"
 
 namespace densenet_fast::cuda {
@@ -10,7 +11,7 @@ using namespace conv3x3;
 namespace {
 
 struct Conv3x3FwdParams {
-  Source source;
+  MainLoopParams main_loop;
   int G;
   Dropout dropout;
   Matrix y;  // [N * H * W, G]
@@ -18,37 +19,37 @@ struct Conv3x3FwdParams {
   Partials<Moments> partials;  // one tile for each blockIdx.x
 };
 
-template <class traits>
-__global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_fwd_kernel(const Conv3x3FwdParams p) {
-  using input_t = typename traits::input_t;
-  constexpr int kLaneColumns = traits::kLaneColumns;
+template <class Traits>
+__global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_fwd_kernel(const Conv3x3FwdParams p) {
+  using input_t = typename Traits::input_t;
+  constexpr int kLaneColumns = Traits::kLaneColumns;
   extern __shared__ __align__(128) unsigned char shared[];
-  const Tile tile(p.source.tiling, blockIdx.x);
-  const WarpPart part(p.source.tiling, p.source.warps_n);
-  float acc[kRunRows][traits::kTilesN][4] = {};
-  multiply<traits>(p.source, tile, part, shared, acc);
+  const Tile tile(p.main_loop.tiling, blockIdx.x);
+  const WarpTile warp_tile(p.main_loop.tiling, p.main_loop.warps_n);
+  float acc[kRunRows][Traits::kTilesN][4] = {};
+  convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
 
 #pragma unroll
-  for (int group = 0; group < traits::kGroups; group++) {
+  for (int group = 0; group < Traits::kGroups; group++) {
     // The accumulators become y as it is stored; zero where there is no pixel.
-    const int c = part.slab * traits::kColumns + traits::column(group);
-    const Row<input_t, kLaneColumns> y(p.y, c, p.G);
+    const int c = warp_tile.slab * Traits::kColumns + Traits::column(group);
+    const RowSlice<input_t, kLaneColumns> y(p.y, c, p.G);
     unsigned inside = 0;  // bit k
 #pragma unroll
     for (int k = 0; k < kRows; k++) {
-      const int64_t m = part.pixel(tile, k);
+      const int64_t m = warp_tile.pixel(tile, k);
       float v[kLaneColumns] = {};
       if (m >= 0) {
         inside |= 1u << k;
 #pragma unroll
         for (int e = 0; e < kLaneColumns; e++) {
-          v[e] = traits::at(acc, group, e, k);
+          v[e] = Traits::at(acc, group, e, k);
           if (p.dropout.threshold > 0) v[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
         }
         y.store(m, v);
       }
 #pragma unroll
-      for (int e = 0; e < kLaneColumns; e++) traits::at(acc, group, e, k) = v[e];
+      for (int e = 0; e < kLaneColumns; e++) Traits::at(acc, group, e, k) = v[e];
     }
     if (p.stats.mean == nullptr) continue;
 
@@ -58,39 +59,40 @@ __global__ void __launch_bounds__(kThreads, traits::kBlocks) bn_relu_conv3x3_fwd
     for (int e = 0; e < kLaneColumns; e++) {
       float sum = 0.f, squares = 0.f;
 #pragma unroll
-      for (int k = 0; k < kRows; k++) sum += traits::at(acc, group, e, k);
+      for (int k = 0; k < kRows; k++) sum += Traits::at(acc, group, e, k);
       const float mean = sum_over_pixels(sum) / fmaxf(count, 1.f);
 #pragma unroll
       for (int k = 0; k < kRows; k++) {
-        const float distance = traits::at(acc, group, e, k) - mean;
+        const float distance = Traits::at(acc, group, e, k) - mean;
         if (inside >> k & 1) squares = fmaf(distance, distance, squares);
       }
-      put_warp<traits>(shared, traits::column(group) + e, Moments{{count, mean, sum_over_pixels(squares)}});
+      put_warp<Traits>(shared, Traits::column(group) + e, Moments{{count, mean, sum_over_pixels(squares)}});
     }
   }
   if (p.stats.mean == nullptr) return;
-  finish_warps<traits>(p.partials, p.source.warps_n, shared,
+  finish_warps<Traits>(p.partials, p.main_loop.warps_n, shared,
                        [&](int channel, const Moments& total) { write_stats(p.stats, channel, total); });
 }
 
 }  // namespace
 
 void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& where) {
-  const Plan plan = make_plan(op.shape, op.G, where);
-  with_traits<true>(where.math, plan, [&](auto traits) {
-    using input_t = typename decltype(traits)::input_t;
-    Prepare preparation{};
+  const TileConfig config = choose_tile_config(op.shape, op.G, where);
+  with_traits<true>(where.math, config, [&](auto traits) {
+    using Traits = decltype(traits);
+    using input_t = typename Traits::input_t;
+    PrepareParams preparation{};
     Conv3x3FwdParams p{};
     preparation.weight = op.weight;
     preparation.outputs = static_cast<int>(op.G), preparation.inputs = static_cast<int>(op.C);
-    p.source = make_source<decltype(traits)>(plan, op.x, op.C, preparation, where);
+    p.main_loop = make_main_loop_params<Traits>(config, op.x, op.C, preparation, where);
     make_affine(op.norm, op.C, kKStep<input_t>, preparation, where);
     prepare(preparation, where);
 
-    p.source.affine = preparation.affine;
+    p.main_loop.affine = preparation.affine;
     p.G = static_cast<int>(op.G), p.dropout = op.dropout, p.y = op.y, p.stats = op.stats;
-    if (op.stats.mean != nullptr) p.partials = plan_partials<Moments>(plan, op.G, where);
-    launch_plan<decltype(traits)>(bn_relu_conv3x3_fwd_kernel<decltype(traits)>, plan, op.G, p, where);
+    if (op.stats.mean != nullptr) p.partials = make_tile_partials<Moments>(config, op.G, where);
+    launch_tiles<Traits>(bn_relu_conv3x3_fwd_kernel<Traits>, config, op.G, p, where);
   });
 }
 

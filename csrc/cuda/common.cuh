@@ -13,13 +13,13 @@ namespace densenet_fast::cuda {
 
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next launch would be blamed for it
+  cudaGetLastError();  // clears the error: the next check would report it again
   throw std::runtime_error(std::string("densenet_fast: CUDA: ") + cudaGetErrorString(error));
 }
 
-// Before a launch of `kernel` on the current device: what goes beyond 48 KB, static shared memory included, the driver
-// wants to be told of. Asked once for each kernel and device, and once more for more.
-void allow_shared_bytes(const void* kernel, int dynamic_bytes, const Device& device);
+// Call before a launch of `kernel` on the current device. Beyond 48 KB of shared memory, static and dynamic together, a
+// kernel needs an attribute, or the launch fails; it is set once for each kernel and device, and again for more.
+void allow_shared_bytes(const void* kernel, int dynamic_bytes, const DeviceProperties& device);
 
 template <class params_t>
 void launch(void (*kernel)(params_t), dim3 grid, int threads, int shared_bytes, const Launch& where,
@@ -39,7 +39,7 @@ void with_input(Math math, function_t function) {
   }
 }
 
-// function(math_t()).
+// function(math_t()) for how products are made.
 template <class function_t>
 void with_math(Math math, function_t function) {
   switch (math) {
@@ -55,9 +55,9 @@ __host__ __device__ constexpr int_t ceil_div(int_t a, int_t b) {
   return (a + b - 1) / b;
 }
 
-// Rows in pieces of 16 bytes; a matrix whose rows do not start on 16 bytes goes the slower way.
+// Rows are copied in pieces of 16 bytes; where they do not start on 16 bytes, in smaller and slower steps.
 
-// Bytes that one copy of this matrix may take: 16, 4, or less.
+// The bytes that one copy instruction may move, given where the rows start: 16, 4, or 0 for element by element.
 inline int granule(const ConstMatrix& m, int element_size) {
   const auto bits = reinterpret_cast<uintptr_t>(m.data) | static_cast<uintptr_t>(m.stride * element_size);
   return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 0;
@@ -212,7 +212,7 @@ struct Partials {
     for (int i = 0; i < reduced_t::kValues; i++)
       to[(static_cast<int64_t>(row) * reduced_t::kValues + i) * C + c] = r.value[i];
   }
-  // What other blocks wrote: past the first-level cache.
+  // Reads what other blocks wrote: from L2, because a multiprocessor's L1 cache may hold older values.
   __device__ __forceinline__ reduced_t get_at(const float* from, int row, int c) const {
     reduced_t r;
 #pragma unroll
@@ -254,13 +254,13 @@ template <class reduced_t, int kThreads>
 constexpr int kFinishBytes = kThreads * reduced_t::kValues * sizeof(float);
 
 // Called by all threads of every block when the partials of `tile` and columns [c0, c0 + kColumns) are put;
-// finish(c, total) is called once for every column. `shared`: kFinishBytes that nobody uses any more.
+// finish(c, total) is called once for every column. `shared`: kFinishBytes that are free to be overwritten.
 template <int kThreads, int kColumns, class reduced_t, class function_t>
 __device__ __forceinline__ void finish_partials(const Partials<reduced_t>& p, int tile, int column_block, float* shared,
                                                 function_t finish) {
-  constexpr int kParts = kThreads / kColumns;  // threads behind the last whole part only wait
+  constexpr int kParts = kThreads / kColumns;  // threads beyond the last whole part only wait
   const int column = threadIdx.x % kColumns, part = threadIdx.x / kColumns, c = column_block * kColumns + column;
-  const auto merge_rows = [&](const float* rows, int first, int end) {
+  const auto merge_range = [&](const float* rows, int first, int end) {
     reduced_t total;
     if (c < p.C && part < kParts) {
 #pragma unroll 4
@@ -283,11 +283,11 @@ __device__ __forceinline__ void finish_partials(const Partials<reduced_t>& p, in
   unsigned* const counters = p.counters + static_cast<int64_t>(column_block) * (p.group_count + 1);
   const int group = tile / p.group_size, first = group * p.group_size, end = min(first + p.group_size, p.tile_count);
   if (!last_to_arrive(counters + group, end - first)) return;
-  reduced_t total = merge_rows(p.tiles, first, end);
+  reduced_t total = merge_range(p.tiles, first, end);
   if (p.group_count > 1) {
     if (part == 0 && c < p.C) p.put_at(p.groups, group, c, total);
     if (!last_to_arrive(counters + p.group_count, p.group_count)) return;
-    total = merge_rows(p.groups, 0, p.group_count);
+    total = merge_range(p.groups, 0, p.group_count);
   }
   if (part == 0 && c < p.C) finish(c, total);
 }

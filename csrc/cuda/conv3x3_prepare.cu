@@ -1,12 +1,14 @@
-// What goes before the main loop of conv3x3.cuh: the weight in its order, BatchNorm's affine form, in backward d.
-#include "conv3x3.cuh"
+// The kernel of conv3x3_prepare.cuh: each thread makes one 16-byte piece of the packed weight or of d, or one entry of
+// BatchNorm's affine form.
+#include "conv3x3_prepare.cuh"
+#include "conv3x3_tiling.cuh"
 #include "dropout.cuh"
 
 namespace densenet_fast::cuda::conv3x3 {
 namespace {
 
 template <class input_t>
-__device__ __forceinline__ void pack_weight(const Prepare& p, int64_t index) {
+__device__ __forceinline__ void pack_weight(const PrepareParams& p, int64_t index) {
   const int rows = 8 * p.tiles_n;
   int64_t rest = index;
   const auto next = [&rest](int size) {
@@ -30,7 +32,7 @@ __device__ __forceinline__ void pack_weight(const Prepare& p, int64_t index) {
 }
 
 template <class input_t>
-__device__ __forceinline__ void correct_gradient(const Prepare& p, int64_t index) {
+__device__ __forceinline__ void correct_gradient(const PrepareParams& p, int64_t index) {
   const int pieces = p.d_stride / kVector<input_t>, c = static_cast<int>(index % pieces) * kVector<input_t>;
   const int64_t m = index / pieces;
   const Piece<input_t> dy =
@@ -49,7 +51,7 @@ __device__ __forceinline__ void correct_gradient(const Prepare& p, int64_t index
 }
 
 template <class input_t>
-__global__ void __launch_bounds__(kThreads) conv3x3_prepare_kernel(const Prepare p) {
+__global__ void __launch_bounds__(kThreads) conv3x3_prepare_kernel(const PrepareParams p) {
   int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index < p.weight_pieces) return pack_weight<input_t>(p, index);
   index -= p.weight_pieces;
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) conv3x3_prepare_kernel(const Prepare
 
 }  // namespace
 
-void prepare(const Prepare& p, const Launch& where) {
+void prepare(const PrepareParams& p, const Launch& where) {
   with_input(where.math, [&](auto input) {
     using input_t = decltype(input);
     const int64_t count = p.weight_pieces + p.affine_count + p.M * (p.d_stride / kVector<input_t>);

@@ -1,4 +1,4 @@
-// What a launch needs to know of a device, and a device of a launch.
+// The properties of a device that launches depend on, and the attribute that large shared memory needs.
 #include <map>
 #include <mutex>
 #include <utility>
@@ -8,12 +8,12 @@
 
 namespace densenet_fast::cuda {
 
-Device device(int index) {
+DeviceProperties device(int index) {
   static std::mutex mutex;
-  static std::vector<Device> known;
+  static std::vector<DeviceProperties> known;
   const std::lock_guard<std::mutex> lock(mutex);
   if (static_cast<size_t>(index) >= known.size()) known.resize(index + 1);
-  Device& d = known[index];
+  DeviceProperties& d = known[index];
   if (d.multiprocessors == 0) {
     check(cudaDeviceGetAttribute(&d.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
     check(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, index));
@@ -23,7 +23,7 @@ Device device(int index) {
   return d;
 }
 
-void allow_shared_bytes(const void* kernel, int dynamic_bytes, const Device& device) {
+void allow_shared_bytes(const void* kernel, int dynamic_bytes, const DeviceProperties& device) {
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, int> allowed;  // dynamic bytes, by kernel and device
   const std::lock_guard<std::mutex> lock(mutex);

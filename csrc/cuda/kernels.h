@@ -11,7 +11,7 @@ namespace densenet_fast::cuda {
 class Workspace {
  public:
   virtual void* bytes(int64_t count) = 0;
-  // Zeros; whoever counts up leaves them zero for the next launch.
+  // Zeros; a kernel that counts with them leaves them at zero for the next launch.
   virtual unsigned* counters(int64_t count) = 0;
   float* floats(int64_t count) { return static_cast<float*>(bytes(count * static_cast<int64_t>(sizeof(float)))); }
 
@@ -19,23 +19,23 @@ class Workspace {
   ~Workspace() = default;
 };
 
-// input_t and how its products are made: fp32 rounded to TF32, or in three TF32 products.
+// The activations' type and how products are made; fp32: one TF32 product, or three for nearly fp32's precision.
 enum class Math { kBFloat16, kHalf, kTf32, kTf32x3 };
 
-struct Device {
+struct DeviceProperties {
   int index;
   int multiprocessors;
-  int shared_bytes;  // dynamic shared memory that a block may ask for, beside kStaticBytes
+  int shared_bytes;  // dynamic shared memory that a block may have beside kStaticBytes
 };
-// The most static shared memory of a kernel that has dynamic besides: a flag, up to where the dynamic may start.
+// What is kept free for static shared memory: one flag (last_to_arrive), padded to the dynamic part's alignment.
 constexpr int kStaticBytes = 128;
 
-Device device(int index);
+DeviceProperties device(int index);
 
 // Where and how an operation runs.
 struct Launch {
   Math math;
-  Device device;
+  DeviceProperties device;
   CUstream_st* stream;
   Workspace* workspace;
 
@@ -74,8 +74,8 @@ void stem_bwd(const StemBwd& op, const Launch& launch);
 void head_fwd(const HeadFwd& op, const Launch& launch);
 void head_bwd(const HeadBwd& op, const Launch& launch);
 
-// bn_relu_conv1x1_bwd that writes dx where it does not `accumulate`. Without op.z dz is u; without op.norm.mean x is
-// what a ReLU gave, and v gets its mask from it; without op.dnorm.dgamma there is no norm to end with.
+// bn_relu_conv1x1_bwd with parts left out: dx is written unless `accumulate`; op.z null: dz = u; op.norm.mean null: x
+// is already the output of a ReLU, and v is masked where x is 0; op.dnorm.dgamma null: no sums for a norm.
 void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
 
 enum class RunningType : int16_t { kFloat, kDouble, kHalf, kBFloat16 };

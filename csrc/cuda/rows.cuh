@@ -18,7 +18,7 @@ struct RowTraits {
   __device__ __forceinline__ static int first_channel() { return blockIdx.y * kColumns + piece() * kVector; }
 };
 
-// relu(bn(x)) of one piece as it would be stored, and the derivative of the norm's output by its input.
+// relu(bn(x)) of one piece, rounded as if it were stored; bn[e].x is also the derivative of bn(x).
 template <class input_t>
 struct Activation {
   static constexpr int V = kVector<input_t>;
@@ -41,7 +41,7 @@ struct Activation {
   }
 };
 
-// Where the gradient at a norm's output becomes dx and the sums of the norm's backward.
+// Turns the gradient at the ReLU's output into dx and adds it to the sums of the norm's backward.
 template <class input_t>
 struct NormBackward {
   static constexpr int V = kVector<input_t>;
@@ -69,7 +69,7 @@ struct NormBackward {
 template <class Traits, class reduced_t>
 constexpr int kRowsBytes = Traits::kRows * Traits::kColumns * sizeof(reduced_t);
 
-// The merged reductions of the block's rows, by the threads of the first kColumns: put(c, total).
+// Merges what the block's threads reduced: the first kColumns threads call put(c, total).
 template <class Traits, class reduced_t, class function_t>
 __device__ __forceinline__ void merge_rows(const reduced_t (&mine)[Traits::kVector], float* shared, function_t put) {
   reduced_t* const rows = reinterpret_cast<reduced_t*>(shared);  // [kRows, kColumns]

@@ -2,18 +2,15 @@
 //   pooled = average(relu(bn(x))),  y = pooled * weight^T;
 //   dpooled = dy * weight,  dweight = dy^T * pooled,  v = dpooled / 4 * (bn(x) > 0),  dx = scale*v.
 // Both products are the 1x1 convolution's kernels without their norms; pooled is made again in backward.
-#include "common.cuh"
+#include "rows.cuh"
 
 namespace densenet_fast::cuda {
 namespace {
 
 // A block's tile: kTileRows pooled pixels of kColumns channels; a thread keeps one piece of a row.
-template <class input_t_>
-struct PoolTraits {
-  using input_t = input_t_;
-  static constexpr int kThreads = 256, kColumns = 64, kTileRows = 128;
-  static constexpr int kPieces = kColumns / kVector<input_t>;
-  static constexpr int kRows = kThreads / kPieces;
+template <class input_t>
+struct PoolTraits : RowTraits<input_t> {
+  static constexpr int kTileRows = 128;
 };
 
 struct PoolParams {

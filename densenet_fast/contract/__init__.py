@@ -15,10 +15,11 @@ from torch import Tensor
 from .block import Block, Half
 from .declaration import DECLARATIONS, Declaration
 from .operations import Operations
-from .records import Norm, NormGradient, accumulator
+from .records import BatchNorm, Norm, NormGradient, accumulator
 
 __all__ = [
     "DECLARATIONS",
+    "BatchNorm",
     "Block",
     "Declaration",
     "Half",

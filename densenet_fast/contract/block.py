@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .records import Norm
+from .records import BatchNorm
 
 TENSORS = ("mean1", "var1", "gamma1", "beta1", "weight1", "mean2", "var2", "gamma2", "beta2", "weight2")
 NUMBERS = ("eps1", "eps2", "drop_rate")
@@ -56,9 +56,9 @@ class Block(NamedTuple):
                 begin,
                 end,
                 width,
-                Norm(mean1, var1, gamma1, beta1, eps1),
+                BatchNorm(mean1, var1, gamma1, beta1, eps1),
                 weight1,
-                Norm(mean2, var2, gamma2, beta2, eps2),
+                BatchNorm(mean2, var2, gamma2, beta2, eps2),
                 weight2,
                 drop_rate,
                 None if self.seeds is None or drop_rate == 0 else self.seeds[i],
@@ -75,9 +75,9 @@ class Layer(NamedTuple):
     begin: int  # it reads the channels before `begin`
     end: int  # and writes those from there to `end`
     width: int  # K; 0 without bottleneck
-    norm1: Norm
+    norm1: BatchNorm
     weight1: Tensor
-    norm2: Norm
+    norm2: BatchNorm
     weight2: Tensor | None
     drop_rate: float
     seed: Tensor | None  # None: dropout does not run

@@ -29,7 +29,7 @@ _TYPES = {"Tensor": "Tensor", "Tensor?": "MaybeTensor", "int": "int64_t", "float
 
 def header() -> str:
     """The text of csrc/contract.h."""
-    records = {}
+    records: dict[type, tuple[Argument, ...]] = {}
     for declared in DECLARATIONS.values():
         records |= {record: arguments for _, record, arguments in declared.parameters if record is not None}
     parts = [

@@ -27,10 +27,18 @@ Scratch = Annotated[_T, Role(False, False)]  # its content is unspecified before
 
 
 class Norm(NamedTuple):
-    """A BatchNorm (Ioffe and Szegedy 2015): vectors [C] in the accumulator dtype; `var` is biased.
+    """A BatchNorm (Ioffe and Szegedy 2015): vectors [C] in the accumulator dtype. `mean, var`: the statistics that it
+    normalises by, var biased; `gamma, beta`: weight and bias, or None."""
 
-    Among a block's layers `mean, var` are None where the norm takes those of the batch.
-    """
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
+
+
+class BatchNorm(NamedTuple):
+    """A BatchNorm whose `mean, var` are None where it takes those of the batch."""
 
     mean: Tensor | None
     var: Tensor | None
@@ -42,9 +50,10 @@ class Norm(NamedTuple):
     def uses_batch(self) -> bool:
         return self.mean is None
 
-    def on(self, stats: Tensor) -> "Norm":
-        """This norm with the statistics that it normalises by: its own, or else those of the batch [2, C]."""
-        return self._replace(mean=stats[0], var=stats[1]) if self.uses_batch else self
+    def on(self, stats: Tensor) -> Norm:
+        """With the statistics that it normalises by: its own, or else those of the batch [2, C]."""
+        mean, var, *others = self
+        return Norm(*stats, *others) if mean is None or var is None else Norm(mean, var, *others)  # type: ignore[arg-type]
 
 
 class NormGradient(NamedTuple):

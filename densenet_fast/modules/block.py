@@ -10,7 +10,7 @@ from ..stage.buffer import memory_format
 from .eligibility import why_not
 from .fusable import Fusable
 from .layer import DenseLayer
-from .reading import Reading
+from .reading import BlockReading, Reading
 from .running_stats import Transaction
 from .staging import run_stage
 
@@ -60,6 +60,7 @@ class DenseBlock(Fusable, nn.ModuleDict):
 
     def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
+        assert isinstance(reading, BlockReading)
         return run_stage(x, updates, reading, None, backend=self.backend, layout=memory_format(x)).y
 
     def plain(self, x: Tensor) -> Tensor:
@@ -73,8 +74,10 @@ class DenseBlock(Fusable, nn.ModuleDict):
 
     def read(self) -> Reading:
         why = self._why_plain()
-        layers = self.layers() if why is None else []
-        return Reading(self, why, layers, [norm for layer in layers for norm in layer.norms], {})
+        if why is not None:
+            return Reading(self, why)
+        layers = tuple(self.layers())
+        return BlockReading(self, None, layers, [source for layer in layers for source in layer.sources()])
 
     def _why_plain(self) -> str | None:
         for name, layer in self.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..stage import LayerSpec
 from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts
-from .reading import uses_batch, vectors_of, weight_of
+from .reading import Source, source_of, sources_of, uses_batch
 
 # What the fused path takes children for, by their names.
 _why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
@@ -108,27 +108,17 @@ class DenseLayer(nn.Module):
         """Why this layer cannot run fused, naming the submodule."""
         return why_not_parts(self, _BOTTLENECK if self.has_bottleneck else _PLAIN)
 
-    def tensors(self) -> list[Tensor | None]:
-        """As `contract.block.TENSORS`, in the layer's present mode."""
+    def sources(self) -> list[Source | None]:
+        """Of `contract.block.TENSORS`, in the layer's present mode."""
         children = cast(dict[str, Any], self._modules)
-        found = [*vectors_of(children["norm1"]), weight_of(children["conv1"])]
-        if "conv2" in children:
-            return [*found, *vectors_of(children["norm2"]), weight_of(children["conv2"])]
+        found = [*sources_of(children["norm1"]), source_of(children["conv1"], "weight")]
+        if self.has_bottleneck:
+            return [*found, *sources_of(children["norm2"]), source_of(children["conv2"], "weight")]
         return [*found, None, None, None, None, None]
 
-    def spec(self, weight1: Tensor, weight2: Tensor | None) -> LayerSpec:
-        """What the layer does in its present mode, with these weights."""
+    def spec(self, width: int, growth: int) -> LayerSpec:
+        """What the layer does in its present mode."""
         first, *rest = self.norms
+        eps2, batch2 = (rest[0].eps, uses_batch(rest[0])) if rest else (0.0, False)
         drop_rate = self.drop_rate if self.training else 0.0
-        if weight2 is None:
-            return LayerSpec(0, weight1.shape[0], first.eps, 0.0, uses_batch(first), False, drop_rate)
-        (second,) = rest
-        return LayerSpec(
-            weight1.shape[0],
-            weight2.shape[0],
-            first.eps,
-            second.eps,
-            uses_batch(first),
-            uses_batch(second),
-            drop_rate,
-        )
+        return LayerSpec(width, growth, first.eps, eps2, uses_batch(first), batch2, drop_rate)

@@ -1,60 +1,21 @@
 """What a stage takes out of modules: whether they can run fused, their specs, their tensors.
 
-A module is read once and again when it has changed. Modules are looked at in every step, since anybody may set an
-attribute, hook a child or replace it; so looking is cheap: one tuple for each child, compared with the last.
+A module is read once, and again when it has changed (snapshot.py).
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..stage import StageSpec
+from ..contract.block import TENSORS
+from ..stage import LayerSpec, StageSpec
+from .snapshot import Snapshot
 
-# What `eligibility` or a reading looks at; of other classes, of everything. Buffers, parameters and children are looked
-# up in their dictionaries, ten times as fast as attributes; a parameter may be parametrized, which only the attribute
-# knows.
-_OF_NORMS = ("training", "eps", "momentum", "track_running_stats")
-_OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-_OF_POOLINGS = ("ceil_mode", "return_indices", "divisor_override")
-_OF_LAYERS = ("training", "drop_rate")
-_OF_FUSABLES = ("backend",)
-_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.BatchNorm2d: _OF_NORMS,
-    nn.Conv2d: _OF_CONVOLUTIONS,
-    nn.ReLU: (),
-}
-_ALL = tuple({*_OF_NORMS, *_OF_CONVOLUTIONS, *_OF_POOLINGS, *_OF_LAYERS, *_OF_FUSABLES})
-State = list[Any]
-
-
-def state_of(module: nn.Module) -> State:
-    """Everything but tensors that decides what calling `module` and its children does."""
-    found: State = []
-    _collect(module, found)
-    return found
-
-
-def _collect(module: nn.Module, found: State) -> None:
-    of, cls = module.__dict__, module.__class__
-    parameters, buffers, children = of["_parameters"], of["_buffers"], of["_modules"]
-    found += (
-        module,
-        cls,
-        of.get("forward"),
-        bool(of["_forward_hooks"] or of["_forward_pre_hooks"] or of["_backward_hooks"] or of["_backward_pre_hooks"]),
-        parameters.get("bias") is None,
-        buffers.get("running_mean") is None,
-        buffers.get("num_batches_tracked") is None,
-    )
-    found += map(of.get, _ATTRIBUTES.get(cls, _ALL))
-    for name, child in children.items():
-        found.append(name)
-        if child is not None:
-            _collect(child, found)
-
-
-_Read = TypeVar("_Read", bound=tuple[Any, ...])
+_Read = TypeVar("_Read")
 
 
 class Readable(nn.Module, Generic[_Read]):
@@ -64,10 +25,10 @@ class Readable(nn.Module, Generic[_Read]):
         return {name: value for name, value in self.__dict__.items() if name != "_reading"}
 
     def reading(self) -> _Read:
-        """What the module is in its present state."""
-        state, kept = state_of(self), self.__dict__.get("_reading")
-        if kept is None or kept[0] != state:
-            kept = self.__dict__["_reading"] = state, self.read()
+        """What the module is at present."""
+        kept = self.__dict__.get("_reading")
+        if kept is None or not kept[0].holds():
+            kept = self.__dict__["_reading"] = Snapshot(self), self.read()
         return kept[1]
 
     @abstractmethod
@@ -75,18 +36,35 @@ class Readable(nn.Module, Generic[_Read]):
         """Read the module anew."""
 
 
-class Reading(NamedTuple):
-    """What was read of a block or a transition."""
+class Source(NamedTuple):
+    """Where a tensor is found: in a dictionary of its module, ten times as fast as an attribute, or, where that has it
+    not (a parametrized weight, a replica's), as an attribute."""
 
-    module: Any
-    why_plain: str | None  # why it cannot run fused
-    layers: list[Any]
-    norms: list[Any]
-    specs: dict[Any, StageSpec]  # of its stages, by what tensors and consumers tell
+    module: nn.Module
+    dictionary: str | None
+    name: str
 
-    def tensors(self) -> list[Tensor | None]:
-        """Of its layers, as `contract.block.TENSORS`, in their present mode."""
-        return [tensor for layer in self.layers for tensor in layer.tensors()]
+
+def source_of(module: nn.Module, name: str) -> Source | None:
+    """None if the module has none."""
+    if name in module._parameters:
+        return None if module._parameters[name] is None else Source(module, "_parameters", name)
+    if name in module._buffers:
+        return None if module._buffers[name] is None else Source(module, "_buffers", name)
+    return Source(module, None, name)
+
+
+def sources_of(norm: Any) -> list[Source | None]:
+    """mean, var (None for those of the batch), gamma, beta of a norm in its present mode."""
+    given = [] if uses_batch(norm) else [source_of(norm, "running_mean"), source_of(norm, "running_var")]
+    return [*(given or [None, None]), source_of(norm, "weight"), source_of(norm, "bias")]
+
+
+def tensors_of(sources: Iterable[Source]) -> list[Any]:
+    return [
+        getattr(module, name) if dictionary is None else module.__dict__[dictionary][name]
+        for module, dictionary, name in sources
+    ]
 
 
 def uses_batch(norm: Any) -> bool:
@@ -94,17 +72,44 @@ def uses_batch(norm: Any) -> bool:
     return isinstance(norm, nn.BatchNorm2d) and (norm.training or norm._buffers["running_mean"] is None)
 
 
-def vectors_of(norm: Any) -> list[Tensor | None]:
-    """mean, var (None for those of the batch), gamma, beta of a norm in its present mode."""
-    parameters, buffers = norm._parameters, norm._buffers
-    mean = var = None
-    if not uses_batch(norm):
-        mean, var = buffers["running_mean"], buffers["running_var"]
-    if "weight" in parameters and "bias" in parameters:
-        return [mean, var, parameters["weight"], parameters["bias"]]
-    return [mean, var, norm.weight, norm.bias]
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a block or a transition."""
+
+    module: Any
+    why_plain: str | None  # why it cannot run fused
 
 
-def weight_of(conv: nn.Module) -> Tensor:
-    weight = conv._parameters.get("weight")
-    return conv.weight if weight is None else weight  # type: ignore[return-value]
+@dataclass(frozen=True)
+class BlockReading(Reading):
+    """Of a block that can run fused."""
+
+    layers: tuple[Any, ...]
+    sources: list[Source | None]  # of the slots of each layer, `contract.block.TENSORS`
+    specs: dict[Any, StageSpec] = field(default_factory=dict)  # of its stages, by what tensors and consumers tell
+
+    @cached_property
+    def norms(self) -> tuple[Any, ...]:
+        return tuple([norm for layer in self.layers for norm in layer.norms])
+
+    @cached_property
+    def slots(self) -> tuple[int, ...]:
+        """Of the tensors that there are."""
+        return tuple([i for i, source in enumerate(self.sources) if source is not None])
+
+    def tensors(self) -> list[Any]:
+        return tensors_of(self._given)
+
+    @cached_property
+    def _given(self) -> list[Source]:
+        return [source for source in self.sources if source is not None]
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """Where weights stand among the tensors."""
+        return [i for i, slot in enumerate(self.slots) if TENSORS[slot % len(TENSORS)] in ("weight1", "weight2")]
+
+    def layer_specs(self, tensors: Sequence[Any]) -> tuple[LayerSpec, ...]:
+        """What the layers are with these tensors."""
+        outputs = iter([tensors[i].shape[0] for i in self.weights])
+        return tuple([layer.spec(next(outputs) if layer.has_bottleneck else 0, next(outputs)) for layer in self.layers])

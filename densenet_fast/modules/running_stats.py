@@ -16,12 +16,12 @@ from .. import backends
 
 
 class _Update(NamedTuple):
-    """A stage's report: norm i took columns of `stats` [2, S] from begins[i] on, over `count` values a channel."""
+    """A stage's report: norm i took columns of `stats` [2, S] from begins[i] on, over `values` a channel."""
 
-    norms: list[nn.BatchNorm2d]
+    norms: list[Any]  # BatchNorm2d
     stats: Tensor
     begins: list[int]
-    count: int
+    values: int
     backend: str
 
 
@@ -49,7 +49,7 @@ class Transaction:
             ValueError: a norm is one of another number of channels, which no weight of it has told before.
             RuntimeError: its running statistics are on another device.
         """
-        moving: list[nn.BatchNorm2d] = []
+        moving: list[Any] = []
         begins: list[int] = []
         for norm, columns in zip(norms, taken, strict=True):
             if columns is None or not (norm.training and norm.track_running_stats):
@@ -130,7 +130,8 @@ def _write(update: _Update) -> None:
         torch._foreach_add_(counters, 1)
     for norm, begin in zip(norms, begins, strict=True):
         if norm.momentum is None:
-            _average(norm, *stats[:, begin : begin + len(norm._buffers["running_mean"])], count)
+            mean, var = stats[:, begin : begin + len(norm.running_mean)]
+            _average(norm, mean, var, count)
 
 
 def _average(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:

@@ -4,60 +4,70 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import stage
 from ..contract.block import TENSORS
 from ..stage import ConsumerSpec, StageSpec, Wanted
-from .reading import Reading, uses_batch, vectors_of
+from ..stage.buffer import convolved_format
+from .reading import BlockReading, Source, source_of, sources_of, tensors_of, uses_batch
 from .running_stats import Transaction
 
 
 class Consumer(NamedTuple):
-    """What consumes a buffer."""
+    """The modules that consume a buffer, as they were read."""
 
     kind: Literal["transition", "stem", "head"]
     norm: Any
-    weight: Tensor | None = None  # of a transition; read once, since it may be parametrized
+    sources: tuple[Source, ...]
+    slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
 
-    def tensors(self) -> list[Tensor | None]:
-        """As `stage.spec.CONSUMER_TENSORS`."""
-        return [*vectors_of(self.norm), self.weight]
+    @classmethod
+    def of(cls, kind: Literal["transition", "stem", "head"], norm: Any, conv: nn.Module | None = None) -> "Consumer":
+        sources = [*sources_of(norm), None if conv is None else source_of(conv, "weight")]
+        slots = tuple([i for i, source in enumerate(sources) if source is not None])
+        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots)
 
-    def spec(self, channels: int) -> ConsumerSpec:
-        """Of `channels` outputs."""
-        return ConsumerSpec(self.kind, channels, self.norm.eps, uses_batch(self.norm))
+    def spec(self, outputs: int) -> ConsumerSpec:
+        return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm))
+
+
+class Output(NamedTuple):
+    y: Tensor
+    stats: Tensor | None  # [2, K] of y, if the next stage wants them
+    layout: torch.memory_format  # that PyTorch's layers give y
 
 
 def run_stage(
     x: Tensor,
     updates: Transaction,
-    block: Reading | None,
+    block: BlockReading | None,
     consumer: Consumer | None,
     *,
     backend: str,
+    layout: torch.memory_format,
     x_stats: Tensor | None = None,
     extend: bool = False,
-    following: Reading | None = None,
-    layout: torch.memory_format = torch.channels_last,
-) -> stage.Result:
-    """A `block` and `consumer` as one stage, its batch statistics reported to
-    `updates`.
+    following: BlockReading | None = None,
+) -> Output:
+    """A `block` and its `consumer` as one stage, what their norms took from the batch reported to `updates`.
 
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
-    see, in the memory format `layout`.
+    see. layout: the memory format that PyTorch's layers give x.
     """
     stage.check_image(x)
     tensors = [] if block is None else block.tensors()
-    norms = [] if block is None else [*block.norms]
+    norms = () if block is None else block.norms
     if consumer is not None:
-        norms.append(consumer.norm)
-        tensors += consumer.tensors()
+        tensors += tensors_of(consumer.sources)
+        norms = (*norms, consumer.norm)
+        if consumer.kind == "transition":
+            layout = convolved_format(layout, tensors[-1])
     spec = _spec(x.shape[1], block, consumer, tensors)
     wanted = Wanted(layout=layout)
     if following is not None:
         wanted = Wanted(any(map(uses_batch, following.norms)), following.module.growth)
-    result = stage.run(
+    y, y_stats, stats = stage.run(
         spec,
         x,
         tensors,
@@ -68,32 +78,31 @@ def run_stage(
         extend=extend,
         efficient=block is not None and block.module.efficient,
     )
-    updates.report(norms, result.stats, spec.taken, x.shape[0] * x.shape[2] * x.shape[3], backend)
-    return result
+    updates.report(norms, stats, spec.taken, x.shape[0] * x.shape[2] * x.shape[3], backend)
+    return Output(y, y_stats, layout)
 
 
-def _spec(channels: int, block: Reading | None, consumer: Consumer | None, tensors: list[Tensor | None]) -> StageSpec:
+def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> StageSpec:
     """The spec of modules in their present mode, kept with the block's reading."""
-    weight = None if consumer is None else consumer.weight
     if block is None:
         assert consumer is not None
-        return _of_consumer(channels, consumer.spec(channels if weight is None else weight.shape[0]))
-    of_weights = tuple([None if w is None else w.shape for w in tensors[4::5]])
-    mode = None if consumer is None else (consumer.kind, consumer.norm.eps, uses_batch(consumer.norm))
-    key = channels, of_weights, mode
+        outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
+        return _of_consumer(channels, consumer.spec(outputs), consumer.slots)
+    outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
+    mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
+    key = channels, mode, *[tensors[i].shape[0] for i in block.weights]
     if key not in block.specs:
-        found = []
-        for i, layer in enumerate(block.layers):
-            of_layer: Any = tensors[len(TENSORS) * i : len(TENSORS) * (i + 1)]
-            found.append(layer.spec(of_layer[4], of_layer[9]))
-        last = None
+        layers = block.layer_specs(tensors)
+        behind = len(block.module) * len(TENSORS)
+        slots = block.slots
+        of_consumer = None
         if consumer is not None:
-            total = channels + sum(layer.growth for layer in found)
-            last = consumer.spec(total if weight is None else weight.shape[0])
-        block.specs[key] = StageSpec(channels, tuple(found), last)
+            of_consumer = consumer.spec(outputs or channels + sum(layer.growth for layer in layers))
+            slots = (*slots, *(behind + slot for slot in consumer.slots))
+        block.specs[key] = StageSpec(channels, layers, of_consumer, slots)
     return block.specs[key]
 
 
 @lru_cache(maxsize=64)
-def _of_consumer(channels: int, consumer: ConsumerSpec) -> StageSpec:
-    return StageSpec(channels, (), consumer)
+def _of_consumer(channels: int, consumer: ConsumerSpec, slots: tuple[int, ...]) -> StageSpec:
+    return StageSpec(channels, (), consumer, slots)

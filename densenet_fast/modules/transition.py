@@ -4,11 +4,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ..stage.buffer import convolved_format, memory_format
+from ..stage.buffer import memory_format
 from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts, why_not_pool
 from .fusable import Fusable
 from .layer import check_counts
-from .reading import Reading, weight_of
+from .reading import Reading
 from .running_stats import Transaction
 from .staging import Consumer, run_stage
 
@@ -52,18 +52,15 @@ class Transition(Fusable, nn.Sequential):
 
     def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
-        consumer = self.consumer()
-        layout = convolved_format(memory_format(x), consumer.weight)
-        return run_stage(x, updates, None, consumer, backend=self.backend, layout=layout).y
+        return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=memory_format(x)).y
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)
 
     def read(self) -> Reading:
-        why = why_not_parts(self, _PARTS)
         if [name for name, _ in self.named_children()] != ["norm", "relu", "conv", "pool"]:
-            why = "its children are not norm, relu, conv, pool"
-        return Reading(self, why, [], [], {})
+            return Reading(self, "its children are not norm, relu, conv, pool")
+        return Reading(self, why_not_parts(self, _PARTS))
 
     def consumer(self) -> Consumer:
-        return Consumer("transition", self.norm, weight_of(self.conv))
+        return Consumer.of("transition", self.norm, self.conv)

@@ -1,8 +1,7 @@
 """The trunk of a DenseNet: an nn.Sequential that runs neighbours fused when nobody watches the tensor between them."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard
 
 import torch
@@ -15,7 +14,7 @@ from ..uncompiled import uncompiled
 from .block import DenseBlock
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .fusable import Fusable
-from .reading import Readable, Reading
+from .reading import BlockReading, Readable, Reading
 from .running_stats import Transaction, transaction
 from .staging import Consumer, run_stage
 from .transition import Transition
@@ -90,23 +89,20 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                 if why_not(module, nn.Conv2d) is not None:  # it may have changed those behind it
                     waiting = deque(self._steps(step.behind, pooled))
                 continue
-            consumer = None if step.consumer is None else step.consumer()
-            following = next_block if consumer is not None else None
-            if consumer is not None and consumer.weight is not None:
-                layout = convolved_format(layout, consumer.weight)
-            x, stats, _ = run_stage(
+            following = next_block if step.consumer is not None else None
+            x, stats, layout = run_stage(
                 x,
                 updates,
                 step.block,
-                consumer,
+                step.consumer,
                 backend=self.backend if step.block is None else step.block.module.backend,
+                layout=layout,
                 x_stats=stats,
                 extend=extend,
                 following=following,
-                layout=layout,
             )
             extend = following is not None
-            if consumer is not None and consumer.kind == "head":
+            if step.consumer is not None and step.consumer.kind == "head":
                 return x, True
         return x, False
 
@@ -128,8 +124,8 @@ class _Step(NamedTuple):
 
     behind: int  # number of the first child behind it
     called: nn.Module | None = None
-    block: Reading | None = None
-    consumer: Callable[[], Consumer] | None = None
+    block: BlockReading | None = None
+    consumer: Consumer | None = None
 
 
 class _TrunkReading(NamedTuple):
@@ -140,17 +136,17 @@ class _TrunkReading(NamedTuple):
 def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
     """The step that begins with child i."""
     block = _fused(children[i], DenseBlock)
-    if block is not None:
+    if isinstance(block, BlockReading):
         if i + 1 < len(children):
             following = children[i + 1]
             if _fused(following, Transition) is not None:
                 assert isinstance(following, Transition)
-                return _Step(i + 2, block=block, consumer=following.consumer)
+                return _Step(i + 2, block=block, consumer=following.consumer())
             if pooled and i + 2 == len(children) and why_not_norm(following) is None:
-                return _Step(i + 2, block=block, consumer=partial(Consumer, "head", following))
+                return _Step(i + 2, block=block, consumer=Consumer.of("head", following))
         return _Step(i + 1, block=block)
     if _is_stem(children[i : i + 3]):
-        return _Step(i + 3, consumer=partial(Consumer, "stem", children[i]))
+        return _Step(i + 3, consumer=Consumer.of("stem", children[i]))
     return _Step(i + 1, called=children[i])
 
 

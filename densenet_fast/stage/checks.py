@@ -31,7 +31,7 @@ def check_image(x: Tensor) -> None:
         raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
 
 
-def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor | None]) -> None:
+def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
     """Refuse an image x, and tensors that do not fit it or each other.
 
     Raises:
@@ -48,14 +48,15 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor | None]) ->
             f"one value per channel: got {list(x.shape)}, expected more than one value to take batch statistics of in "
             f"{place}"
         )
-    device, dtype, autocast = x.device, x.dtype, _is_autocast(x)
+    device, autocast = x.device, _is_autocast(x)
     for i in spec.weights:
         weight = tensors[i]
-        if weight is not None and (weight.device != device or (weight.dtype is not dtype and not autocast)):
+        if weight.device != device or (weight.dtype is not x.dtype and not autocast):
             check_weight(spec.names[i], weight, x)
-    for i, (tensor, shape) in enumerate(zip(tensors, spec.shapes, strict=True)):
-        if tensor is not None and tensor.shape != shape:
-            raise _misfit(spec.names[i], tensor.shape, shape)
+    shapes = [tensor.shape for tensor in tensors]
+    if shapes != spec.shapes:
+        i = next(i for i, shape in enumerate(shapes) if shape != spec.shapes[i])
+        raise _misfit(spec.names[i], shapes[i], spec.shapes[i])
 
 
 def _misfit(name: str, shape: Sequence[int], fitting: Sequence[int]) -> ValueError:

@@ -29,7 +29,7 @@ class Result(NamedTuple):
 def run(
     spec: StageSpec,
     x: Tensor,
-    tensors: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
     seeds: Tensor | None,
     *,
     backend: str,
@@ -53,13 +53,11 @@ def run(
     return result._replace(y=result.y.to(torch.promote_types(x.dtype, dtype)))
 
 
-def _run(
-    stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor | None], seeds: Tensor | None
-) -> Result:
+def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None) -> Result:
     if not stage.spec.layers and stage.spec.consumer is None:
         copy = x.clone(memory_format=stage.wanted.layout or torch.channels_last)
         return Result(copy, None, x.new_empty((2, 0)))
-    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors if t is not None)):
+    if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
         passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
@@ -71,14 +69,14 @@ class StageFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stage: Stage, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor | None
+        ctx: Any, stage: Stage, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         with _without_autocast(x):
             fitted = _fitted(stage, _with_own_statistics(stage, tensors))
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=not stage.efficient)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
         ctx.stage, ctx.layout = stage, memory_format(x)
-        ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+        ctx.dtypes = [t.dtype for t in tensors]
         ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.stats) if s is not None))
@@ -122,30 +120,31 @@ def _for_others(stage: Stage, y: Tensor, shared: bool) -> Tensor:
     return handed_out(y, stage.wanted.layout, shared)
 
 
-def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors with copies of the statistics given to norms: before a backward reads them, another forward may have
     updated the running statistics that they are."""
-    given = [i for i in stage.spec.given if tensors[i] is not None]
+    given = stage.spec.given
     if not given:
         return tensors
     found = list(tensors)
-    vectors: list[Any] = [tensors[i] for i in given]
+    vectors = [tensors[i] for i in given]
     for i, copy in zip(given, torch.cat(vectors).split([v.shape[0] for v in vectors]), strict=True):
         found[i] = copy
     return found
 
 
-def _fitted(stage: Stage, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _fitted(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors in the dtypes that operations take: weights in the activations', vectors in the accumulator's."""
-    return _converted(tensors, stage.spec.dtypes(stage.dtype))
+    dtypes = stage.spec.dtypes(stage.dtype)
+    return tensors if [t.dtype for t in tensors] == dtypes else _converted(tensors, dtypes)
 
 
-def _converted(tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
+def _converted(tensors: Sequence[Any], dtypes: Sequence[torch.dtype]) -> list[Any]:
     """The tensors in these dtypes; all that differ are converted in one operation."""
     found = list(tensors)
     differing = [i for i, t in enumerate(tensors) if t is not None and t.dtype is not dtypes[i]]
     if differing:
-        sources: list[Any] = [tensors[i] for i in differing]
+        sources = [tensors[i] for i in differing]
         targets = [torch.empty_like(t, dtype=dtypes[i]) for i, t in zip(differing, sources, strict=True)]
         torch._foreach_copy_(targets, sources)
         for i, target in zip(differing, targets, strict=True):

@@ -4,12 +4,13 @@ Layers add to the gradient g of the buffer and to one correction of each channel
 applied where a channel's gradient is read. docs/internals/algorithm.md, "Deferred correction".
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..contract import Block, Half, Norm, NormGradient, Operations, accumulator
+from ..contract import BatchNorm, Block, Half, Norm, NormGradient, Operations, accumulator
 from ..contract.block import TENSORS
 from . import buffer
 from .spec import ConsumerSpec, StageSpec
@@ -34,9 +35,11 @@ class Stage(NamedTuple):
     extend: bool  # x is the head of a buffer that has room for the layers
     efficient: bool  # recompute z in backward instead of keeping it
 
-    def block(self, tensors: list[Tensor | None], seeds: Tensor | None) -> Block:
-        spec = self.spec
-        return Block(spec.channels, tensors[: len(TENSORS) * len(spec.layers)], spec.numbers, seeds)
+    def block(self, slots: list[Tensor | None], seeds: Tensor | None) -> Block:
+        return Block(self.spec.channels, self.of_block(slots), self.spec.numbers, seeds)
+
+    def of_block(self, slots: list[Tensor | None]) -> list[Tensor | None]:
+        return slots[: len(TENSORS) * len(self.spec.layers)]
 
 
 class Passed(NamedTuple):
@@ -50,10 +53,11 @@ class Passed(NamedTuple):
 
 
 def forward(
-    stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: list[Tensor | None], seeds: Tensor | None, keep_z: bool
+    stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None, keep_z: bool
 ) -> Passed:
     """x [N, C0, H, W] with its statistics [2, C0], if its producer has them."""
     spec, ops = stage.spec, stage.ops
+    slots = spec.full(tensors)
     n, _, h, w = x.shape
     x = buffer.started(x, spec.total, stage.extend)
     stats = x.new_zeros((2, spec.statistics), dtype=accumulator(x.dtype))
@@ -65,10 +69,10 @@ def forward(
         else:
             of_head.copy_(x_stats)
     if spec.layers:
-        ops.block_fwd(x, stats, z, stage.block(tensors, seeds), spec.tracked, 0, len(spec.layers), Half.BOTH)
+        ops.block_fwd(x, stats, z, stage.block(slots, seeds), spec.tracked, 0, len(spec.layers), Half.BOTH)
     if spec.consumer is None:
         return Passed(x, None, x, stats, z)
-    norm, weight = _of_consumer(spec, tensors, stats)
+    norm, weight = _of_consumer(spec, slots, stats)
     y, y_stats = _output(spec.consumer, x, stats, stage.wanted)
     if spec.consumer.kind == "transition":
         ops.transition_fwd(x, norm, weight, y, y_stats)
@@ -79,11 +83,11 @@ def forward(
     return Passed(y, y_stats, x, stats, z)
 
 
-def _of_consumer(spec: StageSpec, tensors: list[Tensor | None], stats: Tensor) -> tuple[Norm, Tensor]:
+def _of_consumer(spec: StageSpec, slots: list[Tensor | None], stats: Tensor) -> tuple[Norm, Tensor]:
     """The consumer's norm, on the statistics that it normalises by, and its weight, if it has one."""
-    *vectors, weight = tensors[-5:]
+    mean, var, gamma, beta, weight = slots[-5:]
     assert spec.consumer is not None
-    return Norm(*vectors, spec.consumer.eps).on(stats[:, : spec.total]), weight  # type: ignore[return-value]
+    return BatchNorm(mean, var, gamma, beta, spec.consumer.eps).on(stats[:, : spec.total]), weight  # type: ignore[return-value]
 
 
 def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
@@ -103,31 +107,32 @@ def backward(
     x: Tensor,
     stats: Tensor,
     z: Tensor | None,
-    tensors: list[Tensor | None],
+    tensors: Sequence[Tensor],
     seeds: Tensor | None,
     dy: Tensor,
     needs_x: bool,
     needs: tuple[bool, ...],
-) -> tuple[Tensor | None, list[Tensor | None]]:
+) -> tuple[Tensor | None, list[Any]]:
     """The gradients of x [N, C0, H, W], if it needs one, and of the `tensors` that do."""
     spec, ops = stage.spec, stage.ops
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
-    gradients: list[Tensor | None] = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if need and tensor is not None else None
+    gradients: list[Any] = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if need else None
         for tensor, need in zip(tensors, needs, strict=True)
     ]
+    slots, of_slots = spec.full(tensors), spec.full(gradients)
     if spec.consumer is None:
         g.copy_(dy)
     else:
         of_buffer = correction[:, : spec.total] if spec.consumer.batch else None
-        _, _, dgamma, dbeta, dweight = gradients[-5:]
+        _, _, dgamma, dbeta, dweight = of_slots[-5:]
         dnorm = NormGradient(
             stats.new_empty(spec.total) if dgamma is None else dgamma,
             stats.new_empty(spec.total) if dbeta is None else dbeta,
             of_buffer,
         )
-        norm, weight = _of_consumer(spec, tensors, stats)
+        norm, weight = _of_consumer(spec, slots, stats)
         if spec.consumer.kind == "head":
             ops.head_bwd(dy, x, norm, g, dnorm)
         else:
@@ -138,11 +143,11 @@ def backward(
                 ops.stem_bwd(dy, x, norm, g, dnorm)
 
     count = len(spec.layers)
-    lowest = 0 if needs_x else next((i // len(TENSORS) for i, need in enumerate(needs) if need), count)
+    layers = (slot // len(TENSORS) for slot, need in zip(spec.slots, needs, strict=True) if need)
+    lowest = 0 if needs_x else next(layers, count)
     if lowest < count:
-        block = stage.block(tensors, seeds)
-        of_block = gradients[: len(block.tensors)]
-        ops.block_bwd(g, correction, x, stats, z, block, of_block, None, lowest, count, Half.BOTH)
+        block = stage.block(slots, seeds)
+        ops.block_bwd(g, correction, x, stats, z, block, stage.of_block(of_slots), None, lowest, count, Half.BOTH)
     if not needs_x:
         return None, gradients
     of_x = slice(spec.channels)

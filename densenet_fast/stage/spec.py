@@ -1,16 +1,18 @@
 """What a stage is, apart from its tensors: a dense block of any number of layers and then at most one consumer of it.
 
-A spec says how many channels and which mode; the tensors travel beside it in one flat list: `contract.block.TENSORS` of
-each layer in turn, then `CONSUMER_TENSORS`. Where a norm takes statistics of the batch, or has no parameters, and where
-there is no such weight, the list has None.
+A spec says how many channels and which mode; the tensors travel beside it in one flat list. Its slots are
+`contract.block.TENSORS` of each layer in turn, then `CONSUMER_TENSORS`; only those that there are take a place in the
+list: a norm that takes statistics of the batch has none of its own, another may have no parameters.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..contract import accumulator
 from ..contract.block import TENSORS, z_size
@@ -49,7 +51,15 @@ class ConsumerSpec(NamedTuple):
 class StageSpec:
     channels: int  # of the input
     layers: tuple[LayerSpec, ...]
-    consumer: ConsumerSpec | None = None
+    consumer: ConsumerSpec | None
+    slots: tuple[int, ...]  # of the tensors that there are
+
+    def full(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """A tensor, or None, for every slot."""
+        found: list[Tensor | None] = [None] * len(self._names)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            found[slot] = tensor
+        return found
 
     @cached_property
     def total(self) -> int:
@@ -105,26 +115,34 @@ class StageSpec:
         return found if self.consumer is None else [*found, f"the {self.consumer.kind}"]
 
     @cached_property
-    def names(self) -> list[str]:
-        """What each tensor is called in a refusal."""
+    def _names(self) -> list[str]:
+        """Of all slots."""
         found = [f"{name} of layer {i + 1}" for i in range(len(self.layers)) for name in TENSORS]
         if self.consumer is not None:
             found += [f"{name} of the {self.consumer.kind}" for name in CONSUMER_TENSORS]
         return found
 
     @cached_property
+    def names(self) -> list[str]:
+        """What each tensor is called in a refusal."""
+        return [self._names[slot] for slot in self.slots]
+
+    def _among(self, kind: Collection[str]) -> list[int]:
+        return [i for i, name in enumerate(self.names) if name.split()[0] in kind]
+
+    @cached_property
     def weights(self) -> list[int]:
         """Where weights stand among the tensors."""
-        return [i for i, name in enumerate(self.names) if name.split()[0] in _WEIGHTS]
+        return self._among(_WEIGHTS)
 
     @cached_property
     def given(self) -> list[int]:
-        """Where the tensors have statistics, which are not None where a norm does not take those of the batch."""
-        return [i for i, name in enumerate(self.names) if name.split()[0] in _STATISTICS]
+        """Where statistics stand that are not the batch's."""
+        return self._among(_STATISTICS)
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the tensors, where they are not None."""
+        """Of the tensors."""
         begins = accumulate((layer.growth for layer in self.layers), initial=self.channels)
         found: list[tuple[int, ...]] = []
         for layer, c in zip(self.layers, begins, strict=False):
@@ -133,12 +151,12 @@ class StageSpec:
             found += [*[(c,)] * 4, weights[0], *[(k,)] * 4, weights[1]]
         if self.consumer is not None:
             found += [*[(self.total,)] * 4, (self.consumer.outputs, self.total, 1, 1)]
-        return found
+        return [found[slot] for slot in self.slots]
 
     def dtypes(self, dtype: torch.dtype) -> list[torch.dtype]:
         """Of the tensors as operations take them for activations of `dtype`."""
         if dtype not in self._dtypes:
-            found = [accumulator(dtype)] * len(self.names)
+            found = [accumulator(dtype)] * len(self.slots)
             for i in self.weights:
                 found[i] = dtype
             self._dtypes[dtype] = found

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU of PTX (device.py), compiled once for the present sources; skipped without nvcc."""
+"""The CUDA kernels on a GPU of PTX (device.py); skipped without nvcc."""
 
 import pytest
 import torch

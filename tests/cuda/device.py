@@ -2,7 +2,7 @@
 emitted run by `tools.gpucheck`. `Machine().operations` are those of the contract, for any backend's caller."""
 
 import ctypes
-import hashlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -18,6 +18,8 @@ import torch
 from densenet_fast import ops
 from tools.gpucheck.cuda import SOURCES, launches
 
+from ..opcheck import opcheck
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
@@ -27,10 +29,13 @@ ENTRIES = (
     *("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "dense_block", "head", "stem"),
     "transition",
 )
+# Paths relative to the folder that is built in, so that a copy of the tree finds its copy of the folder done.
+BUILD = ROOT / ".pytest_cache/d/densenet_fast_cuda"
+UP = Path(os.path.relpath(ROOT, BUILD))
 NVCC = f"nvcc -std=c++17 -O3 --expt-relaxed-constexpr -arch=compute_80 -code=compute_80 -I{INCLUDE} -Xcompiler=-fPIC"
 CXX = (
-    f"c++ -std=c++17 -O1 -fPIC -fvisibility=hidden -DDENSENET_FAST_CUDA -DUSE_CUDA -I{INCLUDE} -I{ROOT / 'csrc'} "
-    f"-I{sysconfig.get_path('include')} -I{SOURCES}"
+    f"c++ -std=c++17 -O1 -fPIC -fvisibility=hidden -DDENSENET_FAST_CUDA -DUSE_CUDA -I{INCLUDE} -I{UP / 'csrc'} "
+    f"-I{sysconfig.get_path('include')} -I{UP / SOURCES.relative_to(ROOT)}"
 )
 TORCH_CPU = f"-L{INCLUDE.parent / 'lib'} -ltorch_cpu"
 TORCH = f"{TORCH_CPU} -Wl,--no-as-needed -ltorch"
@@ -42,56 +47,60 @@ def why_not() -> str | None:
         return "there is no nvcc to compile the CUDA kernels"
     if shutil.which("c++") is None or NINJA is None:
         return "there is no C++ compiler, or no ninja"
-    return None
+    return None if kernels() else "there are no sources of CUDA kernels here"
 
 
-def compile_to(folder: Path) -> None:
-    """Into `folder` the PTX of every kernel file, for one architecture, and libraries of entries and launches: on the
-    PTX machine; on csrc's own context (context.so); that without libtorch (alone.so). And the stub runtime."""
+def kernels() -> list[Path]:
+    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+
+
+def build() -> Path:
+    """The folder with the PTX of every kernel file, for one architecture, and libraries of entries and launches: on the
+    PTX machine; on csrc's own context (context.so); that without libtorch (alone.so). And the stub runtime. What has
+    changed since the last time is compiled, by one process at a time."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    here, sources = UP / HERE.relative_to(ROOT), UP / SOURCES.relative_to(ROOT)
     lines = [
         "rule nvcc",
-        f"  command = mkdir -p $out.d && {NVCC} -keep -keep-dir $out.d -c $in -o $out",
+        f"  command = mkdir -p $out.d && {NVCC} -MD -MF $out.depends -keep -keep-dir $out.d -c $in -o $out",
+        "  depfile = $out.depends",
+        "  deps = gcc",
         "rule cxx",
-        f"  command = {CXX} $flags -c $in -o $out",
+        f"  command = {CXX} $flags -MMD -MF $out.depends -c $in -o $out",
+        "  depfile = $out.depends",
+        "  deps = gcc",
         "rule link",
         "  command = c++ -shared $in $flags -o $out",
     ]
     objects = []
-    for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-        lines.append(f"build {source.stem}.cu.o: nvcc {source}")
+    for source in kernels():
+        lines.append(f"build {source.stem}.cu.o: nvcc {UP / source.relative_to(ROOT)}")
         objects.append(f"{source.stem}.cu.o")
     for name in ENTRIES:
-        lines += [f"build {name}.o: cxx {ROOT / 'csrc' / name}.cpp", f"  flags = -include {HERE / 'ptx_device.h'}"]
+        lines += [f"build {name}.o: cxx {UP / 'csrc' / name}.cpp", f"  flags = -include {here / 'ptx_device.h'}"]
         objects.append(f"{name}.o")
     lines += [
-        f"build launches.o: cxx {SOURCES / 'launches.cpp'}",
-        f"build operands.o: cxx {HERE / 'operands.cpp'}",
+        f"build launches.o: cxx {sources / 'launches.cpp'}",
+        f"build operands.o: cxx {here / 'operands.cpp'}",
         f"build library.so: link {shlex.join(objects)} operands.o launches.o",
         f"  flags = {TORCH_CPU}",
-        f"build context.o: cxx {ROOT / 'csrc/cuda_context.cpp'}",
-        f"build tf32.o: cxx {HERE / 'tf32.cpp'}",
+        f"build context.o: cxx {UP / 'csrc/cuda_context.cpp'}",
+        f"build tf32.o: cxx {here / 'tf32.cpp'}",
         f"build context.so: link {shlex.join(objects)} context.o tf32.o",
         f"  flags = {TORCH}",
         f"build alone.so: link {shlex.join(objects)} context.o tf32.o",
         f"  flags = {TORCH_CPU}",
-        f"build runtime.o: nvcc {SOURCES / 'runtime.cpp'}",
+        f"build runtime.o: nvcc {sources / 'runtime.cpp'}",
         "build libcuda.so.1: link runtime.o",
         "  flags = -Wl,-soname,libcuda.so.1",
         "",
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text("\n".join(lines))
-    done = subprocess.run([NINJA, "-C", folder], capture_output=True, text=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (BUILD / "build.ninja").write_text("\n".join(lines))
+        done = subprocess.run([NINJA, "-C", BUILD], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def sources_hash() -> str:
-    """Of everything that `compile_to` reads."""
-    files = [f for pattern in ("*.h", "*.cpp", "*.cuh", "*.cu") for f in (ROOT / "csrc").rglob(pattern)]
-    files += [f for folder in (HERE, SOURCES) for f in (*folder.glob("*.h"), *folder.glob("*.cpp"))]
-    files.append(HERE / "device.py")
-    content = b"".join(f.read_bytes() for f in sorted(files)) + torch.__version__.encode()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return BUILD
 
 
 def define() -> tuple[torch.library.Library, dict[str, Callable]]:
@@ -111,7 +120,8 @@ class Machine(launches.Machine):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        super().__init__(ctypes.CDLL(str(folder / "library.so")), folder.glob("*.cu.o.d/*.ptx"))
+        self.files = [file for source in kernels() for file in (folder / f"{source.stem}.cu.o.d").glob("*.ptx")]
+        super().__init__(ctypes.CDLL(str(folder / "library.so")), self.files)
         self.library.counter_left.restype = ctypes.c_bool
         self._schemas, operations = define()
         self.operations = SimpleNamespace(**{name: self._checked(o) for name, o in operations.items()})
@@ -126,9 +136,9 @@ class Machine(launches.Machine):
         self.library.set_tf32(tf32)
 
     def opcheck(self, operation, args) -> None:
-        """torch.library.opcheck; its calls of the operation run no kernel that could raise in a callback unseen."""
+        """Its calls of the operation run no kernel that could raise in a callback unseen."""
         self.fault = None
-        torch.library.opcheck(operation, args)
+        opcheck(operation, args)
         self.raise_fault()
 
     def _checked(self, operation):
@@ -142,15 +152,6 @@ class Machine(launches.Machine):
 
         call.__qualname__ = operation._schema.name  # what `native.cases.run` knows it by
         return call
-
-
-def build(cache: Path) -> Path:
-    """The folder of what `compile_to` makes of the present sources, from `cache` if it is there."""
-    folder = cache / sources_hash()
-    if not (folder / "library.so").exists():
-        shutil.rmtree(cache, ignore_errors=True)
-        compile_to(folder)
-    return folder
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

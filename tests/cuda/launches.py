@@ -12,7 +12,7 @@ from tools.gpucheck.cuda.launches import Launched
 
 from ..native.cases import Geometry, clone
 from .cases import make
-from .device import ROOT, Machine, build
+from .device import Machine, build
 
 H200 = (132, 232448)  # multiprocessors, shared memory of a block
 NAMES = [f"bn_relu_conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd")]
@@ -42,7 +42,7 @@ def readable(kernels: list[str]) -> list[str]:
 
 
 def main(batch: int) -> None:
-    machine = Machine(build(ROOT / ".pytest_cache/d/densenet_fast_cuda"))
+    machine = Machine(build())
     machine.device = H200
     machine.set(tf32=False)
     for geometry in layers(batch):

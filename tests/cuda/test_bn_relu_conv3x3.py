@@ -1,17 +1,11 @@
-"""bn_relu_conv3x3 on CUDA: every edge of its tiles in integers, whose sums are not rounded, and faults sown into it."""
-
-import re
+"""bn_relu_conv3x3 on CUDA: every edge of its tiles in integers, whose sums are not rounded."""
 
 import pytest
 import torch
 
-from tools.gpucheck import ptx
-from tools.gpucheck.cuda.launches import stem
-
 from ..native import cases
 from ..native.cases import Geometry, error, run
 from .cases import MATHS, Case, converted, make
-from .test_mutations import mutated
 
 GEOMETRIES = [  # n, h, w, c (unused), k: channels of x, g
     Geometry(2, 5, 7, 1, 16, 4),
@@ -93,86 +87,3 @@ def test_a_bad_gradient_spreads_as_in_pytorch(machine, eager, bad):
     for got, wanted in zip(ours, exact, strict=True):
         assert torch.equal(got.isfinite(), wanted.isfinite())
         assert error(got[wanted.isfinite()], wanted[wanted.isfinite()]) < 1e-5
-
-
-# Faults. A kernel, and what becomes of its PTX.
-
-WAIT = r"cp\.async\.wait_group (\d+);"
-IN_PTX = {
-    "a wait one group too short": (WAIT, lambda m: f"cp.async.wait_group {int(m[1]) + 1};"),
-    "no barrier before the products": (rf"({WAIT}.*?)bar\.sync\s+0;", lambda m: m[1]),
-    "two registers of an operand exchanged": (
-        r"(mma\.sync[^{]*\{[^}]*\},\s*\{)([^,]*),([^,]*),([^,]*),",
-        lambda m: f"{m[1]}{m[4]},{m[3]},{m[2]},",
-    ),
-}
-KERNELS = ["fwd", "dgrad", "wgrad"]
-# An operation, a file, the text changed and what becomes of it.
-IN_SOURCE = {
-    "the padding activated": (
-        "bn_relu_conv3x3_fwd",
-        "conv3x3.cuh",
-        "if (source[i] >= 0) bn_relu.apply",
-        "bn_relu.apply",
-    ),
-    "a stage filled too early": (
-        "bn_relu_conv3x3_fwd",
-        "conv3x3.cuh",
-        "copy(chunk + kStages - 1);\n    cp_async_commit();\n    if",
-        "copy(chunk + kStages);\n    cp_async_commit();\n    if",
-    ),
-    "statistics of places without a pixel": (
-        "bn_relu_conv3x3_fwd",
-        "bn_relu_conv3x3_fwd.cu",
-        "if (inside >> k & 1) squares",
-        "squares",
-    ),
-    "a gradient where there is no pixel": (
-        "bn_relu_conv3x3_bwd",
-        "bn_relu_conv3x3_bwd.cu",
-        "m < 0 ? 0 : 16)",
-        "16)",
-    ),
-    "a warp's share of dweight lost": (
-        "bn_relu_conv3x3_bwd",
-        "bn_relu_conv3x3_bwd.cu",
-        "half >= 1; half /= 2",
-        "half > 1; half /= 2",
-    ),
-}
-
-
-def caught(machine, eager, name) -> bool:
-    machine.device = (16, 100 * 1024)
-    machine.set(tf32=False)
-    case = make(name, Geometry(3, 9, 7, 1, 80, 12), torch.bfloat16)
-    exact, _ = run(getattr(eager, name), case, torch.float64)
-    theirs, _ = run(getattr(eager, name), case)
-    try:
-        ours, _ = run(getattr(machine.operations, name), case)
-    except (ptx.Fault, AssertionError):
-        return True
-    bounds = (2 * error(b, e) + torch.finfo(a.dtype).eps for a, b, e in zip(ours, theirs, exact, strict=True))
-    return not all(error(a, e) <= bound for a, e, bound in zip(ours, exact, bounds, strict=True))
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("fault", IN_PTX)
-def test_fault_in_the_ptx_is_caught(machine, eager, kernel, fault):
-    name = f"bn_relu_conv3x3_{'fwd' if kernel == 'fwd' else 'bwd'}"
-    assert not caught(machine, eager, name)
-    entry = next(run for run, *_ in machine.launches if f"conv3x3_{kernel}_kernel" in run)
-    text = machine.texts[entry]
-    start = text.index(f".entry {entry}")
-    end = text.find(".entry", start + 1) % (len(text) + 1)
-    changed, count = re.subn(*IN_PTX[fault], text[start:end], count=1, flags=re.DOTALL)
-    assert count == 1
-    machine.replacement = {stem(entry): ptx.Launch(text[:start] + changed + text[end:], entry)}
-    assert caught(machine, eager, name)
-
-
-@pytest.mark.parametrize("fault", IN_SOURCE)
-def test_fault_in_the_source_is_caught(machine, eager, fault, tmp_path):
-    name = IN_SOURCE[fault][0]
-    machine.replacement = mutated(*IN_SOURCE[fault], tmp_path)
-    assert caught(machine, eager, name)

@@ -128,6 +128,6 @@ def test_fault_is_caught(planned, fault, tmp_path):
         o for o in planned.folder.glob("*.o") if o.name not in (replaced, "launches.o", "operands.o", "runtime.o")
     ]
     compile_it = f"{compiler} -I{ROOT / 'csrc/cuda'} -c {source} -o {source}.o"
-    subprocess.run(shlex.split(compile_it), check=True)
+    subprocess.run(shlex.split(compile_it), cwd=planned.folder, check=True)
     subprocess.run(["c++", "-shared", *objects, f"{source}.o", *shlex.split(TORCH), "-o", library], check=True)
     assert broken(on_stub(planned.folder, library, planned.facts), planned.launches) != []

@@ -9,6 +9,7 @@ import torch
 from densenet_fast import backends, ops
 
 from ..native.cases import Geometry, applies, clone, error, run, whole_of
+from ..opcheck import opcheck
 from ..oracle import rms_error
 from .cases import GEOMETRIES, MATHS, Case, converted, make
 
@@ -207,7 +208,7 @@ def test_opcheck_on_a_gpu(name, options):
     native = backends.operations("native", torch.device("cuda"))
     case = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options)
     args = tuple(_on_gpu(clone(a)) for a in case.args)
-    torch.library.opcheck(getattr(native, name), args)
+    opcheck(getattr(native, name), args)
 
 
 def _on_gpu(argument):

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from .device import FLAGS, ROOT
+from . import device
 
 ARCHITECTURES = ("80", "86", "89", "100")
 
@@ -17,9 +17,9 @@ ARCHITECTURES = ("80", "86", "89", "100")
 def test_no_kernel_spills(machine, architecture):
     target = [f"-arch=sm_{architecture}", "-o", "/dev/null"]
     if architecture == "100":  # whose PTX is another
-        files, compiler = (ROOT / "csrc/cuda").glob("*.cu"), ["nvcc", *FLAGS, "-cubin", "-Xptxas=-v"]
+        files, compiler = device.kernels(), ["nvcc", *device.FLAGS, "-cubin", "-Xptxas=-v"]
     else:
-        files, compiler = machine.folder.glob("*.cu.o.d/*.ptx"), ["ptxas", "-v"]
+        files, compiler = machine.files, ["ptxas", "-v"]
     for file in sorted(files):
         told = subprocess.run([*compiler, *target, file], capture_output=True, text=True)
         assert told.returncode == 0, told.stderr

@@ -58,7 +58,7 @@ class Copy:
         if not self.passes[fault.tests]:
             return "BROKEN: its tests do not pass without it"
         file = self.root / fault.file
-        text, before = file.read_text(), file.stat()
+        text = file.read_text()
         file.write_text(text.replace(fault.before, fault.after))
         try:
             if part == "native" and self.build() != PASSED:

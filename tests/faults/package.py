@@ -72,8 +72,8 @@ FAULTS = [
     Fault(
         "hooks are not called",
         ELIGIBLE,
-        "        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks",
-        "        module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks",
+        "module._forward_hooks or module._forward_pre_hooks",
+        "module._forward_pre_hooks",
         FALLBACK,
     ),
     Fault("hooks on all modules are not called", ELIGIBLE, "if _has_any_global_hook():", "if False:", FALLBACK),

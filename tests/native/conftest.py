@@ -1,4 +1,5 @@
-"""Every test here runs on every instruction set of this machine; without the library none does."""
+"""Every test of kernels runs on every instruction set of this machine, those marked `entry`, about what comes before
+the kernels, on the best alone; without the library none does."""
 
 from collections.abc import Iterator
 
@@ -27,31 +28,36 @@ def instruction_sets() -> list[str]:
     return _C.instruction_sets()
 
 
-def on_each() -> Iterator[tuple[str, Operations]]:
-    """The native operations on one instruction set after the other, for tests whose truth costs more than they."""
-    from densenet_fast import _C
-
-    for name in instruction_sets():
-        _C.use_instruction_set(name)
-        yield name, backends.operations("native", CPU)
+def pytest_generate_tests(metafunc):
+    sets = instruction_sets()
+    if metafunc.definition.get_closest_marker("entry") or "natives" in metafunc.fixturenames:
+        sets = sets[:1]
+    metafunc.parametrize("instruction_set", sets, indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def best_afterwards():
-    yield
-    from densenet_fast import _C
-
-    _C.use_instruction_set(_C.instruction_sets()[0])
-
-
-@pytest.fixture(params=instruction_sets())
 def instruction_set(request):
     from densenet_fast import _C
 
+    best = _C.instruction_set_in_use()
     _C.use_instruction_set(request.param)
-    return request.param
+    yield request.param
+    _C.use_instruction_set(best)
 
 
 @pytest.fixture
-def native(instruction_set):
+def native():
     return backends.operations("native", CPU)
+
+
+@pytest.fixture
+def natives(native):
+    """For tests whose truth costs more than they: the operations on one instruction set after the other."""
+    from densenet_fast import _C
+
+    def on_each() -> Iterator[tuple[str, Operations]]:
+        for name in instruction_sets():
+            _C.use_instruction_set(name)
+            yield name, native
+
+    return on_each

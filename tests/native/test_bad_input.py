@@ -14,13 +14,8 @@ from ..calls import NAMES, Call
 from ..calls import make as make_call
 from .geometries import SMALL
 
+pytestmark = pytest.mark.entry
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def native():
-    """Refusals are the entries', whatever the instruction set."""
-    return backends.operations("native", CPU)
 
 
 def bad_versions(argument, tensor):

@@ -6,12 +6,10 @@ import torch
 import densenet_fast
 from benchmarks.memory import measure
 
-from .conftest import instruction_sets
 
-
-@pytest.mark.parametrize("instruction_set", instruction_sets()[:1], indirect=True)
+@pytest.mark.entry
 @pytest.mark.parametrize(("efficient", "live", "peak"), [(False, 28.5, 32.0), (True, 10.5, 22.0)])
-def test_densenet121_at_224(instruction_set, efficient, live, peak):
+def test_densenet121_at_224(efficient, live, peak):
     """MB per image, batch 8."""
     memory = measure(densenet_fast.densenet121(efficient=efficient, backend="native"), torch.randn(8, 3, 224, 224))
     assert memory.live / 8e6 <= live

@@ -9,7 +9,7 @@ import torch
 from .. import reference
 from ..blocks import surroundings
 from ..calls import NAMES, Geometry, applies, error, errors, make
-from .conftest import on_each
+from ..opcheck import opcheck
 from .geometries import GEOMETRIES, MANY_ROWS, SMALL
 
 EPS = torch.finfo(torch.float32).eps
@@ -37,13 +37,13 @@ variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
 
 
 @cases(also=[(name, {"affine": False}, geometry) for name in NAMES for geometry in (SMALL, MANY_ROWS)])
-def test_error_is_at_most_twice_stock_s(name, geometry, options):
+def test_error_is_at_most_twice_stock_s(natives, name, geometry, options):
     found = {}  # [seed] of (ours, stock's), by instruction set and result
     for _ in range(SEEDS):
         call = make(name, geometry, **options)
         exact = call.copy(torch.float64).on(reference).results()
         stock = errors(call.copy().on(reference).results(), exact)
-        for instruction_set, native in on_each():
+        for instruction_set, native in natives():
             ours = errors(call.copy().on(native).results(), exact)
             for result in exact:
                 found.setdefault((instruction_set, result), []).append((ours[result], stock[result]))
@@ -53,13 +53,13 @@ def test_error_is_at_most_twice_stock_s(name, geometry, options):
 
 
 @cases(without=DIVIDE)
-def test_small_integers_are_exact(name, geometry, options):
+def test_small_integers_are_exact(natives, name, geometry, options):
     """Sums of small integers have no rounding, so any difference is a wrong element."""
     if "drop_rate" in options:
         options = {**options, "drop_rate": 0.5}  # scales by 2
     call = make(name, geometry, exact=True, **options)
     exact = call.copy(torch.float64).on(reference).results()
-    for instruction_set, native in on_each():
+    for instruction_set, native in natives():
         ours = call.copy().on(native).results()
         for result, value in exact.items():
             if result.startswith(("stats", "correction")):  # quotients
@@ -69,12 +69,12 @@ def test_small_integers_are_exact(name, geometry, options):
 
 
 @cases()
-def test_only_what_is_told_is_touched(name, geometry, options):
+def test_only_what_is_told_is_touched(natives, name, geometry, options):
     """All around what is given is NaN, and scratch begins as NaN (conftest.py): none may be read or change, nor what is
     only read, nor any element of a result that the operation leaves as it was."""
     call = make(name, geometry, **options)
     before, exact = dict(call.named()), dict(call.copy(torch.float64).on(reference).named())
-    for _, native in on_each():
+    for _, native in natives():
         for name, argument, tensor in call.copy().on(native).tensors():
             assert surroundings(tensor).isnan().all(), name
             if argument.role.read or argument.role.written:
@@ -94,22 +94,24 @@ def test_two_runs_are_bitwise_equal(native, name, options):
 @pytest.mark.parametrize("threads", [1, 3, 5])
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], MANY_ROWS], ids=label)
 @variants
-def test_any_number_of_threads(name, options, geometry, threads):
+def test_any_number_of_threads(natives, name, options, geometry, threads):
     call = make(name, geometry, **options)
     exact = call.copy(torch.float64).on(reference).results()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for _, native in on_each():
+        for _, native in natives():
             ours = call.copy().on(native).results()
             assert all(error(ours[result], value) < 1e-5 for result, value in exact.items())
     finally:
         torch.set_num_threads(before)
 
 
+@pytest.mark.entry
 @variants
 def test_opcheck(native, name, options):
-    make(name, Geometry(2, 5, 3, 12, 16, 4), **options).opcheck(torch.ops.densenet_fast)
+    call = make(name, Geometry(2, 5, 3, 12, 16, 4), **options)
+    opcheck(getattr(torch.ops.densenet_fast, call.operation).native, [value for _, value in call.arguments()])
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.3, 0.5, 0.999, 1.0])

@@ -1,5 +1,7 @@
 """One operation of this backend beside eager: in the same dtype, and on the same arguments in float64."""
 
+from collections.abc import Collection
+from itertools import cycle, islice
 from statistics import median
 from typing import NamedTuple
 
@@ -23,9 +25,22 @@ FORMATS = {
 }
 
 
+def sweep(geometries: list, forms: Collection[str] = tuple(FORMATS)) -> list[tuple]:
+    """(geometry, form): every combination on a GPU. Where kernels are interpreted, which takes seconds, every geometry
+    and every form once; test_ptx.py, the stronger proof, has every operation in every form."""
+    if torch.cuda.is_available():
+        return [(geometry, form) for geometry in geometries for form in forms]
+    longest = max(len(geometries), len(forms))
+    return list(islice(zip(cycle(geometries), cycle(forms), strict=False), longest))
+
+
 def arguments(name, geometry, dtype, device, **options) -> list:
     """The operation's arguments: activations, as slices of a NaN-filled buffer, and weights in dtype."""
     return [_placed(a, dtype, device) for a in make(name, geometry, **options).args]
+
+
+def label(value) -> str:
+    return value if isinstance(value, str) else "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
 
 
 def _in_buffer(x: Tensor) -> bool:

@@ -7,18 +7,17 @@ import torch
 
 from ..native.cases import Geometry
 from ..oracle import error
-from .compare import FORMATS, arguments, check_error
+from .compare import FORMATS, arguments, check_error, label, sweep
 from .conftest import DEVICE
 
 SEEDS = 3  # among few values one may be rounded well or badly by chance: the median counts
 GEOMETRIES = [Geometry(2, 5, 7, 24, 1, 1), Geometry(1, 1, 1, 3, 1, 1), Geometry(3, 19, 9, 67, 1, 1)]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g)))
+@pytest.mark.parametrize(("geometry", "form"), sweep(GEOMETRIES, ["float32", "bfloat16", "float16"]), ids=label)
 @pytest.mark.parametrize("name", ["channel_stats", "bn_bwd_apply"])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
-def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, kind):
-    form = FORMATS[kind]
+def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
+    form = FORMATS[form]
     cases = [arguments(name, geometry, form.dtype, DEVICE) for _ in range(SEEDS)]
     check_error(triton, eager, name, cases[0], form, *cases[1:])
 

@@ -7,7 +7,7 @@ from densenet_fast.backends.triton.launch import Device, recorded
 
 from ..native.cases import Geometry
 from ..oracle import error
-from .compare import FORMATS, arguments, call, check_error
+from .compare import FORMATS, arguments, call, check_error, label, sweep
 from .conftest import DEVICE
 
 # Growths 4 to 48 with widths 4g and others, one pixel, one column, more tiles and channels than one program has.
@@ -26,9 +26,8 @@ NAMES = ["bn_relu_conv1x1_fwd", "bn_relu_conv1x1_bwd"]
 APART, TOGETHER = Device(80, 4), Device(90, 4)  # backward in two kernels, or in one
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g)))
+@pytest.mark.parametrize(("geometry", "form"), sweep(GEOMETRIES), ids=label)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", FORMATS)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
     seeds = SEEDS if geometry.n * geometry.h * geometry.w * geometry.c < 5000 else 1
     cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(seeds)]

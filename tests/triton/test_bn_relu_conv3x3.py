@@ -7,7 +7,7 @@ from densenet_fast.backends import triton as implementation
 from densenet_fast.backends.triton.launch import Device, recorded
 
 from ..native.cases import Geometry, error
-from .compare import FORMATS, arguments, call, check_error
+from .compare import FORMATS, arguments, call, check_error, label, sweep
 from .conftest import DEVICE
 
 SMALL, WIDE, MANY = Geometry(2, 5, 7, 1, 16, 4), Geometry(1, 9, 6, 1, 128, 32), Geometry(2, 28, 28, 1, 16, 8)
@@ -39,15 +39,10 @@ OTHERS = [
     (name, {}, geometry, "bfloat16", Device(80, 5)) for name, _ in (FORWARD, BACKWARD) for geometry in GEOMETRIES[6:8]
 ]
 CASES = [
-    *((*variant, geometry, "float32", None) for variant in (FORWARD, BACKWARD) for geometry in GEOMETRIES),
-    *((*variant, SMALL, form, None) for variant in VARIANTS for form in FORMATS),
-    *((*variant, WIDE, form, None) for variant in (FORWARD, BACKWARD) for form in FORMATS if form != "float32"),
+    *((*variant, geometry, form, None) for variant in (FORWARD, BACKWARD) for geometry, form in sweep(GEOMETRIES)),
+    *((*variant, SMALL, form, None) for variant in VARIANTS[1:2] + VARIANTS[3:] for form in ("float32", "bfloat16")),
     *OTHERS,
 ]
-
-
-def label(value):
-    return value if isinstance(value, str) else "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
 
 
 @pytest.mark.parametrize(("name", "options", "geometry", "form", "device"), CASES, ids=label)

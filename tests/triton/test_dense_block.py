@@ -12,6 +12,7 @@ from densenet_fast.backends.triton.launch import recorded
 from densenet_fast.functional import dense_stage
 
 from ..native.test_dense_block import TOTAL, C, G, K, arguments, image
+from ..opcheck import opcheck
 from ..oracle import as_under_autocast, leaves_to, make_stage, parameters, require_grad, rms_error, stage
 from . import plans
 from .compare import FORMATS
@@ -48,8 +49,8 @@ def backward_arguments(x, mean, var, _, channels, tensors, *rest):
 @pytest.mark.parametrize("keep_z", [True, False])
 def test_opcheck(triton, running, keep_z):
     forward = forward_arguments(running, 0.3, keep_z)
-    torch.library.opcheck(triton.dense_block_fwd, tuple(forward))
-    torch.library.opcheck(triton.dense_block_bwd, tuple(backward_arguments(*forward)))
+    opcheck(triton.dense_block_fwd, tuple(forward))
+    opcheck(triton.dense_block_bwd, tuple(backward_arguments(*forward)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from densenet_fast.backends.triton.launch import Device, recorded
 
 from ..native.cases import Geometry
-from .compare import FORMATS, arguments, call, check_error
+from .compare import FORMATS, arguments, call, check_error, label, sweep
 from .conftest import DEVICE
 
 GEOMETRIES = [
@@ -15,13 +15,10 @@ GEOMETRIES = [
     Geometry(1, 1, 1, 9, 1, 1),
     Geometry(12, 7, 7, 130, 1, 1),
 ]
-CASES = [*((g, "float32") for g in GEOMETRIES), *((GEOMETRIES[0], form) for form in FORMATS if form != "float32")]
 NAMES = ["head_fwd", "head_bwd"]
 
 
-@pytest.mark.parametrize(
-    ("geometry", "form"), CASES, ids=lambda v: v if isinstance(v, str) else "x".join(map(str, v[:4]))
-)
+@pytest.mark.parametrize(("geometry", "form"), sweep(GEOMETRIES), ids=label)
 @pytest.mark.parametrize("name", NAMES)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
     cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(3)]

@@ -10,6 +10,7 @@ from densenet_fast.functional import dense_stage
 
 from ..native.cases import Geometry, error
 from ..native.test_bad_input import bad_versions
+from ..opcheck import opcheck
 from .compare import FORMATS, arguments, call, check_error, copied
 from .conftest import DEVICE
 
@@ -30,7 +31,7 @@ def test_inference_of_a_bottleneck_is_as_exact_as_eager_s(triton, eager, form):
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(triton, name):
     args = arguments(name, SMALL, torch.float32, DEVICE, drop_rate=0.3)
-    torch.library.opcheck(getattr(triton, name), tuple(copied(a) for a in args))
+    opcheck(getattr(triton, name), tuple(copied(a) for a in args))
 
 
 @pytest.mark.parametrize("name", IMAGES)

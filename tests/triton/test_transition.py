@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ..native.cases import Geometry
-from .compare import FORMATS, arguments, call, check_error
+from .compare import FORMATS, arguments, call, check_error, label, sweep
 from .conftest import DEVICE
 
 SEEDS = 3  # among few values one may be rounded well or badly by chance: the median counts
@@ -18,9 +18,8 @@ GEOMETRIES = [
 NAMES = ["transition_fwd", "transition_bwd"]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g)))
+@pytest.mark.parametrize(("geometry", "form"), sweep(GEOMETRIES), ids=label)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", FORMATS)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
     seeds = SEEDS if geometry.n * geometry.h * geometry.w * geometry.c < 5000 else 1
     cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(seeds)]

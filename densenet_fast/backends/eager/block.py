@@ -14,35 +14,40 @@ def block_fwd(
 ) -> None:
     for layer in _layers(block, x)[begin:end]:
         features, norm1 = x[:, : layer.begin], layer.norm1.on(stats[:, : layer.begin])
-        kept = None if z is None or layer.weight2 is None else _image(z, layer, x)
+        norm2 = layer.norm2.on(stats[:, layer.of_z])
         if layer.weight2 is None:
-            if not halves & Half.SECOND:
-                continue
-            activated, weight = bn_relu(features, norm1), layer.weight1
-        elif kept is None and not layer.norm2.uses_batch:
-            activated, weight = _folded(features, norm1, layer), layer.weight2
+            if halves & Half.SECOND:
+                _new_channels(bn_relu(features, norm1), layer.weight1, layer, x, stats, tracked)
+        elif z is None and not layer.norm2.uses_batch:
+            _new_channels(_folded(features, norm1, layer.weight1, norm2), layer.weight2, layer, x, stats, tracked)
         else:
             if halves & Half.FIRST:
                 bottleneck = conv(bn_relu(features, norm1), layer.weight1)
                 if layer.norm2.uses_batch:
                     channel_stats(bottleneck, stats[:, layer.of_z])
-                kept = bottleneck if kept is None else kept.copy_(bottleneck)
-            if not halves & Half.SECOND:
-                continue
-            activated, weight = bn_relu(kept, layer.norm2.on(stats[:, layer.of_z])), layer.weight2
-        new = conv(activated, weight)
-        if layer.seed is not None:
-            rows(new).mul_(dropout_mask(rows(new), layer.drop_rate, layer.seed))
-        x[:, layer.begin : layer.end].copy_(new)
-        if tracked:
-            channel_stats(new, stats[:, layer.begin : layer.end])
+                if z is not None:
+                    bottleneck = _image(z, layer, x).copy_(bottleneck)
+            elif z is not None:
+                bottleneck = _image(z, layer, x)
+            if halves & Half.SECOND:
+                _new_channels(bn_relu(bottleneck, norm2), layer.weight2, layer, x, stats, tracked)
 
 
-def _folded(features: Tensor, norm1: Norm, layer: Layer) -> Tensor:
+def _folded(features: Tensor, norm1: Norm, weight: Tensor, norm2: Norm) -> Tensor:
     """relu(bn2(z)) with norm2, on running statistics, multiplied into the weight of the convolution that makes z."""
-    scale, shift = bn_affine(layer.norm2)
-    weight = (layer.weight1 * scale.view(-1, 1, 1, 1)).to(features.dtype)
-    return conv(bn_relu(features, norm1), weight, shift.to(features.dtype)).relu_()
+    scale, shift = bn_affine(norm2)
+    folded = (weight * scale.view(-1, 1, 1, 1)).to(features.dtype)
+    return conv(bn_relu(features, norm1), folded, shift.to(features.dtype)).relu_()
+
+
+def _new_channels(activated: Tensor, weight: Tensor, layer: Layer, x: Tensor, stats: Tensor, tracked: bool) -> None:
+    """What a layer adds to the buffer x, and its statistics if `tracked`."""
+    new = conv(activated, weight)
+    if layer.seed is not None:
+        rows(new).mul_(dropout_mask(rows(new), layer.drop_rate, layer.seed))
+    x[:, layer.begin : layer.end].copy_(new)
+    if tracked:
+        channel_stats(new, stats[:, layer.begin : layer.end])
 
 
 def block_bwd(
@@ -76,6 +81,7 @@ def block_bwd(
             u = found if u is None else u.copy_(found)
             del d, found
         if halves & Half.FIRST:
+            assert u is not None
             d = _at_bottleneck(u, bottleneck, norm2, of_z)
             u = None
             _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1)

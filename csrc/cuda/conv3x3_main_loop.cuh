@@ -1,0 +1,218 @@
+// The main loop of the 3x3 forward and, with the weight flipped, of the input gradient.
+//
+// The convolution streams its input through shared memory in chunks of 32 bytes of a pixel (one k step of the
+// products): a halo tile, staged once for all nine taps, beside the chunk's weights. Half an A operand is 8
+// neighbouring pixels of an image row, so a tap is an offset. A warp owns two runs of kRunRows image rows by 8 columns;
+// ldmatrix for rows (p, p) of both serves the three vertical taps. docs/internals/cuda.md.
+#pragma once
+
+#include "conv3x3_tiling.cuh"
+
+#include <type_traits>
+
+namespace densenet_fast::cuda::conv3x3 {
+
+// relu(bn(x)) of a piece of a pixel, in place.
+template <class input_t>
+struct BnReluPiece {
+  float2 affine[kVector<input_t>];  // (scale, shift)
+
+  // From a table of all channels, on a 16-byte boundary.
+  __device__ __forceinline__ explicit BnReluPiece(const float2* table) {
+#pragma unroll
+    for (int e = 0; e < kVector<input_t>; e += 2) {
+      const float4 two = *reinterpret_cast<const float4*>(table + e);
+      affine[e] = make_float2(two.x, two.y), affine[e + 1] = make_float2(two.z, two.w);
+    }
+  }
+
+  __device__ __forceinline__ void apply(unsigned char* piece) const {
+    constexpr int kPairs = kVector<input_t> / 2;
+    struct alignas(16) {
+      Pair<input_t> pair[kPairs];
+    } values = *reinterpret_cast<decltype(values)*>(piece);
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const float2 x = values.pair[i].unpack(), first = affine[2 * i], second = affine[2 * i + 1];
+      values.pair[i] = Pair<input_t>::pack_relu(fmaf(x.x, first.x, first.y), fmaf(x.y, second.x, second.y));
+    }
+    *reinterpret_cast<decltype(values)*>(piece) = values;
+  }
+};
+
+// What the main loop reads. A block has kWarps warps, `warps_n` of them along the output channels.
+struct MainLoopParams {
+  Tiling tiling;
+  ConstMatrix x;           // [N * H * W, C] input_t
+  int C, chunks, granule;  // of x
+  const float2* affine;    // [chunks * kKStep] or, without BN-ReLU, null
+  const void* weight;      // packed
+  int warps_n;
+};
+
+// The most 8-column tiles per warp whose accumulators and fragments fit in registers.
+template <class math_t>
+constexpr int kMaxTilesN = std::is_same_v<math_t, Tf32x3Math> ? 3 : 4;
+
+template <class math_t_, int kTilesN_, bool kBnRelu_>
+struct Conv3x3Traits {
+  using math_t = math_t_;
+  using input_t = typename math_t::input_t;
+  static constexpr int kTilesN = kTilesN_;  // 8-column tiles of a warp
+  static constexpr bool kBnRelu = kBnRelu_;
+  static constexpr int kStages = kTilesN == 2 ? 3 : 2;  // few columns mean little work to hide a copy behind
+  static constexpr int kColumns = 8 * kTilesN;          // of a warp: a slab
+  static constexpr int kGroupTiles = kTilesN == 4 ? 2 : kTilesN, kGroups = kTilesN / kGroupTiles;
+  static constexpr int kLaneColumns = 2 * kGroupTiles;  // neighbouring channels of one thread in a group
+  static constexpr int kSlabPieces = kTaps * kChunkPieces * kColumns;
+  static constexpr int kBlocks = sizeof(input_t) == 2 ? 2 : 1;  // per multiprocessor, at least: limits registers
+  static constexpr int kUnrolledTaps = std::is_same_v<math_t, Tf32x3Math> ? 1 : 3;  // 3 would spill its fragments
+
+  // A thread's first column of a group.
+  __device__ __forceinline__ static int column(int group) {
+    return group * 8 * kGroupTiles + threadIdx.x % 4 * kLaneColumns;
+  }
+  // Its accumulator of column e of a group, in row k % kRunRows of run k / kRunRows.
+  __device__ __forceinline__ static float& at(float (&acc)[kRunRows][kTilesN][4], int group, int e, int k) {
+    return acc[k % kRunRows][group * kGroupTiles + e / 2][k / kRunRows * 2 + e % 2];
+  }
+
+  static constexpr int stage_bytes(const Tiling& t, int warps_n) {
+    return (kChunkPieces * t.halo_pitch + warps_n * kSlabPieces) * 16;
+  }
+  static constexpr int shared_bytes(const Tiling& t, int warps_n) {
+    return kStages * stage_bytes(t, warps_n) + t.halo_pixels * static_cast<int>(sizeof(int));
+  }
+};
+
+// A warp's part of a tile: two runs by 8 columns, and one slab of output channels.
+struct WarpTile {
+  int run[2], column[2];  // acc[i][j][2 * h + e] is row i of run[h], pixel column[h] + lane / 4; run -1: none
+  int slab;               // which kColumns output channels
+
+  __device__ __forceinline__ WarpTile(const Tiling& t, int warps_n) {
+    const int groups = t.columns / 8, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int index = warp / warps_n * 2 + h;
+      run[h] = index < t.runs * groups ? index / groups : -1;
+      column[h] = index % groups * 8;
+    }
+    slab = blockIdx.y * warps_n + warp % warps_n;
+  }
+
+  // This thread's pixel of the batch in row k % kRunRows of run k / kRunRows, or -1.
+  __device__ __forceinline__ int64_t pixel(const Tile& tile, int k) const {
+    const Tiling& t = tile.tiling;
+    const int h = k / kRunRows;
+    if (run[h] < 0) return -1;
+    const int image = tile.image(run[h]), row = tile.row(run[h]) + k % kRunRows;
+    const int at = tile.first_column + column[h] + threadIdx.x % 32 / 4;
+    const bool inside = image < t.N && row < t.H && at < t.W;
+    return inside ? (static_cast<int64_t>(image) * t.H + row) * t.W + at : -1;
+  }
+};
+
+// acc += the convolution of the tile. Afterwards the shared memory may be overwritten.
+template <class Traits>
+__device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Tile& tile, const WarpTile& warp_tile,
+                                              unsigned char* shared, float (&acc)[kRunRows][Traits::kTilesN][4]) {
+  using math_t = typename Traits::math_t;
+  using input_t = typename Traits::input_t;
+  constexpr int kStages = Traits::kStages, kTilesN = Traits::kTilesN;
+  const Tiling& t = p.tiling;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int plane = t.halo_pitch * 16, stage_bytes = Traits::stage_bytes(t, p.warps_n);
+
+  // In every chunk a thread copies the same piece of the same pixels, and turns it into activations.
+  const int piece = threadIdx.x % kChunkPieces, first_pixel = threadIdx.x / kChunkPieces;
+  constexpr int kPixelStep = kThreads / kChunkPieces;
+  int* const pixel_index = reinterpret_cast<int*>(shared + kStages * stage_bytes);  // [halo_pixels]
+  for (int i = threadIdx.x; i < t.halo_pixels; i += kThreads) pixel_index[i] = tile.pixel_index(i);
+  __syncthreads();
+
+  const input_t* const x = static_cast<const input_t*>(p.x.data) + tile.origin() * p.x.stride;
+  const auto copy = [&](int chunk) {
+    unsigned char* const stage = shared + chunk % kStages * stage_bytes;
+    const int c = (chunk * kChunkPieces + piece) * kVector<input_t>;
+#pragma unroll 2
+    for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep) {
+      const bool inside = pixel_index[i] >= 0 && c < p.C;
+      copy_piece(stage + piece * plane + i * 16, inside ? x + pixel_index[i] * p.x.stride + c : x, inside ? p.C - c : 0,
+                 p.granule);
+    }
+    const int weights = p.warps_n * Traits::kSlabPieces * 16;
+    const unsigned char* const weight =
+        static_cast<const unsigned char*>(p.weight) + static_cast<int64_t>(blockIdx.y * p.chunks + chunk) * weights;
+    for (int i = threadIdx.x * 16; i < weights; i += kThreads * 16)
+      cp_async_16(stage + kChunkPieces * plane + i, weight + i, 16);
+  };
+  const auto activate = [&](int chunk, const BnReluPiece<input_t>& bn_relu) {
+    unsigned char* const stage = shared + chunk % kStages * stage_bytes;
+#pragma unroll 2
+    for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep)
+      if (pixel_index[i] >= 0) bn_relu.apply(stage + piece * plane + i * 16);  // the padding stays zero
+  };
+
+#pragma unroll
+  for (int chunk = 0; chunk < kStages - 1; chunk++) {
+    if (chunk < p.chunks) copy(chunk);
+    cp_async_commit();
+  }
+  // ldmatrix delivers (run 0, first half step), (run 1, first), (run 0, second), (run 1, second).
+  const int h = lane >> 3 & 1, run = max(h ? warp_tile.run[1] : warp_tile.run[0], 0);
+  const int a_lane =
+      (lane >> 4) * plane +
+      (tile.halo_row(run) * t.halo_columns + (h ? warp_tile.column[1] : warp_tile.column[0]) + lane % 8) * 16;
+  const int b_lane = kChunkPieces * plane +
+                     (warp % p.warps_n * Traits::kSlabPieces + h * Traits::kColumns + lane % 8 + (lane >> 4) * 8) * 16;
+  for (int chunk = 0; chunk < p.chunks; chunk++) {
+    if constexpr (Traits::kBnRelu) {
+      const BnReluPiece<input_t> bn_relu(p.affine + (chunk * kChunkPieces + piece) * kVector<input_t>);
+      cp_async_wait<kStages - 2>();
+      activate(chunk, bn_relu);
+    } else {
+      cp_async_wait<kStages - 2>();
+    }
+    __syncthreads();  // the chunk is complete, and all warps have read the stage that is filled next
+    if (chunk + kStages - 1 < p.chunks) copy(chunk + kStages - 1);
+    cp_async_commit();
+    if (warp_tile.run[0] < 0) continue;
+    const unsigned char* const stage = shared + chunk % kStages * stage_bytes;
+#pragma unroll Traits::kUnrolledTaps
+    for (int kx = 0; kx < 3; kx++) {
+      Fragment<math_t, 4> a[kRunRows + 2];
+#pragma unroll
+      for (int i = 0; i < kRunRows + 2; i++) {
+        uint32_t raw[4];
+        ldmatrix_x4(raw, stage + a_lane + (i * t.halo_columns + kx) * 16);
+        a[i] = Fragment<math_t, 4>(raw);
+      }
+#pragma unroll
+      for (int ky = 0; ky < 3; ky++) {
+        const auto multiply_rows = [&](const uint32_t (&raw_b)[2], int j) {
+          const Fragment<math_t, 2> b(raw_b);
+#pragma unroll
+          for (int i = 0; i < kRunRows; i++) mma(acc[i][j], a[i + ky], b);
+        };
+        const unsigned char* const b_tap = stage + b_lane + (ky * 3 + kx) * kChunkPieces * Traits::kColumns * 16;
+#pragma unroll
+        for (int j = 0; j < kTilesN; j += 2) {
+          if (j + 1 < kTilesN) {
+            uint32_t b[4];
+            ldmatrix_x4(b, b_tap + j * 8 * 16);
+            multiply_rows({b[0], b[1]}, j), multiply_rows({b[2], b[3]}, j + 1);
+          } else {
+            uint32_t b[2];
+            ldmatrix_x2(b, b_tap + (j - (lane >> 4)) * 8 * 16);
+            multiply_rows(b, j);
+          }
+        }
+      }
+    }
+  }
+  cp_async_wait<0>();
+  __syncthreads();
+}
+
+}  // namespace densenet_fast::cuda::conv3x3

@@ -1,0 +1,128 @@
+"""Faults in the C++ kernels for the CPU; each takes a build."""
+
+from . import Fault, contract
+
+MODES, DROPOUT = contract("native", "test_modes.py"), contract("native", "test_dropout.py")
+OPERATIONS = "tests/native/test_operations.py"
+
+
+def of(name: str, words: str = "") -> tuple[str, ...]:
+    return (OPERATIONS, "-k", f"{name} and ({words})" if words else name)
+
+
+FAULTS = [
+    Fault(
+        "merged variances lack that of the parts' means",
+        "csrc/cpu/work.h",
+        "m2[c] += part_m2[c] + d * d * weight;",
+        "m2[c] += part_m2[c];",
+        of("bn_relu_conv1x1_fwd"),
+    ),
+    Fault(
+        "the last rows left out of the variance",
+        "csrc/cpu/work.h",
+        "        const vec d = load(q, p) - m;\n        s0 += d * d;\n",
+        "",
+        of("channel_stats"),
+    ),
+    Fault("frozen norms corrected", "csrc/cpu/work.h", "      if (!out.a) continue;\n", "", MODES),
+    Fault(
+        "a correction by b with rstd once",
+        "csrc/cpu/work.h",
+        "out.b[c] + share * rstd * dgamma",
+        "out.b[c] + share * dgamma",
+        MODES,
+    ),
+    Fault("a correction that overwrites a", "csrc/cpu/work.h", "out.a[c] + share * v", "share * v", MODES),
+    Fault(
+        "partial results not all added",
+        "csrc/cpu/work.h",
+        "part < parts; part++) sum += load(partial += size);",
+        "part + 1 < parts; part++) sum += load(partial += size);",
+        of("bn_relu_conv1x1_bwd"),
+    ),
+    Fault(
+        "the second norm's correction left out",
+        "csrc/cpu/bn_relu_conv1x1.cpp",
+        "scaled - load(correction.a + k) - load(correction.b + k) * centred",
+        "scaled - load(correction.a + k)",
+        MODES,
+    ),
+    Fault(
+        "dx overwritten instead of added to",
+        "csrc/cpu/bn_relu_conv1x1.cpp",
+        "store(g, load(g, part) + s * v, part);",
+        "store(g, s * v, part);",
+        MODES,
+    ),
+    Fault(
+        "a neighbour of the slice written",
+        "csrc/cpu/bn_relu_conv1x1.cpp",
+        "if (n >= kWidth) finish<MR>(row, j, tile, Full{});",
+        "if (n > 0) finish<MR>(row, j, tile, Full{});",
+        of("bn_relu_conv1x1_bwd"),
+    ),
+    Fault(
+        "dropout of the wrong elements",
+        "csrc/cpu/bn_relu_conv3x3_fwd.cpp",
+        "dropout_mask(op.dropout, at * op.G + c)",
+        "dropout_mask(op.dropout, at * op.y.stride + c)",
+        DROPOUT,
+    ),
+    Fault(
+        "no dropout in backward",
+        "csrc/cpu/bn_relu_conv3x3_bwd.cpp",
+        "          if (op.dropout.threshold) d *= dropout_mask(op.dropout, pixel * op.G + c);\n",
+        "",
+        DROPOUT,
+    ),
+    Fault(
+        "an odd image's last row written past its end",
+        "csrc/cpu/bn_relu_conv3x3_fwd.cpp",
+        "if ((i && !lower) || (k && !right)) continue;",
+        "if (k && !right) continue;",
+        of("bn_relu_conv3x3_fwd"),
+    ),
+    Fault(
+        "an output that is not finite left as Winograd made it",
+        "csrc/cpu/bn_relu_conv3x3_fwd.cpp",
+        "finite &= zero[i] == 0;",
+        "finite &= true;",
+        ("tests/native/test_non_finite.py",),
+    ),
+    Fault(
+        "the taps of dweight not turned round",
+        "csrc/cpu/bn_relu_conv3x3_bwd.cpp",
+        "taps[8 - first - t]",
+        "taps[first + t]",
+        of("bn_relu_conv3x3_bwd"),
+    ),
+    Fault(
+        "the stem's last maximum takes the gradient",
+        "csrc/cpu/stem.cpp",
+        "(p > value) | (p != p)",
+        "(p >= value) | (p != p)",
+        ("tests/native/test_operations.py", "tests/native/test_stages.py", "-k", "stem"),
+    ),
+    Fault(
+        "the stem's window one column short",
+        "csrc/cpu/stem.cpp",
+        "w <= (x + 1) / 2 && w < w_out",
+        "w < (x + 1) / 2 && w < w_out",
+        of("stem_bwd"),
+    ),
+    Fault(
+        "a quad one row off",
+        "csrc/cpu/transition.cpp",
+        "at[2] = at[0] + shape.W;",
+        "at[2] = at[0] + shape.W + 1;",
+        of("transition"),
+    ),
+    Fault(
+        "the head's average of one pixel less",
+        "csrc/cpu/head.cpp",
+        "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels)), part);",
+        "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels - 1)), part);",
+        of("head_fwd"),
+    ),
+]
