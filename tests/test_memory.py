@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torchvision.models as stock
-from densenet_fast.buffer import row_stride
 
 import densenet_fast
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
 from densenet_fast.modules import DenseBlock, Transition
+from densenet_fast.stage.buffer import row_stride
 
 FLOAT = 4
 

@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 import torchvision.models as stock
-from densenet_fast.buffer import Buffer
 
 import densenet_fast
 from densenet_fast import DenseNet
+from densenet_fast.stage import buffer
 from densenet_fast.torchvision import DenseNet as FastTorchvision
 
 from .oracle import away_from_start, error
@@ -319,13 +319,13 @@ def test_a_block_extends_the_output_before_it(monkeypatch, hooked, copies):
     model = DenseNet(4, (2, 2, 2), small_inputs=False)
     if hooked is not None:
         getattr(model.features, hooked).register_forward_hook(lambda *_: None)
-    copied, start = [], Buffer.start
+    copied, started = [], buffer.started
 
-    def spy(ops, x0, *arguments):
-        buffer = start(ops, x0, *arguments)
-        copied.append(buffer.x.data_ptr() != x0.data_ptr())
-        return buffer
+    def spy(x0, *arguments):
+        x = started(x0, *arguments)
+        copied.append(x.data_ptr() != x0.data_ptr())
+        return x
 
-    monkeypatch.setattr(Buffer, "start", spy)
+    monkeypatch.setattr(buffer, "started", spy)
     model(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
     assert sum(copied) == copies

@@ -52,10 +52,10 @@ def relu_bwd_(grad: Tensor, activated: Tensor) -> Tensor:
 
 
 def pieces(x: Tensor) -> list[slice]:
-    """The batch in at most four parts of at least 4 MB, for elementwise passes that need whole-tensor transients."""
+    """The batch in at most four parts of at least 2 MB, for elementwise passes that need whole-tensor transients."""
     n = x.shape[0]
     image_bytes = x[0].numel() * x.element_size()
-    size = max(-(-n // 4), -(-(4 << 20) // image_bytes))
+    size = max(-(-n // 4), -(-(2 << 20) // image_bytes))
     return [slice(i, i + size) for i in range(0, n, size)]
 
 

@@ -21,7 +21,10 @@ def channel_stats(x: Tensor, stats: Tensor) -> None:
 
 
 def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, dx: Tensor) -> None:
-    rows(dx).copy_(corrected_(rows(v).to(mean.dtype, copy=True), x, mean, correction))
+    if dx.dtype == mean.dtype:
+        corrected_(rows(dx).copy_(rows(v)), x, mean, correction)
+    else:
+        rows(dx).copy_(corrected_(rows(v).to(mean.dtype), x, mean, correction))
 
 
 def corrected_(dx: Tensor, x: Tensor, mean: Tensor, correction: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ def block_bwd(
             assert u is not None
             d = _at_bottleneck(u, bottleneck, norm2, of_z)
             u = None
+            del bottleneck
             _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1)
 
 
