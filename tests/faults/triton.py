@@ -3,7 +3,8 @@
 from . import Fault, contract
 
 FOLDER = "densenet_fast/backends/triton"
-MODES, DROPOUT = contract("triton", "test_modes.py"), contract("triton", "test_dropout.py")
+MODES = contract("triton and freeze_every_second", "test_modes.py")
+DROPOUT = contract("triton and stock_layers", "test_dropout.py")
 
 
 def kernel(name: str, words: str = "") -> tuple[str, ...]:
