@@ -136,7 +136,7 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv3x3_fwd.py",
         "mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]\n        z = ",
         "mask = (exists & (w + j <= W))[:, None] & (g < G)[None, :]\n        z = ",
-        kernel("bn_relu_conv3x3", "integers"),
+        kernel("ptx", "conv3x3_fwd and 37"),
     ),
     Fault(
         "no dropout in backward",
