@@ -171,7 +171,7 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
         "mask=rows[:, None] & (g < D)[None, :])",
         "mask=rows[:, None] & (g < G)[None, :])",
-        kernel("bn_relu_conv3x3", "integers and bwd"),
+        kernel("bn_relu_conv3x3", "twice and bwd and 1x13x1"),
     ),
     Fault(
         "dx of a layer without bottleneck overwritten",
