@@ -46,6 +46,14 @@ SURGERY = {
         lambda layer: replace(layer, "conv2", nn.Conv2d(16, 4, 3, padding=2, dilation=2)),
         "denselayer1.conv2 is not",
     ),
+    "groups": (
+        lambda layer: replace(layer, "conv2", nn.Conv2d(16, 4, 3, padding=1, groups=2, bias=False)),
+        "denselayer1.conv2 is not",
+    ),
+    "padding mode": (
+        lambda layer: replace(layer, "conv2", nn.Conv2d(16, 4, 3, padding=1, padding_mode="reflect", bias=False)),
+        "denselayer1.conv2 is not",
+    ),
     "bias": (lambda layer: replace(layer, "conv1", nn.Conv2d(6, 16, 1)), "denselayer1.conv1 is not a plain 1x1"),
     "own convolution": (
         lambda layer: replace(layer, "conv1", Scaled(6, 16, 1, bias=False)),
@@ -89,11 +97,21 @@ def test_changed_layers_run_plain_and_say_so_once(case):
         assert error(g, e) < 1e-10, name
 
 
-def test_a_changed_transition_runs_plain():
+@pytest.mark.parametrize(
+    ("name", "other", "reason"),
+    [
+        ("pool", lambda: nn.MaxPool2d(2), "pool is MaxPool2d"),
+        ("pool", lambda: nn.AvgPool2d(3, 2), "pool has kernel_size=3"),
+        ("conv", lambda: nn.Conv2d(14, 7, 1, stride=2, bias=False), "conv is not a plain 1x1 convolution"),
+        ("conv", lambda: nn.Conv2d(14, 7, 1, padding=1, bias=False), "conv is not a plain 1x1 convolution"),
+    ],
+    ids=["maximum", "larger average", "stride", "padding"],
+)
+def test_a_changed_transition_runs_plain(name, other, reason):
     model = net()
-    model.features.transition1.pool = nn.MaxPool2d(2)
+    replace(model.features.transition1, name, other())
     expected = copy.deepcopy(model).set_backend("plain")(x := image())
-    with pytest.warns(UserWarning, match=r"Transition runs its plain layers .*: pool is MaxPool2d"):
+    with pytest.warns(UserWarning, match=rf"Transition runs its plain layers .*: {reason}"):
         assert error(model(x), expected) < 1e-10
 
 

@@ -47,7 +47,9 @@ class Wrong(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("subject", [net("bc-10-4", 8), short_block(9, 3, 5, 7), *blocks("bc-10-4", 8)[:1]], ids=str)
+@pytest.mark.parametrize(
+    "subject", [net("bc-10-4", 8), short_block(9, 3, 5, 7), *blocks("bc-10-4", 8)[:1]], ids=lambda s: s.name
+)
 def test_what_is_right_is_timed(subject, training):
     outcomes = compare(work(subject, training), named("torchvision*,eager*"), ONCE).outcomes
     for name in (BASELINE, "torchvision-nchw", "eager"):

@@ -150,6 +150,13 @@ def untracked(model):
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
 
 
+def no_longer_tracked(model):
+    """The buffers stay as they are, and are what eval takes."""
+    for norm in norms(model):
+        norm.running_mean.normal_()
+        norm.track_running_stats = False
+
+
 def without_affine(model):
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -179,6 +186,7 @@ MODES = (
     cumulative,
     mixed_momenta,
     untracked,
+    no_longer_tracked,
     without_affine,
     own_eps,
     frozen_weights,

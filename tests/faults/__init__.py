@@ -25,6 +25,6 @@ class Fault(NamedTuple):
     tests: tuple[str, ...]
 
 
-def contract(backend: str, *where: str) -> tuple[str, ...]:
-    """Tests of the contract on a backend: all of them, or files or single tests."""
-    return (*(f"tests/contract/{name}" for name in where or ("",)), "-k", backend)
+def contract(words: str, *files: str) -> tuple[str, ...]:
+    """Tests of the contract in these files, `words` choosing a backend and more."""
+    return (*(f"tests/contract/{name}" for name in files), "-k", words)

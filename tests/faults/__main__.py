@@ -31,7 +31,6 @@ class Copy:
     def __init__(self, root: Path):
         self.root = root
         self.passes: dict[tuple[str, ...], bool] = {}  # tests, without a fault
-        self.is_built = False
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
         )
@@ -49,11 +48,9 @@ class Copy:
         found = self.found(fault)
         if found != 1:
             return f"TEXT FOUND {found} TIMES"
-        if part == "native" and not self.is_built:
-            if self.build() != PASSED:
-                return "BROKEN: the library cannot be built without it"
-            self.is_built = True
         if fault.tests not in self.passes:
+            if part == "native" and self.build() != PASSED:
+                return "BROKEN: the library cannot be built without it"
             self.passes[fault.tests] = self.run("pytest", "-x", "-q", *fault.tests) == PASSED
         if not self.passes[fault.tests]:
             return "BROKEN: its tests do not pass without it"

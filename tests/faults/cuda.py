@@ -5,7 +5,8 @@ from . import Fault, contract
 
 FOLDER = "csrc/cuda"
 OPERATIONS, CONV3X3 = "tests/cuda/test_operations.py", "tests/cuda/test_bn_relu_conv3x3.py"
-MODES, DROPOUT = contract("cuda", "test_modes.py"), contract("cuda", "test_dropout.py")
+MODES = contract("cuda and freeze_every_second", "test_modes.py")
+DROPOUT = contract("cuda and stock_layers", "test_dropout.py")
 FWD = (OPERATIONS, "-k", "conv1x1_fwd and (bf16 or order)")
 BWD = (OPERATIONS, "-k", "conv1x1_bwd and (bf16 or order)")
 STATS = (OPERATIONS, "-k", "channel_stats and (bf16 or order or groups)")

@@ -2,7 +2,8 @@
 
 from . import Fault, contract
 
-MODES, DROPOUT = contract("native", "test_modes.py"), contract("native", "test_dropout.py")
+MODES = contract("native and freeze_every_second", "test_modes.py")
+DROPOUT = contract("native and stock_layers", "test_dropout.py")
 OPERATIONS = "tests/native/test_operations.py"
 
 

@@ -3,7 +3,8 @@
 from . import Fault, contract
 
 FOLDER = "densenet_fast/backends/triton"
-MODES, DROPOUT = contract("triton", "test_modes.py"), contract("triton", "test_dropout.py")
+MODES = contract("triton and freeze_every_second", "test_modes.py")
+DROPOUT = contract("triton and stock_layers", "test_dropout.py")
 
 
 def kernel(name: str, words: str = "") -> tuple[str, ...]:
@@ -135,7 +136,7 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv3x3_fwd.py",
         "mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]\n        z = ",
         "mask = (exists & (w + j <= W))[:, None] & (g < G)[None, :]\n        z = ",
-        kernel("bn_relu_conv3x3", "integers"),
+        kernel("ptx", "conv3x3_fwd and 37"),
     ),
     Fault(
         "no dropout in backward",
@@ -170,7 +171,7 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
         "mask=rows[:, None] & (g < D)[None, :])",
         "mask=rows[:, None] & (g < G)[None, :])",
-        kernel("bn_relu_conv3x3", "integers and bwd"),
+        kernel("bn_relu_conv3x3", "twice and bwd and 1x13x1"),
     ),
     Fault(
         "dx of a layer without bottleneck overwritten",
