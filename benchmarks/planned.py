@@ -19,6 +19,7 @@ from densenet_fast import backends
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import launch, precompile
 from densenet_fast.backends.triton.launch import Device, Launch
+from densenet_fast.contract import DECLARATIONS
 
 from .subjects import net
 
@@ -31,7 +32,7 @@ def planned(
     device: what they are planned for, compute capability * 10 and multiprocessors: `Device(90, 132)` is an H200.
     """
     subject = net(model, image)
-    functions = SimpleNamespace(**{name: getattr(operations, name) for name in operations.__all__})
+    functions = SimpleNamespace(**{name: getattr(operations, name) for name in DECLARATIONS})
     # Operators have fakes that launch nothing; the functions behind them plan.
     with (
         patch.object(backends, "operations", lambda *_: functions),

@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from triton.runtime.errors import TritonError
 from triton.testing import do_bench
 
 from densenet_fast.backends import triton as operations
+from densenet_fast.backends.triton import plan as plans
 from densenet_fast.backends.triton import tiles
-from densenet_fast.backends.triton.launch import Device, Launch, device_of, launch, recorded
+from densenet_fast.backends.triton.launch import Device, Launch, device_of, recorded, whole
 from densenet_fast.backends.triton.precompile import Variant, compile_all
 from densenet_fast.backends.triton.tiles import Tile
+from tests.calls import Geometry, make
 
 from .machine import describe
 
@@ -52,9 +53,9 @@ class Row(NamedTuple):
 
     def candidates(self) -> list[Tile]:
         """The tile and its neighbours, which differ in one field: a size halved or doubled, other warps or stages."""
-        whole = self.operation == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
-        named = zip("mnk", self.tile[:3], strict=True)
-        sizes = {name: (size // 2, size * 2) for name, size in named if name != "n" or not whole}
+        all_of_them = self.operation == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
+        named = zip(("pixels", "outputs", "channels"), self.tile[:3], strict=True)
+        sizes = {name: (size // 2, size * 2) for name, size in named if name != "outputs" or not all_of_them}
         other = {"num_warps": (4, 8), "num_stages": (1, 2, 3, 4)}
         found = [self.tile._replace(**{field: v}) for field, values in {**sizes, **other}.items() for v in values]
         return [self.tile, *(t for t in found if t != self.tile and min(t[:3]) >= 16 and max(t[:3]) <= 256)]
@@ -64,10 +65,12 @@ class Row(NamedTuple):
         """`tile` for all layers of the row's key, whose kind of product is the one in force."""
         rows, precision = tiles.TABLE[self.key], torch.backends.cudnn.conv.fp32_precision
         tiles.TABLE[self.key] = ((tiles.ANY, tile),)
+        plans.forget()
         torch.backends.cudnn.conv.fp32_precision = "tf32" if self.kind == tiles.TF32 else "ieee"
         try:
             yield
         finally:
+            plans.forget()
             tiles.TABLE[self.key], torch.backends.cudnn.conv.fp32_precision = rows, precision
 
     def launched(self, run: Callable[[], Any], tile: Tile, device: Device | None = None) -> Launch | None:
@@ -99,45 +102,18 @@ def plan(row: Row, device: Device) -> dict[Tile, Launch]:
 
 def layer(operation: str, outputs: int, dtype: torch.dtype, device: str) -> Callable[[], Any]:
     """A call that contains the operation's kernel, for a layer with so many outputs."""
-
-    def image(channels: int, size: int = SIZE) -> Tensor:
-        x = torch.randn(BATCH, channels, size, size, dtype=dtype, device=device)
-        return x.contiguous(memory_format=torch.channels_last)
-
-    def norm(channels: int) -> tuple[Any, ...]:
-        zero, one = torch.zeros(channels, device=device), torch.ones(channels, device=device)
-        return zero, one, one, zero, 1e-5
-
-    def weight(out: int, channels: int, kernel: int) -> Tensor:
-        w = torch.randn(out, channels, kernel, kernel, dtype=dtype, device=device)
-        return w.contiguous(memory_format=torch.channels_last)
-
-    def into(x: Tensor) -> tuple[Any, ...]:
-        vector = torch.zeros(x.shape[1], device=device)
-        return True, x, vector, vector
-
     family, _, part = operation.rpartition("_")
-    zero = torch.zeros(outputs, device=device)
-    if family == "bn_relu_conv3x3":
-        growth = outputs // 4 if part == "dgrad" else outputs
-        width = 4 * growth
-        z, y, w = image(width), image(growth), weight(growth, width, 3)
-        of_y = torch.zeros(growth, device=device)
-        if part == "fwd":
-            return lambda: operations.bn_relu_conv3x3_fwd(z, *norm(width), w, 0.0, None, y, of_y, of_y.clone())
-        rest = True, None, torch.zeros(width, device=device), torch.zeros(width, device=device), True
-        return lambda: operations.bn_relu_conv3x3_bwd(y, y, of_y, of_y, of_y, z, *norm(width), w, 0.0, None, *rest)
-    x, w = image(CHANNELS), weight(outputs, CHANNELS, 1)
+    direction = "fwd" if part == "fwd" else "bwd"
     if family == "transition":
-        y = image(outputs, SIZE // 2)
-        if part == "fwd":
-            return lambda: operations.transition_fwd(x, *norm(CHANNELS), w, y, zero, zero.clone())
-        return lambda: operations.transition_bwd(y, x, *norm(CHANNELS), w, *into(image(CHANNELS)), True)
-    if part == "fwd":
-        return lambda: operations.bn_relu_conv1x1_fwd(x, *norm(CHANNELS), w, True)
-    z = image(outputs)
-    of_z = (*norm(outputs)[:3], 1e-5, zero, zero)
-    return lambda: operations.bn_relu_conv1x1_bwd(z, z, *of_z, x, *norm(CHANNELS), w, *into(image(CHANNELS)), True)
+        name, sizes = f"transition_{direction}", (CHANNELS, outputs, 1)
+    elif family == "bn_relu_conv3x3":
+        growth = outputs // 4 if part == "dgrad" else outputs
+        name, sizes = f"conv3x3_{direction}", (CHANNELS, 4 * growth, growth)
+    else:
+        name, sizes = f"conv1x1_{direction}", (CHANNELS, outputs, 32)
+    with torch.device(device):
+        call = make(name, Geometry(BATCH, SIZE, SIZE, *sizes), dtype, room=0)
+    return lambda: call.on(operations)
 
 
 def microseconds(entry: Launch, architecture: int) -> float | None:
@@ -149,7 +125,8 @@ def microseconds(entry: Launch, architecture: int) -> float | None:
         return None
     if compiled.n_spills:
         return None
-    return 1000 * do_bench(lambda: launch(entry.kernel, entry.grid, **entry.options, **entry.arguments))
+    start, arguments = compiled[whole(entry.grid)], [*entry.arguments.values()]
+    return 1000 * do_bench(lambda: start(*arguments))
 
 
 def tune(row: Row, compiling: list[Tile], device: Device) -> None:

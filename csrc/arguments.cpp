@@ -49,7 +49,7 @@ bool is_activation(bool half, ScalarType dtype) {
 }  // namespace
 
 Arguments::Arguments(const char* operation, Place place, const Tensor& x, const char* name)
-    : operation_(operation), name_(name), device_(x.device()), dtype_(x.scalar_type()) {
+    : operation_(operation), name_(name), device_(given(name, x).device()), dtype_(x.scalar_type()) {
   if (place.cuda ? !x.is_cuda() : !x.is_cpu())
     refuse(std::string("device of ") + name, name_of(x), name_of(place.cuda));
   if (!is_activation(place.half, dtype_))
@@ -63,7 +63,7 @@ void Arguments::refuse(const std::string& what, const std::string& got, const st
 }
 
 void Arguments::same_device(const char* name, const Tensor& t) const {
-  if (t.device() == device_) return;
+  if (given(name, t).device() == device_) return;
   const bool cuda = device_.is_cuda();
   refuse(std::string("device of ") + name, name_of(t),
          cuda ? "cuda:" + std::to_string(device_.index()) + ", where " + name_ + " is" : name_of(cuda));
@@ -215,6 +215,11 @@ Dropout Arguments::dropout(double drop_rate, const int64_t* seed) const {
   const auto threshold = static_cast<uint32_t>(std::nearbyint(drop_rate * (1 << 24)));
   const float kept = 1.f / static_cast<float>(drop_rate < 1 ? 1 - drop_rate : 1);
   return {seed, threshold, kept};
+}
+
+const Tensor& Arguments::given(const char* name, const Tensor& t) const {
+  if (!t.defined()) refuse(name, "None", "a tensor");
+  return t;
 }
 
 const Tensor& Arguments::given(const char* name, const MaybeTensor& t) const {

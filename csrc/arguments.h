@@ -99,6 +99,8 @@ class Arguments {
   const int64_t* seeds(const MaybeTensor& t, int64_t count);
   Dropout dropout(double drop_rate, const int64_t* seed) const;
 
+  // PyTorch passes None for a tensor that may not be None.
+  const Tensor& given(const char* name, const Tensor& t) const;
   const Tensor& given(const char* name, const MaybeTensor& t) const;
   void contiguous(const char* name, const Tensor& t) const;
   void same_device(const char* name, const Tensor& t) const;

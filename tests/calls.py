@@ -146,7 +146,8 @@ def make(
     if name in HALVES:
         operation, halves = HALVES[name]
         widths = (0,) if name.startswith("plain") else (k,)
-        shape = blocks.Shape(n, h, w, c, widths, (g,))
+        behind = -(c + g) % 8 if room % 8 == 0 else 0  # as a stage's buffer: rows start on 16 bytes
+        shape = blocks.Shape(n, h, w, c, widths, (g,), behind)
         frozen = (not batch, not batch)
         case = blocks.make(shape, dtype, exact=exact, affine=affine, frozen=frozen, drop_rate=drop_rate, room=room)
         direction = case.forward if operation == "block_fwd" else case.backward

@@ -10,7 +10,7 @@ from densenet_fast.contract.records import Role
 
 def test_schemas_say_what_is_written():
     assert DECLARATIONS["stem_bwd"].schema == (
-        "(Tensor dy, Tensor x, Tensor? mean, Tensor? var, Tensor? gamma, Tensor? beta, float eps, Tensor(a!) dx,"
+        "(Tensor dy, Tensor x, Tensor mean, Tensor var, Tensor? gamma, Tensor? beta, float eps, Tensor(a!) dx,"
         " Tensor(b!) dgamma, Tensor(c!) dbeta, Tensor(d!)? correction) -> ()"
     )
     assert "Tensor(c!)?[] gradients" in DECLARATIONS["block_bwd"].schema

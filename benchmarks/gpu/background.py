@@ -15,8 +15,8 @@ from unittest.mock import patch
 import torch
 
 from densenet_fast import backends
-from tests.cuda.cases import make
-from tests.native.cases import Geometry
+from densenet_fast.contract import DECLARATIONS
+from tests.calls import Geometry, make
 
 from . import blocks, smoke, speed
 from .children import Lost
@@ -82,7 +82,7 @@ def launches_of(settings: Settings, device: tuple[int, int]) -> list[Any]:
     nets = ((settings.model, settings.image, settings.large), *settings.checked)
     launches = [launch for net in nets for launch in planned(*net, torch.bfloat16, card)]
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # as the checks have it
-    meta, functions = torch.device("meta"), SimpleNamespace(**{name: getattr(triton, name) for name in triton.__all__})
+    meta, functions = torch.device("meta"), SimpleNamespace(**{name: getattr(triton, name) for name in DECLARATIONS})
     # Operators have fakes that launch nothing; the functions behind them plan.
     with recorded(card) as of_blocks, patch.object(backends, "operations", lambda *_: functions):
         for case in blocks.cases(settings._replace(device=torch.device("cuda")), "triton"):
@@ -91,6 +91,5 @@ def launches_of(settings: Settings, device: tuple[int, int]) -> list[Any]:
         for operation in reversed(smoke.NAMES[1:]):
             for case in smoke.cases(settings._replace(device=torch.device("cuda")), "triton", operation):
                 options = next((o for o in smoke.OPTIONS.get(operation, ()) if case.get("option") in o), {})
-                made = make(operation, Geometry(*case["shape"]), getattr(torch, case["dtype"]), **options)
-                getattr(triton, operation)(*made.args)
+                make(operation, Geometry(*case["shape"]), getattr(torch, case["dtype"]), **options).on(triton)
     return launches + of_blocks + checks

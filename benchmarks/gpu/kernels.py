@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from densenet_fast import backends
-from tests.cuda.cases import make
-from tests.native.cases import Geometry
+from tests.calls import Geometry, make
 
 from .. import operations
 from ..rounds import take_turns
@@ -29,7 +28,7 @@ ROUNDS = 5
 CHECKED = 3  # calls of an operation
 
 # What is profiled: the convolutions at a layer of each of the first three blocks of DenseNet-121.
-PROFILED = tuple(f"bn_relu_conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd"))
+PROFILED = tuple(f"conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd"))
 LAYERS = ((256, 56, 56, 160, 128, 32), (256, 28, 28, 320, 128, 32), (256, 14, 14, 640, 128, 32))
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy")
 
@@ -115,7 +114,7 @@ def profiled(backend: str) -> None:
                 torch.cuda.synchronize()
                 if watched:
                     torch.cuda.profiler.start()
-                getattr(table, name)(*made.args)
+                made.on(table)
                 torch.cuda.synchronize()
             torch.cuda.profiler.stop()
 

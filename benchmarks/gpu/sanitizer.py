@@ -15,11 +15,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from densenet_fast import backends
-from tests.cuda.cases import make
-from tests.native.cases import ROOM, Geometry, applies, is_slice, whole_of
+from tests.calls import Geometry, applies, make
 
 from . import blocks, bundle, smoke
 from .runner import Facts, Job, Run, work_through
@@ -74,22 +72,9 @@ def main(backend: str, device: torch.device) -> None:
                 if name == blocks.NAME:
                     blocks.step(device, backend, shape, dtype)
                 elif applies(name, Geometry(*shape)):
-                    made = make(name, Geometry(*shape), dtype)
-                    getattr(table, name)(*(moved(argument, device) for argument in made.args))
+                    make(name, Geometry(*shape), dtype).copy(device=device).on(table)
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def moved(argument: object, device: torch.device) -> object:
-    """On the device; a slice still inside its buffer."""
-    if isinstance(argument, list):
-        return [moved(a, device) for a in argument]
-    if not isinstance(argument, Tensor):
-        return argument
-    if argument.dim() != 4 or not is_slice(argument):
-        return argument.to(device)
-    whole = whole_of(argument).to(device)
-    return whole[:, ROOM : ROOM + argument.shape[1]]
 
 
 if __name__ == "__main__":

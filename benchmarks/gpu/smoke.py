@@ -1,7 +1,7 @@
 """Every operation of every backend, in every dtype and at shapes that try its edges: against float64, and twice.
 
 Right means: off by at most twice what the eager backend is in the same dtype, plus one unit of rounding, and the same
-bits both times. Arguments are those of tests/native/cases.py: slices of larger buffers whose remainder is NaN.
+bits both times. Calls are those of tests/calls.py, the halves of a layer among them: in memory surrounded by NaN.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,20 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from densenet_fast import backends, ops
-from tests.cuda.cases import make
-from tests.native.cases import Geometry, applies, run
+from densenet_fast import backends
+from tests import calls
+from tests.calls import Geometry, applies
 
 from . import blocks
 from .runner import Facts, Job, Run, work_through
 from .settings import Settings
 
-NAMES = (blocks.NAME, *(operation.name for operation in ops.OPERATIONS))
+NAMES = (blocks.NAME, *calls.NAMES)
 # What an operation does only when it is asked to, at the second shape.
-OPTIONS = {
-    "bn_relu_conv3x3_bwd": ({"accumulate": True}, {"drop_rate": 0.2}),
-    "bn_relu_conv3x3_fwd": ({"drop_rate": 0.2},),
-}
+OPTIONS = {name: ({"drop_rate": 0.2},) for name in calls.NAMES if name.startswith(("conv3x3", "plain", "layer"))}
 FEW = 3  # shapes of float16, and of the backend that the others are compared with
 
 
@@ -71,11 +68,9 @@ def check(device: torch.device, case: Facts) -> Facts:
     eager = backends.operations("eager", device, dtype)
     torch.manual_seed(sum(shape))
     with torch.device(device):
-        made = make(name, Geometry(*shape), dtype, **options)
-        first, _ = run(getattr(table, name), made)
-        again, _ = run(getattr(table, name), made)
-        stock, _ = run(getattr(eager, name), made)
-        exact, _ = run(getattr(eager, name), made, torch.float64)
+        made = calls.make(name, Geometry(*shape), dtype, **options)
+        runs = ((table, dtype), (table, dtype), (eager, dtype), (eager, torch.float64))
+        first, again, stock, exact = ([*made.copy(d).on(ops).results().values()] for ops, d in runs)
     return verdict(first, again, stock, exact, dtype)
 
 

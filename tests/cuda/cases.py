@@ -1,12 +1,10 @@
-"""Arguments for the CUDA kernels: those of `tests/native/cases.py`, in every dtype and at other geometries."""
+"""Dtypes and sizes at which the CUDA kernels are tested."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..native import cases
-from ..native.cases import Case, Geometry, is_slice, whole_of
+from ..calls import Geometry
 
 
 class Math(NamedTuple):
@@ -40,15 +38,5 @@ GEOMETRIES = [
 ]
 
 
-def make(name: str, geometry: Geometry, dtype: torch.dtype, **options) -> Case:
-    """Arguments whose activations and weights are of `dtype`, slices still in a buffer whose remainder is NaN."""
-    case = cases.make(name, geometry, **options)
-    return Case([converted(a, dtype) for a in case.args], case.written)
-
-
-def converted(argument, dtype: torch.dtype):
-    if not isinstance(argument, Tensor) or argument.dim() < 2:
-        return argument
-    if not is_slice(argument):
-        return argument.to(dtype)
-    return whole_of(argument).to(dtype)[:, cases.ROOM : cases.ROOM + argument.shape[1]]
+def label(value) -> str:
+    return value if isinstance(value, str) else "x".join(map(str, value)) if value else "plain"

@@ -1,11 +1,7 @@
 """The CUDA kernels on a GPU of PTX (device.py); skipped without nvcc."""
 
 import pytest
-import torch
 
-from densenet_fast import backends
-
-from ..native import cases
 from .device import why_not
 
 
@@ -18,12 +14,6 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def eager():
-    return backends.operations("eager", torch.device("cpu"))
-
-
-@pytest.fixture
-def room(request, monkeypatch):
+def room(request):
     """Channels of NaN around every slice: with 8 of them rows may start on 16 bytes, with 2 on 4, with 3 on none."""
-    monkeypatch.setattr(cases, "ROOM", request.param)
     return request.param

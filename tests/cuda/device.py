@@ -12,10 +12,11 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
-from densenet_fast import ops
+from densenet_fast.contract import DECLARATIONS
 from tools.gpucheck.cuda import SOURCES, launches
 
 from ..opcheck import opcheck
@@ -25,10 +26,7 @@ HERE = Path(__file__).parent
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
 INCLUDE = Path(torch.__file__).parent / "include"
 FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{INCLUDE}")
-ENTRIES = (
-    *("arguments", "batch_norm", "bn_relu_conv1x1", "bn_relu_conv3x3", "bottleneck", "dense_block", "head", "stem"),
-    "transition",
-)
+ENTRIES = ("arguments", "batch_norm", "block", "head", "stem", "transition")
 # Paths relative to the folder that is built in, so that a copy of the tree finds its copy of the folder done.
 BUILD = ROOT / ".pytest_cache/d/densenet_fast_cuda"
 UP = Path(os.path.relpath(ROOT, BUILD))
@@ -103,15 +101,16 @@ def build() -> Path:
     return BUILD
 
 
-def define() -> tuple[torch.library.Library, dict[str, Callable]]:
-    """The operators that a library of `compile_to` registers: their schemas, which last as long as the library
-    returned, and they by name."""
+def define(checked: Callable[[Callable], Callable] = lambda operator: operator) -> tuple[torch.library.Library, Any]:
+    """The operators that a library of `build` registers: their schemas, which last as long as the library returned, and
+    they as operations of the contract, each made of `checked(operator)`."""
     schemas = torch.library.Library("densenet_fast_ptx", "FRAGMENT")
-    operations = {}
-    for operation in ops.OPERATIONS + ops.OPTIONAL:
-        schemas.define(f"{operation.name}.native{operation.schema}")
-        schemas.impl(f"{operation.name}.native", operation.fake, "Meta")
-        operations[operation.name] = getattr(torch.ops.densenet_fast_ptx, operation.name).native
+    operations = SimpleNamespace()
+    for name, declared in DECLARATIONS.items():
+        schemas.define(f"{name}.native{declared.schema}")
+        schemas.impl(f"{name}.native", lambda *_: None, "Meta")
+        operator = getattr(torch.ops.densenet_fast_ptx, name).native
+        setattr(operations, name, declared.flattening(checked(operator)))
     return schemas, operations
 
 
@@ -123,8 +122,7 @@ class Machine(launches.Machine):
         self.files = [file for source in kernels() for file in (folder / f"{source.stem}.cu.o.d").glob("*.ptx")]
         super().__init__(ctypes.CDLL(str(folder / "library.so")), self.files)
         self.library.counter_left.restype = ctypes.c_bool
-        self._schemas, operations = define()
-        self.operations = SimpleNamespace(**{name: self._checked(o) for name, o in operations.items()})
+        self._schemas, self.operations = define(self._checked)
 
     def reset(self) -> None:
         super().reset()
@@ -141,16 +139,14 @@ class Machine(launches.Machine):
         opcheck(operation, args)
         self.raise_fault()
 
-    def _checked(self, operation):
+    def _checked(self, operator):
         def call(*args):
             self.fault = None
-            result = operation(*args)
+            operator(*args)
             left = self.library.counter_left()
             self.raise_fault()
             assert not left, "a counter is not zero for the next launch"
-            return result
 
-        call.__qualname__ = operation._schema.name  # what `native.cases.run` knows it by
         return call
 
 

@@ -10,12 +10,11 @@ import torch
 
 from tools.gpucheck.cuda.launches import Launched
 
-from ..native.cases import Geometry, clone
-from .cases import make
+from ..calls import Geometry, make
 from .device import Machine, build
 
 H200 = (132, 232448)  # multiprocessors, shared memory of a block
-NAMES = [f"bn_relu_conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd")]
+NAMES = [f"conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd")]
 
 
 def layers(batch: int, growth: int = 32) -> Iterator[Geometry]:
@@ -30,7 +29,7 @@ def launches(machine: Machine, name: str, geometry: Geometry, dtype: torch.dtype
     """Those of an operation; none is run."""
     machine.set_idle(True)
     machine.launches.clear()
-    getattr(machine.operations, name)(*map(clone, make(name, geometry, dtype).args))
+    make(name, geometry, dtype).on(machine.operations)
     return list(machine.launches)
 
 

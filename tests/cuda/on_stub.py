@@ -14,8 +14,7 @@ from densenet_fast import backends
 from densenet_fast.backends import operations as operations_of  # of every backend
 from tools.gpucheck.cuda.runtime import Runtime
 
-from ..native.cases import Geometry, clone
-from .cases import make
+from ..calls import Geometry, make
 from .device import define
 from .step import training_step
 
@@ -31,8 +30,8 @@ def refused(run: Callable[[], None]) -> str:
 
 
 def channel_stats(operations: SimpleNamespace, device: torch.device) -> Callable[[], None]:
-    x = clone(make("channel_stats", Geometry(2, 5, 7, 24, 16, 4), torch.bfloat16).args[0]).to(device)
-    return lambda: operations.channel_stats(x)
+    call = make("channel_stats", Geometry(2, 5, 7, 24, 16, 4), torch.bfloat16).copy(device=device)
+    return lambda: call.on(operations)
 
 
 def in_a_thread(run: Callable[[], None]) -> None:
@@ -67,7 +66,7 @@ def main(library: str) -> None:
     _schemas, operations = define()
     torch.ops.load_library(library)
     try:
-        found = everything(SimpleNamespace(**operations), runtime)
+        found = everything(operations, runtime)
     except RuntimeError as error:
         found = {"refused": str(error).partition("\n")[0]}
     print(json.dumps(found), flush=True)

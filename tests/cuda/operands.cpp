@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include "arguments.h"
+#include "devices.h"
 #include "launches.h"
 
 using namespace densenet_fast;
@@ -183,11 +183,6 @@ CudaDevice::Context::Context(const Arguments& check) : state_(new State) {
 }
 CudaDevice::Context::~Context() { delete state_; }
 CudaDevice::Context::operator const cuda::Launch&() const { return state_->launch; }
-CudaDevice::Matrix CudaDevice::Context::matrix(int64_t M, int64_t C) {
-  const int64_t stride = (C + 7) / 8 * 8;
-  return {state_->workspace.bytes(M * stride * state_->launch.element_size()), stride};
-}
-
 void CudaDevice::Context::release() { state_->workspace.release(); }
 
 const CudaDevice::Kernels& CudaDevice::kernels() {

@@ -3,7 +3,7 @@
 // CUDA device beside it, for a library with cuda_context.cpp (on_stub.py).
 #pragma once
 
-#include "arguments.h"
+#include "entry.h"
 
 namespace densenet_fast {
 

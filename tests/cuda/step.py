@@ -8,9 +8,8 @@ from torch.utils._pytree import tree_map
 
 from densenet_fast.functional import dense_stage
 
-from ..native.cases import Geometry
+from ..calls import Geometry, make
 from ..oracle import as_under_autocast, make_stage, parameters, require_grad
-from .cases import make
 
 # Channels, growths, what consumes them, dtype, size of the images: kernels that ask for more than 48 KB of shared
 # memory, and one that would be refused if its static bytes were not counted (256 channels).
@@ -32,13 +31,12 @@ def training_step(operations: SimpleNamespace, device: torch.device) -> Callable
         stage = require_grad(tree_map(lambda t: t.to(device) if isinstance(t, torch.Tensor) else t, stage))
         x = torch.randn(2, channels, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
         inputs.append((x.to(device).requires_grad_(), stage))
-    arguments = make("update_running_stats", Geometry(1, 1, 1, 24, 16, 4), torch.float32).args
-    arguments = tree_map(lambda t: t.to(device) if isinstance(t, torch.Tensor) else t, arguments)
+    update = make("update_running_stats", Geometry(1, 1, 1, 24, 16, 4)).copy(device=device)
 
     def step() -> None:
         for x, stage in inputs:
             y = dense_stage(x, *stage, backend="eager").y
             torch.autograd.grad(y, [x, *parameters(stage)], y.detach())
-        operations.update_running_stats(*arguments)
+        update.on(operations)
 
     return step

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ..native.cases import Geometry, error, run
-from .cases import MATHS, make
-from .test_bn_relu_conv3x3 import label
+from .. import reference
+from ..calls import Geometry, errors, make
+from .cases import MATHS, label
 
 GEOMETRIES = [  # n, h, w, c
     Geometry(2, 7, 7, 72, 1, 1),
@@ -18,18 +18,20 @@ GEOMETRIES = [  # n, h, w, c
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=label)
 @pytest.mark.parametrize("math", ["bf16", "fp32"])
 @pytest.mark.parametrize("room", [8, 3], indirect=True)
-def test_error_is_at_most_twice_eager_s(machine, eager, room, name, geometry, math):
-    case = make(name, geometry, MATHS[math].dtype)
-    exact, _ = run(getattr(eager, name), case, torch.float64)
-    theirs, _ = run(getattr(eager, name), case)
-    ours, _ = run(getattr(machine.operations, name), case)
-    for got, their, wanted in zip(ours, theirs, exact, strict=True):
-        assert error(got, wanted) <= 2 * error(their, wanted) + torch.finfo(got.dtype).eps
+def test_error_is_at_most_twice_stock_s(machine, room, name, geometry, math):
+    call = make(name, geometry, MATHS[math].dtype, room=room)
+    exact = call.copy(torch.float64).on(reference).results()
+    got = call.copy().on(machine.operations).results()
+    ours, stock = (errors(values, exact) for values in (got, call.copy().on(reference).results()))
+    for result in exact:
+        assert ours[result] <= 2 * stock[result] + torch.finfo(got[result].dtype).eps, result
 
 
 def test_nan_passes_the_relu(machine):
-    x = torch.full((1, 8, 2, 2), float("nan")).contiguous(memory_format=torch.channels_last)
-    zero, one, dx = torch.zeros(8), torch.ones(8), torch.empty_like(x)
-    assert machine.operations.head_fwd(x, zero, one, None, None, 0.0).isnan().all()
-    machine.operations.head_bwd(torch.ones(1, 8), x, zero, one, None, None, 0.0, False, dx, zero.clone(), zero.clone())
+    fwd, bwd = (make(name, Geometry(1, 2, 2, 8, 1, 1), affine=False, exact=True) for name in ("head_fwd", "head_bwd"))
+    for call in (fwd, bwd):
+        dict(call.named())["x"].fill_(float("nan"))
+    dict(bwd.named())["dy"].fill_(1)
+    assert fwd.on(machine.operations).results()["y"].isnan().all()
+    dx = bwd.on(machine.operations).results()["dx"]
     assert torch.equal(dx, torch.full_like(dx, 0.25))

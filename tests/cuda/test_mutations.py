@@ -9,17 +9,17 @@ import torch
 from tools.gpucheck import ptx
 from tools.gpucheck.cuda.launches import stem
 
-from ..native.cases import Geometry, error, run
-from .cases import make
+from .. import reference
+from ..calls import Geometry, errors, make
 
 DEEP = Geometry(2, 11, 7, 176, 128, 32)  # more tiles of k than stages, more rows than one tile, a part of a tile
 SMALL = Geometry(3, 9, 7, 1, 80, 12)
 KERNELS = {  # an operation, its arguments' geometry, and words in the name of the kernel
-    "conv1x1_fwd": ("bn_relu_conv1x1_fwd", DEEP),
-    "conv1x1_bwd": ("bn_relu_conv1x1_bwd", DEEP),
-    "conv3x3_fwd": ("bn_relu_conv3x3_fwd", SMALL),
-    "conv3x3_dgrad": ("bn_relu_conv3x3_bwd", SMALL),
-    "conv3x3_wgrad": ("bn_relu_conv3x3_bwd", SMALL),
+    "conv1x1_fwd": ("conv1x1_fwd", DEEP),
+    "conv1x1_bwd": ("conv1x1_bwd", DEEP),
+    "conv3x3_fwd": ("conv3x3_fwd", SMALL),
+    "conv3x3_dgrad": ("conv3x3_bwd", SMALL),
+    "conv3x3_wgrad": ("conv3x3_bwd", SMALL),
     "channel_stats": ("channel_stats", Geometry(2, 29, 23, 40, 16, 4)),
 }
 WAIT = r"cp\.async\.wait_group (\d+);"
@@ -41,23 +41,23 @@ FAULTS = [
 ]
 
 
-def caught(machine, eager, name, geometry) -> bool:
+def caught(machine, name, geometry) -> bool:
     machine.device = (16, 100 * 1024)
     machine.set(tf32=False)
-    case = make(name, geometry, torch.bfloat16)
-    exact, _ = run(getattr(eager, name), case, torch.float64)
-    theirs, _ = run(getattr(eager, name), case)
+    call = make(name, geometry, torch.bfloat16)
+    exact = call.copy(torch.float64).on(reference).results()
+    stock = errors(call.copy().on(reference).results(), exact)
     try:
-        ours, _ = run(getattr(machine.operations, name), case)
+        got = call.copy().on(machine.operations).results()
     except (ptx.Fault, AssertionError):
         return True
-    bounds = (2 * error(b, e) + torch.finfo(a.dtype).eps for a, b, e in zip(ours, theirs, exact, strict=True))
-    return not all(error(a, e) <= bound for a, e, bound in zip(ours, exact, bounds, strict=True))
+    ours = errors(got, exact)
+    return not all(ours[result] <= 2 * stock[result] + torch.finfo(got[result].dtype).eps for result in exact)
 
 
 @pytest.mark.parametrize(("kernel", "fault", "pattern", "instead"), FAULTS, ids=[f"{k}-{f}" for k, f, *_ in FAULTS])
-def test_fault_is_caught(machine, eager, kernel, fault, pattern, instead):
-    assert not caught(machine, eager, *KERNELS[kernel])
+def test_fault_is_caught(machine, kernel, fault, pattern, instead):
+    assert not caught(machine, *KERNELS[kernel])
     entry = next(run.kernel for run in machine.launches if f"{kernel}_kernel" in run.kernel)
     text = machine.texts[entry]
     start = text.index(f".entry {entry}")
@@ -65,7 +65,7 @@ def test_fault_is_caught(machine, eager, kernel, fault, pattern, instead):
     changed, count = re.subn(pattern, instead, text[start:end], count=1, flags=re.DOTALL)
     assert count == 1, fault
     machine.replacement = {stem(entry): ptx.Launch(text[:start] + changed + text[end:], entry)}
-    assert caught(machine, eager, *KERNELS[kernel])
+    assert caught(machine, *KERNELS[kernel])
 
 
 def test_stems_tell_kernels_apart(machine):

@@ -1,37 +1,30 @@
-"""Every operation through its entry, its launches and the PTX of its kernels against the eager backend in float64, with
-the error of eager PyTorch in the same dtype as the measure."""
+"""Every operation through its entry, its launches and the PTX of its kernels against autograd in float64; the measure
+is the error that PyTorch's own layers make in the same dtype."""
 
 import statistics
 
 import pytest
 import torch
 
-from densenet_fast import backends, ops
+from densenet_fast import backends
 
-from ..native.cases import Geometry, applies, clone, error, run, whole_of
+from .. import reference
+from ..blocks import surroundings
+from ..calls import NAMES, Geometry, applies, error, errors, make
 from ..opcheck import opcheck
 from ..oracle import rms_error
-from .cases import GEOMETRIES, MATHS, Case, converted, make
+from .cases import GEOMETRIES, MATHS, label
 
-NAMES = [operation.name for operation in ops.OPERATIONS]
-PLAIN = [(name, {}) for name in NAMES]
+SINGLE = [name for name in NAMES if not name.startswith("layer")]  # the others run these one after the other
+PLAIN = [(name, {}) for name in SINGLE]
 VARIANTS = [
     *PLAIN,
-    ("bn_relu_conv3x3_fwd", {"drop_rate": 0.3}),
-    ("bn_relu_conv3x3_bwd", {"drop_rate": 0.3}),
-    ("bn_relu_conv3x3_bwd", {"accumulate": True}),
-    *((name, {"batch_stats": False}) for name in ("bn_relu_conv1x1_bwd", "transition_bwd", "stem_bwd")),
+    *((f"{kind}_{way}", {"drop_rate": 0.3}) for kind in ("conv3x3", "plain") for way in ("fwd", "bwd")),
+    *((name, {"batch": False}) for name in ("conv1x1_bwd", "transition_bwd", "stem_bwd")),
 ]
 MIDDLE, LARGE = GEOMETRIES[1], GEOMETRIES[4]
-# Operations that can leave out a result.
-WITH_A_CHOICE = [o.name for o in ops.OPERATIONS if any(f"bool {last})" in o.schema for last in ("stats", "wgrad"))]
 DEVICES = {"A100": (108, 166912), "A10": (72, 101376), "H200": (132, 232448)}  # multiprocessors, shared memory
 ALIGNED = pytest.mark.parametrize("room", [8], indirect=True, ids=["aligned"])
-
-
-def label(value):
-    return value if isinstance(value, str) else "x".join(map(str, value)) if value else "plain"
-
 
 variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
 
@@ -41,177 +34,180 @@ def every(geometries, named=VARIANTS):
     return pytest.mark.parametrize(("name", "options", "geometry"), found, ids=label)
 
 
-def check_errors(machine, eager, name, geometry, math, **options):
-    """The median over seeds of each value's largest error. Of a few pixels the largest is chance: on 13 of them eager's
-    and ours, alike in the long run, differ by 2.5 either way over seven seeds. There the root mean square counts."""
+def check_errors(machine, room, name, geometry, math, **options):
+    """The median over seeds of each result's largest error. Of a few pixels the largest is chance: on 13 of them
+    stock's and ours, alike in the long run, differ by 2.5 either way over seven seeds. There the root mean square
+    counts."""
     machine.set(tf32=math.tf32)
-    seeds, measure = (9, rms_error) if geometry.n * geometry.h * geometry.w < 16 else (3, error)
-    errors = []  # [seed][value] of (ours, eager's)
-    for _ in range(seeds):
-        case = make(name, geometry, math.measure, **options)
-        exact, _ = run(getattr(eager, name), case, torch.float64)
-        theirs, _ = run(getattr(eager, name), case)
-        ours, _ = run(getattr(machine.operations, name), widened(case, math.dtype))
-        assert [t.shape for t in ours] == [t.shape for t in exact]
-        errors.append([(measure(a, e), measure(b, e)) for a, b, e in zip(ours, theirs, exact, strict=True)])
-    for i, value in enumerate(ours):
-        our, their = (statistics.median(of_seed[i][side] for of_seed in errors) for side in (0, 1))
-        eps = torch.finfo(torch.float16 if math.tf32 else value.dtype).eps
-        assert our <= 2 * their + eps, f"value {i}: {our:.2e}, eager {their:.2e}"
+    few = geometry.n * geometry.h * geometry.w < 16
+    found = {}  # [seed] of (ours, stock's), by result
+    for _ in range(9 if few else 3):
+        call = make(name, geometry, math.measure, room=room, **options)
+        exact = call.copy(torch.float64).on(reference).results()
+        of_stock = call.copy().on(reference).results()
+        of_ours = call.copy(math.dtype).on(machine.operations).results()
+        ours, stock = (measured(values, exact, few) for values in (of_ours, of_stock))
+        for result in exact:
+            found.setdefault(result, []).append((ours[result], stock[result]))
+    for result, of_seeds in found.items():
+        our, their = map(statistics.median, zip(*of_seeds, strict=True))
+        eps = torch.finfo(torch.float16 if math.tf32 else of_ours[result].dtype).eps
+        assert our <= 2 * their + eps, f"{result}: {our:.2e}, stock {their:.2e}"
 
 
-def widened(case, dtype):
-    """The same values, in a dtype as wide or wider."""
-    return Case([converted(a, dtype) for a in case.args], case.written)
+def measured(values, exact, few):
+    return {r: rms_error(values[r], exact[r]) for r in exact} if few else errors(values, exact)
 
 
 @ALIGNED
 @every(GEOMETRIES)
-def test_errors_in_bf16(machine, eager, room, name, geometry, options):
-    check_errors(machine, eager, name, geometry, MATHS["bf16"], **options)
+def test_errors_in_bf16(machine, room, name, geometry, options):
+    check_errors(machine, room, name, geometry, MATHS["bf16"], **options)
 
 
 @ALIGNED
 @every([MIDDLE, LARGE], PLAIN)
 @pytest.mark.parametrize("math", ["fp16", "fp32", "tf32"])
-def test_errors_in_other_dtypes(machine, eager, room, name, geometry, options, math):
-    check_errors(machine, eager, name, geometry, MATHS[math], **options)
+def test_errors_in_other_dtypes(machine, room, name, geometry, options, math):
+    check_errors(machine, room, name, geometry, MATHS[math], **options)
 
 
 @ALIGNED
 @pytest.mark.parametrize("geometry", [Geometry(1, 7, 7, 1024, 128, 32), Geometry(2, 32, 32, 16, 16, 4)], ids=label)
-@pytest.mark.parametrize("name", ["bn_relu_conv1x1_fwd", "bn_relu_conv1x1_bwd", "bn_relu_conv3x3_bwd"])
-def test_errors_of_long_sums_in_fp32(machine, eager, room, name, geometry):
+@pytest.mark.parametrize("name", ["conv1x1_fwd", "conv1x1_bwd", "conv3x3_bwd"])
+def test_errors_of_long_sums_in_fp32(machine, room, name, geometry):
     """Over many channels and over many pixels."""
-    check_errors(machine, eager, name, geometry, MATHS["fp32"])
+    check_errors(machine, room, name, geometry, MATHS["fp32"])
 
 
 @pytest.mark.parametrize("room", [2, 3], indirect=True)
 @every([MIDDLE], PLAIN)
-def test_errors_where_rows_start_anywhere(machine, eager, room, name, geometry, options):
-    check_errors(machine, eager, name, geometry, MATHS["bf16"], **options)
+def test_errors_where_rows_start_anywhere(machine, room, name, geometry, options):
+    check_errors(machine, room, name, geometry, MATHS["bf16"], **options)
 
 
 @ALIGNED
 @pytest.mark.parametrize("device", DEVICES)
-@every([LARGE], [(name, {}) for name in ("bn_relu_conv1x1_bwd", "bn_relu_conv3x3_fwd", "bn_relu_conv3x3_bwd")])
-def test_errors_of_the_tiles_of_each_device(machine, eager, room, device, name, geometry, options):
+@every([LARGE], [(name, {}) for name in ("conv1x1_bwd", "conv3x3_fwd", "conv3x3_bwd")])
+def test_errors_of_the_tiles_of_each_device(machine, room, device, name, geometry, options):
     machine.device = DEVICES[device]
-    check_errors(machine, eager, name, geometry, MATHS["fp16"])
+    check_errors(machine, room, name, geometry, MATHS["fp16"])
 
 
 @ALIGNED
 @pytest.mark.parametrize("math", MATHS)
-def test_errors_of_wide_tiles(machine, eager, room, math):
+def test_errors_of_wide_tiles(machine, room, math):
     """Which the 1x1 convolution takes where they are enough for the device."""
     machine.device = (1, 232448)
-    check_errors(machine, eager, "bn_relu_conv1x1_fwd", LARGE, MATHS[math])
+    check_errors(machine, room, "conv1x1_fwd", LARGE, MATHS[math])
     assert "Li128E" in machine.launches[-1].kernel
 
 
 @pytest.mark.parametrize("room", [8, 3], indirect=True)
-@every([MIDDLE], PLAIN)
-def test_only_the_slices_are_touched(machine, room, name, geometry, options):
-    """All around the slices is NaN, and so is what nobody has written: none may be read or change."""
-    case = make(name, geometry, torch.bfloat16, **options)
-    results, args = run(getattr(machine.operations, name), case)
-    for result in results:
-        assert not result.isnan().any()
-    for i, (argument, before) in enumerate(zip(args, case.args, strict=True)):
-        if isinstance(argument, torch.Tensor) and argument.dim() == 4 and argument._base is not None:
-            whole, old = whole_of(argument), whole_of(before)
-            assert torch.cat([whole[:, :room], whole[:, -room:]], 1).isnan().all()
-            assert i in case.written or torch.equal(whole.nan_to_num(7.0), old.nan_to_num(7.0))
-        elif isinstance(argument, torch.Tensor) and i not in case.written:
-            assert torch.equal(argument, before)
+@every([MIDDLE], [*PLAIN, ("layer_fwd", {}), ("layer_bwd", {})])
+def test_only_what_is_told_is_touched(machine, room, name, geometry, options):
+    """All around what is given is NaN, and so is what nobody has written: none may be read or change, nor what is only
+    read, nor any element of a result that the operation leaves as it was."""
+    call = make(name, geometry, torch.bfloat16, room=room, **options)
+    before, exact = dict(call.named()), dict(call.copy(torch.float64).on(reference).named())
+    for result, argument, tensor in call.copy().on(machine.operations).tensors():
+        assert surroundings(tensor).isnan().all(), result
+        if argument.role.read or argument.role.written:
+            left = exact[result] == before[result].double()
+            assert torch.equal(tensor[left], before[result][left]), result
+            assert argument.role.written or left.all(), result
+            assert not tensor.isnan().any(), result
 
 
 @ALIGNED
 @variants
 def test_the_order_of_arrival_does_not_matter(machine, room, name, options):
-    case = make(name, Geometry(2, 15, 14, 72, 64, 16), torch.bfloat16, **options)
-    results = []
+    call = make(name, Geometry(2, 15, 14, 72, 64, 16), torch.bfloat16, room=room, **options)
+    found = []
     for order in (range, lambda n: reversed(range(n)), lambda n: torch.randperm(n).tolist()):
         machine.order = order
-        results.append(run(getattr(machine.operations, name), case)[0])
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+        found.append(call.copy().on(machine.operations).results())
+    assert all(torch.equal(other[result], found[0][result]) for other in found[1:] for result in other)
 
 
-def test_groups_of_tiles(machine, eager):
+def test_groups_of_tiles(machine):
     """More tiles than one block merges."""
-    x = torch.randn(3, 6, 105, 110).contiguous(memory_format=torch.channels_last)
-    mean, var = machine.operations.channel_stats(x)
-    exact_mean, exact_var = eager.channel_stats(x.double())
-    assert error(mean, exact_mean) < 1e-5
-    assert error(var, exact_var) < 1e-6
+    call = make("channel_stats", Geometry(3, 105, 110, 6, 1, 1))
+    exact, ours = call.copy(torch.float64).on(reference).results(), call.copy().on(machine.operations).results()
+    assert all(error < 1e-5 for error in errors(ours, exact).values())
+    assert error(ours["stats[1]"], exact["stats[1]"]) < 1e-6
 
 
 @ALIGNED
-@pytest.mark.parametrize("name", ["channel_stats", "bn_relu_conv1x1_fwd", "transition_fwd"])
-def test_statistics_of_values_far_from_zero(machine, eager, room, name):
+@pytest.mark.parametrize("name", ["channel_stats", "conv1x1_fwd", "transition_fwd"])
+def test_statistics_of_values_far_from_zero(machine, room, name):
     """Mean over deviation 100: a variance as a difference of squares would lose four digits."""
-    case = make(name, Geometry(4, 14, 14, 40, 16, 4), torch.float32)
+    call = make(name, Geometry(4, 14, 14, 40, 16, 4), room=room)
+    given = dict(call.named())
     if name == "channel_stats":
-        case.args[0].add_(100.0)
+        given["x"].add_(100.0)
     else:  # relu(bn(x)) = 100 + noise in one channel, and a weight of 1 there
-        case.args[3][:1], case.args[4][:1] = 1.0, 100.0
-        case.args[6].mul_(0.1)[:, 0] = 1.0
-    exact, _ = run(getattr(eager, name), case, torch.float64)
-    ours, _ = run(getattr(machine.operations, name), case)
-    theirs, _ = run(getattr(eager, name), case)
-    var = -1
-    assert error(ours[var], exact[var]) <= 2 * error(theirs[var], exact[var]) + 1e-6
+        gamma, beta, weight = (
+            next(t for a, t in given.items() if a.startswith(s)) for s in ("gamma", "beta", "weight")
+        )
+        gamma[:1], beta[:1] = 1.0, 100.0
+        weight.mul_(0.1)[:, 0] = 1.0
+    exact, stock, ours = (
+        call.copy(dtype).on(operations).results()
+        for dtype, operations in ((torch.float64, reference), (None, reference), (None, machine.operations))
+    )
+    var = "stats[1] of z" if name == "conv1x1_fwd" else "stats[1]"
+    assert error(ours[var], exact[var]) <= 2 * error(stock[var], exact[var]) + 1e-6
 
 
-@pytest.mark.parametrize("name", WITH_A_CHOICE)
-def test_results_that_were_not_asked_for_are_empty(machine, eager, name):
-    case = make(name, MIDDLE, torch.bfloat16)
-    case.args[-1] = False
-    ours, _ = run(getattr(machine.operations, name), case)
-    theirs, _ = run(getattr(eager, name), case)
-    assert [t.numel() for t in ours] == [t.numel() for t in theirs]
+@pytest.mark.parametrize(
+    "name", ["transition_fwd", "stem_fwd", "transition_bwd", "conv1x1_bwd", "conv3x3_bwd", "plain_bwd"]
+)
+def test_what_is_not_wanted_changes_nothing_else(machine, name):
+    call = make(name, MIDDLE, torch.bfloat16)
+
+    def unwanted(argument, tensor):
+        leave_out = "stats" if name.endswith("fwd") else ("dweight", "dgamma1 of layer 0", "dbeta2 of layer 0")
+        return None if argument.startswith(leave_out) else tensor
+
+    expected = call.copy().on(machine.operations).results()
+    ours = call.changed(unwanted).copy().on(machine.operations).results()
+    assert len(ours) < len(expected)
+    assert all(torch.equal(value, expected[result]) for result, value in ours.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["bn_relu_conv1x1_fwd", "bn_relu_conv3x3_fwd", "transition_fwd"])
-def test_nan_and_inf_stay_where_pytorch_leaves_them(machine, eager, name, dtype):
-    case = make(name, MIDDLE, dtype)
-    case.args[0][0, 1, 2, 2], case.args[0][1, 3, 4, 4] = float("nan"), float("inf")
-    ours, _ = run(getattr(machine.operations, name), case)
-    theirs, _ = run(getattr(eager, name), case)
-    y, expected = ours[0], theirs[0]
+@pytest.mark.parametrize(("name", "written"), [("conv1x1_fwd", "z"), ("plain_fwd", "x"), ("transition_fwd", "y")])
+def test_nan_and_inf_stay_where_pytorch_leaves_them(machine, name, written, dtype):
+    call = make(name, MIDDLE, dtype)
+    x = dict(call.named())["x"]
+    x[0, 1, 2, 2], x[1, 3, 4, 4] = float("nan"), float("inf")
+    y = call.copy().on(machine.operations).results()[written]
+    expected = call.copy().on(reference).results()[written]
     assert torch.equal(y.isfinite(), expected.isfinite())
     if dtype != torch.float32:  # products of three TF32 products make NaN of Inf
         assert torch.equal(y.isnan(), expected.isnan())
 
 
 def test_a_failed_launch_raises_and_leaves_no_error_behind(machine):
-    operation = machine.operations.bn_relu_conv1x1_bwd
-    args = [clone(a) for a in make("bn_relu_conv1x1_bwd", LARGE, torch.bfloat16).args]
+    call = make("conv1x1_bwd", LARGE, torch.bfloat16)
     machine.refuse_shared_memory(True)
     with pytest.raises(RuntimeError, match="densenet_fast: CUDA: "):
-        operation(*args)
+        call.on(machine.operations)
     machine.refuse_shared_memory(False)
-    operation(*args)
+    call.on(machine.operations)
 
 
 @variants
 def test_opcheck(machine, name, options):
-    case = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options)
-    operation = getattr(torch.ops.densenet_fast_ptx, name).native
-    machine.opcheck(operation, tuple(clone(a) for a in case.args))
+    call = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options)
+    operator = getattr(torch.ops.densenet_fast_ptx, call.operation).native
+    machine.opcheck(operator, [value for _, value in call.arguments()])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @variants
 def test_opcheck_on_a_gpu(name, options):
-    native = backends.operations("native", torch.device("cuda"))
-    case = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options)
-    args = tuple(_on_gpu(clone(a)) for a in case.args)
-    opcheck(getattr(native, name), args)
-
-
-def _on_gpu(argument):
-    if isinstance(argument, list):
-        return [_on_gpu(a) for a in argument]
-    return argument.cuda() if isinstance(argument, torch.Tensor) else argument
+    backends.operations("native", torch.device("cuda"))
+    call = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options).copy(device="cuda")
+    opcheck(getattr(torch.ops.densenet_fast, call.operation).native, [value for _, value in call.arguments()])

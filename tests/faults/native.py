@@ -17,7 +17,7 @@ FAULTS = [
         "csrc/cpu/work.h",
         "m2[c] += part_m2[c] + d * d * weight;",
         "m2[c] += part_m2[c];",
-        of("bn_relu_conv1x1_fwd"),
+        of("conv1x1_fwd"),
     ),
     Fault(
         "the last rows left out of the variance",
@@ -40,7 +40,7 @@ FAULTS = [
         "csrc/cpu/work.h",
         "part < parts; part++) sum += load(partial += size);",
         "part + 1 < parts; part++) sum += load(partial += size);",
-        of("bn_relu_conv1x1_bwd"),
+        of("conv1x1_bwd"),
     ),
     Fault(
         "the second norm's correction left out",
@@ -61,7 +61,7 @@ FAULTS = [
         "csrc/cpu/bn_relu_conv1x1.cpp",
         "if (n >= kWidth) finish<MR>(row, j, tile, Full{});",
         "if (n > 0) finish<MR>(row, j, tile, Full{});",
-        of("bn_relu_conv1x1_bwd"),
+        of("conv1x1_bwd"),
     ),
     Fault(
         "dropout of the wrong elements",
@@ -82,7 +82,7 @@ FAULTS = [
         "csrc/cpu/bn_relu_conv3x3_fwd.cpp",
         "if ((i && !lower) || (k && !right)) continue;",
         "if (k && !right) continue;",
-        of("bn_relu_conv3x3_fwd"),
+        of("conv3x3_fwd"),
     ),
     Fault(
         "an output that is not finite left as Winograd made it",
@@ -96,7 +96,7 @@ FAULTS = [
         "csrc/cpu/bn_relu_conv3x3_bwd.cpp",
         "taps[8 - first - t]",
         "taps[first + t]",
-        of("bn_relu_conv3x3_bwd"),
+        of("conv3x3_bwd"),
     ),
     Fault(
         "the stem's last maximum takes the gradient",

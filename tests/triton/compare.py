@@ -1,4 +1,4 @@
-"""One operation of this backend beside eager: in the same dtype, and on the same arguments in float64."""
+"""One call of this backend beside eager: in the same dtype, and as autograd has it in float64 (tests/reference.py)."""
 
 from collections.abc import Collection
 from itertools import cycle, islice
@@ -6,9 +6,11 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..native.cases import ROOM, error, make, whole_of
+from .. import calls, reference
+from ..blocks import surroundings
+from ..calls import Call, Geometry, error
+from .conftest import DEVICE
 
 
 class Format(NamedTuple):
@@ -34,80 +36,69 @@ def sweep(geometries: list, forms: Collection[str] = tuple(FORMATS)) -> list[tup
     return list(islice(zip(cycle(geometries), cycle(forms), strict=False), longest))
 
 
-def arguments(name, geometry, dtype, device, **options) -> list:
-    """The operation's arguments: activations, as slices of a NaN-filled buffer, and weights in dtype."""
-    return [_placed(a, dtype, device) for a in make(name, geometry, **options).args]
+def call(name: str, geometry: Geometry, form: str = "float32", **options) -> Call:
+    return calls.make(name, geometry, FORMATS[form].dtype, **options).copy(device=DEVICE)
 
 
 def label(value) -> str:
-    return value if isinstance(value, str) else "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    return value if isinstance(value, str) else "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _in_buffer(x: Tensor) -> bool:
-    return x.dim() == 4 and x._base is not None and x._base.shape[1] == x.shape[1] + 2 * ROOM
+def exact(of: Call) -> Call:
+    """What is right."""
+    return of.copy(torch.float64, "cpu").on(reference)
 
 
-def _placed(argument, dtype, device):
-    if not isinstance(argument, Tensor):
-        return argument
-    if _in_buffer(argument):
-        return whole_of(argument).to(device, dtype)[:, ROOM : ROOM + argument.shape[1]]
-    return argument.to(device, dtype if argument.dim() > 1 else None)
-
-
-def copied(argument, dtype=None):
-    """A copy, of an image with the buffer around it; or in another dtype."""
-    if not isinstance(argument, Tensor):
-        return argument
-    if dtype is not None and argument.is_floating_point():
-        return argument.to(dtype)
-    if _in_buffer(argument):
-        return whole_of(argument).clone()[:, ROOM : ROOM + argument.shape[1]]
-    return argument.clone()
-
-
-def call(operation, args, dtype=None) -> tuple[list[Tensor], list]:
-    """Results and then what was written (but not bn_relu_conv1x1_bwd's u, which is undefined afterwards), and all
-    arguments after the call; the given ones stay as they are."""
-    args = [copied(a, dtype) for a in args]
-    results = operation(*args)
-    results = list(results) if isinstance(results, tuple) else [] if results is None else [results]
-    schema = operation._schema.arguments
-    written = [a for a, s in zip(args, schema, strict=True) if s.alias_info is not None and s.alias_info.is_write]
-    if operation._schema.name.endswith("conv1x1_bwd"):
-        written = written[1:]
-    return results + [w for w in written if w is not None], args
-
-
-def untouched(args, after, operation) -> bool:
-    """Whether what is read is as before, and the buffers around the images hold NaN as before."""
-    for before, now, argument in zip(args, after, operation._schema.arguments, strict=True):
-        if not isinstance(now, Tensor):
+def untouched(before: Call, after: Call, right: Call) -> bool:
+    """Whether NaN lies around every tensor as it did, and all is as before that the right call leaves so."""
+    for (_, argument, old), (_, _, new), (_, _, true) in zip(
+        before.tensors(), after.tensors(), right.tensors(), strict=True
+    ):
+        if new.is_floating_point() and not surroundings(new).isnan().all():
+            return False
+        if not argument.role.read:
             continue
-        if _in_buffer(now):
-            around = torch.cat([whole_of(now)[:, :ROOM], whole_of(now)[:, -ROOM:]], 1)
-            if not around.isnan().all():
-                return False
-        if argument.alias_info is None and not torch.equal(before.nan_to_num(7.0), now.nan_to_num(7.0)):
+        old, new = (t.cpu().nan_to_num(7.0) for t in (old, new))
+        left = old.double() == true.nan_to_num(7.0) if argument.role.written else slice(None)
+        if not torch.equal(old[left], new[left]):
             return False
     return True
 
 
-def check_error(triton, eager, name, args, form, *others) -> None:
-    """Every result is at most twice as far from float64 as eager's in the same dtype, plus one eps: in the median where
-    others, more lists of arguments, are given. And nothing else is touched."""
+def check_error(triton, eager, form: Format, *cases: Call) -> None:
+    """Every result is at most twice as far from what is right as eager's in the same dtype, plus one eps: in the median
+    of several calls. And nothing else is touched."""
     torch.backends.cudnn.conv.fp32_precision = form.precision  # reset by conftest.py
-    found = []  # of every case and result: our error, eager's
-    for case in (args, *others):
-        exact, _ = call(getattr(eager, name), case, torch.float64)
-        ours, after = call(getattr(triton, name), case)
-        theirs, _ = call(getattr(eager, name), case)
-        assert untouched(case, after, getattr(triton, name))
-        assert [t.shape for t in ours] == [t.shape for t in exact]
-        assert [t.dtype for t in ours] == [t.dtype for t in theirs]
-        found.append([(error(o, e), error(t, e)) for o, t, e in zip(ours, theirs, exact, strict=True)])
-    for i, got in enumerate(ours):
-        our, their = (median(of_case[i][side] for of_case in found) for side in (0, 1))
+    found = []  # of every call and result: our error, eager's
+    for case in cases:
+        right, after = exact(case), case.copy().on(triton)
+        assert untouched(case, after, right)
+        ours, theirs = after.results(), case.copy().on(eager).results()
+        found.append(
+            {name: (error(ours[name].cpu(), e), error(theirs[name].cpu(), e)) for name, e in right.results().items()}
+        )
+    for name, got in ours.items():
+        our, their = (median(of_case[name][side] for of_case in found) for side in (0, 1))
         # Eager has no TF32 on the CPU, so there sums, too, differ by TF32's eps.
         eps = form.eps if form.precision == "tf32" else torch.finfo(got.dtype).eps
-        assert our <= 2 * their + eps, f"value {i}: {our:.2e}, eager {their:.2e}"
+        assert our <= 2 * their + eps, f"{name}: {our:.2e}, eager {their:.2e}"
+
+
+def check_exact(triton, case: Call, *quotients: str) -> None:
+    """Sums of small integers have no rounding, so any difference is a wrong element; but for results that are
+    quotients."""
+    ours = case.copy().on(triton).results()
+    for name, e in exact(case).results().items():
+        if name.split("[")[0].split(" of ")[0] in quotients:
+            assert error(ours[name].cpu(), e) < 1e-6, name
+        else:
+            assert torch.equal(ours[name].cpu().double(), e), name
+
+
+def check_finite(triton, case: Call, name: str, bad: float, *place: int) -> None:
+    """One bad value in the tensor of that name, at a place or in the middle, spreads as in PyTorch."""
+    of = dict(case.named())[name]
+    of[place or tuple(size // 2 for size in of.shape)] = bad
+    ours = case.copy().on(triton).results()
+    for name, e in exact(case).results().items():
+        assert torch.equal(ours[name].cpu().isfinite(), e.isfinite()), name

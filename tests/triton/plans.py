@@ -4,19 +4,21 @@ The tests' process and the compilers' see the same kernels, tiles, divisibilitie
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
+from types import SimpleNamespace
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
-from densenet_fast.buffer import allocate
-from densenet_fast.steps import Wanted
 from torch import Tensor
 
-from densenet_fast import autograd, functional
+from densenet_fast import backends, functional
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import tiles
 from densenet_fast.backends.triton.launch import Device, Launch, recorded
+from densenet_fast.contract import DECLARATIONS
+from densenet_fast.stage.buffer import allocate
 
 DEVICES = {80: Device(80, 108), 90: Device(90, 132), 100: Device(100, 148)}
 
@@ -64,6 +66,14 @@ NETS = (
 )
 
 
+FUNCTIONS = SimpleNamespace(**{name: getattr(operations, name) for name in DECLARATIONS})
+
+
+def planning() -> AbstractContextManager[object]:
+    """Inside, nets call the backend's functions themselves: operators have fakes that launch nothing."""
+    return patch.object(backends, "operations", lambda *_: FUNCTIONS)
+
+
 @contextmanager
 def convolutions(precision: str) -> Iterator[None]:
     before = torch.backends.cudnn.conv.fp32_precision
@@ -85,14 +95,13 @@ def step(
 ) -> tuple[list[Launch], list[Launch]]:
     """The launches of the forward and, in training, of the backward. `running`: whether norms take the running
     statistics, in training as well; if not given, in inference alone."""
-    with convolutions(form.precision), torch.device("meta"):
+    with convolutions(form.precision), torch.device("meta"), planning():
         layers, consumer = _steps(net, form.dtype, train, not train if running is None else running)
         x = allocate((net.n, net.channels, net.size, net.size), torch.empty(0, dtype=form.dtype))
         x.requires_grad_(train and "x" not in net.frozen)
         with recorded(device) as forward:
-            output, _ = autograd.run(
-                operations, x, None, layers, consumer, efficient=efficient, wanted=Wanted(stats=train)
-            )
+            stats = train and not isinstance(consumer, functional.Head)
+            output = functional.dense_stage(x, layers, consumer, output_stats=stats, efficient=efficient)
         with recorded(device) as backward:
             if output.y.requires_grad:
                 output.y.backward(torch.empty_like(output.y))
@@ -131,7 +140,7 @@ def everything(device: Device, form: Form) -> list[Launch]:
     with recorded(device) as launches, convolutions(form.precision), torch.device("meta"):
         kind = tiles.kind_of(torch.empty(0, dtype=form.dtype))
         norms = [torch.empty(64)] * 20
-        operations.update_running_stats(norms, norms, norms, norms, [9] * 20, [0.1] * 20)
+        operations.update_running_stats(norms, norms, torch.empty(2, 64), [0] * 20, 9, [0.1] * 20)
     rows = [rows for (_, of, product), rows in tiles.TABLE.items() if (of, product) == (device.architecture, kind)]
     widths = sorted({min(most, 320) for most, _ in chain(*rows)})
     nets = [*NETS, *(Net(16, 14, 128, width, None, bottleneck=1) for width in widths)]

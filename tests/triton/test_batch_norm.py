@@ -5,9 +5,8 @@ from statistics import median
 import pytest
 import torch
 
-from ..native.cases import Geometry
-from ..oracle import error
-from .compare import FORMATS, arguments, check_error, label, sweep
+from ..calls import Geometry, error
+from .compare import FORMATS, call, check_error, label, sweep
 from .conftest import DEVICE
 
 SEEDS = 3  # among few values one may be rounded well or badly by chance: the median counts
@@ -17,9 +16,7 @@ GEOMETRIES = [Geometry(2, 5, 7, 24, 1, 1), Geometry(1, 1, 1, 3, 1, 1), Geometry(
 @pytest.mark.parametrize(("geometry", "form"), sweep(GEOMETRIES, ["float32", "bfloat16", "float16"]), ids=label)
 @pytest.mark.parametrize("name", ["channel_stats", "bn_bwd_apply"])
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
-    form = FORMATS[form]
-    cases = [arguments(name, geometry, form.dtype, DEVICE) for _ in range(SEEDS)]
-    check_error(triton, eager, name, cases[0], form, *cases[1:])
+    check_error(triton, eager, FORMATS[form], *(call(name, geometry, form) for _ in range(SEEDS)))
 
 
 @pytest.mark.parametrize("ratio", [1, 30, 100])
@@ -28,8 +25,12 @@ def test_variance_where_the_mean_is_large(triton, eager, ratio):
     errors = []
     for _ in range(SEEDS):
         x = (torch.randn(3, 8, 40, 50, device=DEVICE) + ratio).contiguous(memory_format=torch.channels_last)
-        exact = torch.var_mean(x.double(), (0, 2, 3), correction=0)[0]
-        errors.append([error(ops.channel_stats(x)[1], exact) for ops in (triton, eager)])
+        exact, found = torch.var_mean(x.double(), (0, 2, 3), correction=0)[0], []
+        for operations in (triton, eager):
+            stats = torch.empty(2, 8, device=DEVICE)
+            operations.channel_stats(x, stats)
+            found.append(error(stats[1], exact))
+        errors.append(found)
     our, their = (median(e[side] for e in errors) for side in (0, 1))
     assert our <= 2 * their + torch.finfo(torch.float32).eps
 
@@ -37,12 +38,15 @@ def test_variance_where_the_mean_is_large(triton, eager, ratio):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("norms", [1, 16, 19])
 def test_running_statistics_in_any_dtype(triton, eager, dtype, norms):
+    """Twice, with another momentum: a plan does not depend on it."""
     sizes = [1 + 37 * i for i in range(norms)]
-    mean, var = ([torch.rand(s, device=DEVICE) + 0.5 for s in sizes] for _ in range(2))
+    stats = torch.rand(2, sum(sizes), device=DEVICE) + 0.5
+    begins = [sum(sizes[i + 1 :]) for i in range(norms)]
     pairs = []
     for backend in (triton, eager):
         running = [[torch.full((s,), v, dtype=dtype, device=DEVICE) for s in sizes] for v in (0.25, 0.75)]
-        backend.update_running_stats(*running, mean, var, [6 + s for s in sizes], [0.3] * norms)
+        for momentum in (0.3, 0.7):
+            backend.update_running_stats(*running, stats, begins, 6, [momentum] * norms)
         pairs.append(running[0] + running[1])
     for ours, theirs in zip(*pairs, strict=True):
-        assert (ours - theirs).abs().max() <= 2 * torch.finfo(dtype if dtype.itemsize < 8 else torch.float32).eps
+        assert (ours - theirs).abs().max() <= 4 * torch.finfo(dtype if dtype.itemsize < 8 else torch.float32).eps

@@ -5,48 +5,35 @@ import torch
 
 from densenet_fast.backends.triton.launch import Device, recorded
 
-from ..native.cases import Geometry
-from .compare import FORMATS, arguments, call, check_error, label, sweep
-from .conftest import DEVICE
+from ..calls import Geometry
+from .compare import FORMATS, call, check_error, check_finite, label, sweep
 
-GEOMETRIES = [
-    Geometry(2, 5, 7, 24, 1, 1),
-    Geometry(3, 9, 9, 70, 1, 1),
-    Geometry(1, 1, 1, 9, 1, 1),
-    Geometry(12, 7, 7, 130, 1, 1),
-]
+SMALL = Geometry(2, 5, 7, 24, 1, 1)
+GEOMETRIES = [SMALL, Geometry(3, 9, 9, 70, 1, 1), Geometry(1, 1, 1, 9, 1, 1), Geometry(12, 7, 7, 130, 1, 1)]
 NAMES = ["head_fwd", "head_bwd"]
 
 
 @pytest.mark.parametrize(("geometry", "form"), sweep(GEOMETRIES), ids=label)
 @pytest.mark.parametrize("name", NAMES)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, geometry, form):
-    cases = [arguments(name, geometry, FORMATS[form].dtype, DEVICE) for _ in range(3)]
+    cases = [call(name, geometry, form) for _ in range(3)]
     with recorded(Device(90, 1)):  # several tiles for each program
-        check_error(triton, eager, name, cases[0], FORMATS[form], *cases[1:])
+        check_error(triton, eager, FORMATS[form], *cases)
 
 
-@pytest.mark.parametrize("options", [{"affine": False}, {"batch_stats": False}], ids=str)
+@pytest.mark.parametrize("options", [{"affine": False}, {"batch": False}], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_variants(triton, eager, name, options):
-    check_error(
-        triton, eager, name, arguments(name, GEOMETRIES[0], torch.bfloat16, DEVICE, **options), FORMATS["bfloat16"]
-    )
+    check_error(triton, eager, FORMATS["bfloat16"], call(name, SMALL, "bfloat16", **options))
 
 
 def test_a_gradient_of_any_layout(triton):
-    args = arguments("head_bwd", GEOMETRIES[0], torch.float32, DEVICE)
-    expected, _ = call(triton.head_bwd, args)
-    args[0] = args[0].t().contiguous().t()
-    results, _ = call(triton.head_bwd, args)
-    assert all(map(torch.equal, results, expected))
+    case = call("head_bwd", SMALL)
+    turned = case.changed(lambda name, t: t.t().contiguous().t() if name == "dy" else t)
+    expected, results = (c.copy().on(triton).results() for c in (case, turned))
+    assert all(torch.equal(results[name], e) for name, e in expected.items())
 
 
-def test_relu_keeps_nan_and_its_gradient(triton, eager):
-    for name, position in (("head_fwd", 0), ("head_bwd", 1)):
-        args = arguments(name, GEOMETRIES[0], torch.float32, DEVICE)
-        args[position][1, 3, 2, 4] = float("nan")
-        ours, _ = call(getattr(triton, name), args)
-        theirs, _ = call(getattr(eager, name), args)
-        for got, expected in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(got, expected, equal_nan=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_relu_keeps_nan_and_its_gradient(triton, name):
+    check_finite(triton, call(name, SMALL), "x", float("nan"))

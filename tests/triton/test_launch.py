@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from densenet_fast.backends import triton as operations
-from densenet_fast.backends.triton import batch_norm, bn_relu_conv1x1, tiles
+from densenet_fast.backends.triton import tiles
 from densenet_fast.backends.triton.launch import Device, recorded
+from densenet_fast.contract import Block, Half, Norm, NormGradient
+from densenet_fast.contract.block import z_size
 
-from ..native.cases import norm
 from ..oracle import rms_error
 from . import plans
 
@@ -23,38 +24,68 @@ def meta(*shape, dtype=torch.bfloat16):
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
-def vectors(channels):
-    return [meta(channels, dtype=torch.float32) for _ in range(4)]
+def norm(channels):
+    return Norm(*(meta(channels, dtype=torch.float32) for _ in range(4)), 1e-5)
 
 
-def conv1x1(x, outputs, device):
-    """The launches of a 1x1 forward, planned."""
+def pair(channels):
+    return meta(2, channels, dtype=torch.float32)
+
+
+def layer(x, width, growth=32):
+    """A block of one layer on the buffer x, and memory for it."""
+    n, total, h, w = x.shape
+    one, two, c = norm(total - growth), norm(width), total - growth
+    tensors = [None, None, one.gamma, one.beta, meta(width, c, 1, 1)]
+    tensors += [None, None, two.gamma, two.beta, meta(growth, width, 3, 3)]
+    return Block(c, tensors, [1e-5, 1e-5, 0.0], None), pair(total + width), meta(z_size([width], n * h * w))
+
+
+def forward(x, width, device, growth=32, halves=Half.BOTH):
+    """The launches of a layer, planned."""
+    block, stats, z = layer(x, width, growth)
     with recorded(device) as launches:
-        bn_relu_conv1x1.bn_relu_conv1x1_fwd(x, *vectors(x.shape[1]), 1e-5, meta(outputs, x.shape[1], 1, 1), True)
+        operations.block_fwd(x, stats, z, block, True, 0, 1, halves)
+    return launches
+
+
+def backward(x, width, device, growth=32, halves=Half.BOTH):
+    block, stats, z = layer(x, width, growth)
+    gradients = [
+        None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in block.tensors
+    ]
+    u = meta(x.shape[0], width, *x.shape[2:])
+    with recorded(device) as launches:
+        operations.block_bwd(x, torch.empty_like(stats), x, stats, z, block, gradients, u, 0, 1, halves)
     return launches
 
 
 def test_a_variant_is_compiled_once_for_all_sizes():
     """Neither the batch nor the image nor the depth of a layer is compiled in, only divisibility by 8."""
-    first, _ = conv1x1(meta(256, 96, 56, 56), 128, H200)
-    others = (meta(32, 96, 56, 56), meta(1, 960, 7, 7), meta(3, 200, 1, 2), meta(2, 256, 9, 9)[:, :64])
-    for x in others:
-        assert conv1x1(x, 128, H200)[0].specialization == first.specialization
-    odd, _ = conv1x1(meta(256, 99, 56, 56), 128, H200)
+    first, *_ = forward(meta(256, 128, 56, 56), 128, H200)
+    for x in (meta(32, 128, 56, 56), meta(1, 992, 7, 7), meta(3, 232, 1, 2), meta(2, 256, 9, 9)[:, :96]):
+        assert forward(x, 128, H200)[0].specialization == first.specialization
+    odd, *_ = forward(meta(256, 131, 56, 56), 128, H200)
     assert odd.specialization != first.specialization
-    shifted, _ = conv1x1(meta(256, 128, 56, 56)[:, 4:100], 128, H200)
+    shifted, *_ = forward(meta(256, 160, 56, 56)[:, 4:132], 128, H200)
     assert shifted.specialization != first.specialization
 
 
+def test_a_seed_does_not_decide_a_variant():
+    """Seeds lie beside each other, every other one on 8 bytes alone."""
+    net = plans.Net(2, 8, 16, 8, None, drop_rate=0.2, layers=2)
+    launches, _ = plans.step(net, H200, plans.FORMS["bf16"], True)
+    first, second = (e for e in launches if e.kernel.__name__ == "bn_relu_conv3x3_fwd_kernel")
+    assert first.arguments["seed"].data_ptr() % 16 != second.arguments["seed"].data_ptr() % 16
+    place = list(first.arguments).index("seed")
+    assert first.specialization[place] == second.specialization[place]
+
+
 def test_the_plan_follows_the_architecture():
-    x, z, k, c = meta(256, 96, 56, 56), meta(256, 128, 56, 56), vectors(128), vectors(96)
-    found = {}
-    for device in (A100, H200):
-        with recorded(device) as launches:
-            bn_relu_conv1x1.bn_relu_conv1x1_bwd(
-                z, z, *k[:3], 1e-5, *k[:2], x, *c, 1e-5, meta(128, 96, 1, 1), True, x, *c[:2], True
-            )
-        found[device] = [launch.kernel.__name__ for launch in launches]
+    found = {
+        device: [launch.kernel.__name__ for launch in backward(meta(256, 128, 56, 56), 128, device, halves=Half.FIRST)]
+        for device in (A100, H200)
+    }
     assert found[H200] == ["bn_relu_conv1x1_bwd_kernel", "finish_bwd_kernel"]
     assert found[A100] == ["bn_relu_conv1x1_grads_kernel", "finish_bwd_kernel"]
 
@@ -76,7 +107,8 @@ def test_launches_of_a_layer(bottleneck, efficient, expected, growth, architectu
 
 
 def test_arguments_follow_the_kernels_order():
-    for launch in conv1x1(meta(2, 16, 5, 5), 64, H200):
+    x = meta(2, 48, 5, 5)
+    for launch in forward(x, 64, H200) + backward(x, 64, H200):
         assert list(launch.arguments) == launch.kernel.arg_names
 
 
@@ -93,25 +125,20 @@ def test_every_row_of_the_table_is_found():
 
 def test_grids_fit_whatever_the_batch():
     """The second and third axes of a grid hold 65535 programs."""
-    x, z, y, c, k, g = meta(4096, 64, 56, 56), meta(4096, 128, 56, 56), meta(4096, 32, 56, 56), 64, 128, 32
-    of_x, of_z, of_y = (vectors(n) for n in (c, k, g))
-    w1, w3, half = meta(k, c, 1, 1), meta(g, k, 3, 3), meta(4096, k, 28, 28)
+    x, half, c, k = meta(4096, 64, 56, 56), meta(4096, 128, 28, 28), 64, 128
+    weight, dnorm = meta(k, c, 1, 1), NormGradient(norm(c).gamma, norm(c).beta, pair(c))
     for device in (A100, H200):
-        with recorded(device) as launches:
-            operations.bn_relu_conv1x1_bwd(
-                z, z, *of_z[:3], 1e-5, *of_z[:2], x, *of_x, 1e-5, w1, True, x, *of_x[:2], True
-            )
-            operations.bn_relu_conv1x1_fwd(x, *of_x, 1e-5, w1, True)
-            operations.bn_relu_conv3x3_fwd(z, *of_z, 1e-5, w3, 0.0, None, y, *of_y[:2])
-            operations.bn_relu_conv3x3_bwd(y, y, *of_y[:3], z, *of_z, 1e-5, w3, 0.0, None, True, None, *of_z[:2], True)
-            operations.transition_fwd(x, *of_x, 1e-5, w1, half, *of_z[:2])
-            operations.transition_bwd(half, x, *of_x, 1e-5, w1, True, x, *of_x[:2], True)
-            operations.stem_fwd(z, *of_z, 1e-5, half, *of_z[:2])
-            operations.stem_bwd(half, z, *of_z, 1e-5, True, z, *of_z[:2])
-            operations.head_fwd(x, *of_x, 1e-5)
-            operations.head_bwd(meta(4096, c), x, *of_x, 1e-5, True, x, *of_x[:2])
-            operations.channel_stats(x)
-            operations.bn_bwd_apply(x, x, *of_x[:3])
+        launches = forward(meta(4096, 96, 56, 56), 128, device) + backward(meta(4096, 96, 56, 56), 128, device)
+        with recorded(device) as others:
+            operations.transition_fwd(x, norm(c), weight, half, pair(k))
+            operations.transition_bwd(half, x, norm(c), weight, x, dnorm, weight)
+            operations.stem_fwd(x, norm(c), half[:, :c], pair(c))
+            operations.stem_bwd(half[:, :c], x, norm(c), x, dnorm)
+            operations.head_fwd(x, norm(c), meta(4096, c))
+            operations.head_bwd(meta(4096, c), x, norm(c), x, dnorm)
+            operations.channel_stats(x, pair(c))
+            operations.bn_bwd_apply(x, x, norm(c).mean, pair(c), x)
+        launches += others
         for launch in launches:
             assert all(size <= 65535 for size in launch.grid[1:]), (launch.kernel.__name__, launch.grid)
 
@@ -119,7 +146,7 @@ def test_grids_fit_whatever_the_batch():
 def test_running_statistics_take_one_launch_for_16_norms():
     with recorded(H200) as launches:
         many = [meta(32, dtype=torch.float32)] * 40
-        batch_norm.update_running_stats(many, many, many, many, [9] * 40, [0.1] * 40)
+        operations.update_running_stats(many, many, pair(32), [0] * 40, 9, [0.1] * 40)
     assert [launch.grid for launch in launches] == [(16, 1), (16, 1), (8, 1)]
 
 
@@ -145,18 +172,19 @@ def test_offsets_beyond_32_bits(triton, eager):
     rows, stride = 2060, 1 << 21
     x, dx = sparse(rows, stride), sparse(rows, stride)
     x.copy_(torch.randn(x.shape))
-    weight, (*of_x, eps), u = torch.randn(16, 16, 1, 1), norm(16, False), torch.randn(1, 16, rows, 1)
-    u = u.contiguous(memory_format=torch.channels_last)
     near = x.contiguous(memory_format=torch.channels_last)
-    z, *stats = triton.bn_relu_conv1x1_fwd(x, *of_x, eps, weight, True)
-    expected, *of_expected = eager.bn_relu_conv1x1_fwd(near, *of_x, eps, weight, True)
-    assert rms_error(z, expected) < 1e-6
-    for got, exact in zip(stats, of_expected, strict=True):
-        assert rms_error(got, exact) < 1e-6
-    results = []
-    for ops, x_, dx_ in ((triton, x, dx), (eager, near, torch.zeros_like(near))):
-        a, b = torch.zeros(16), torch.zeros(16)
-        rest = (*stats, None, 1e-5, torch.zeros(16), torch.ones(16), x_, *of_x, eps, weight, True, dx_, a, b, True)
-        results.append([*ops.bn_relu_conv1x1_bwd(u.clone(), expected, *rest), dx_, a, b])
+    z, vectors = torch.randn(z_size([16], rows)), [torch.rand(16) + 0.5 for _ in range(8)]
+    tensors = [*vectors[:4], torch.randn(16, 16, 1, 1), *vectors[4:], torch.randn(4, 16, 3, 3)]
+    block = Block(
+        12, [*(v[:12] for v in tensors[:4]), tensors[4][:, :12].contiguous(), *tensors[5:]], [1e-5] * 2 + [0.0], None
+    )
+    u, results = torch.randn(1, 16, rows, 1).contiguous(memory_format=torch.channels_last), []
+    for ops, x_, g in ((triton, x, dx), (eager, near, torch.zeros_like(near))):
+        stats, bottleneck = torch.zeros(2, 32), z.clone()
+        ops.block_fwd(x_, stats, bottleneck, block, True, 0, 1, Half.BOTH)
+        gradients = [None, None, *(torch.zeros_like(t) for t in block.tensors[2:5]), *[None] * 5]
+        stats[1] += 1
+        ops.block_bwd(g, torch.zeros(2, 32), x_, stats, bottleneck, block, gradients, u.clone(), 0, 1, Half.FIRST)
+        results.append([x_[:, 12:], stats, bottleneck, g, *gradients[2:5]])
     for got, exact in zip(*results, strict=True):
         assert rms_error(got, exact) < 1e-5

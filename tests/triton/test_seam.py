@@ -41,7 +41,7 @@ def test_other_devices_fresh_threads_and_failures(findings):
     assert not any(found.values()), found
 
 
-def test_a_planned_block_launches_what_its_layers_do(findings):
+def test_a_planned_block_launches_on_the_memory_it_is_given(findings):
     """Of the tensors it was planned for and of others, while another thread launches; another alignment and another
     eps have plans of their own, and a variant is loaded once."""
     found = findings["blocks"]
@@ -52,5 +52,5 @@ def test_a_planned_block_launches_what_its_layers_do(findings):
 def test_planted_faults_are_found(findings):
     found = findings["faults"]
     assert not found.pop("none")
-    assert len(found) == 7
+    assert len(found) == 6
     assert all(found.values()), found

@@ -1,13 +1,8 @@
 """What the kernels share: BN-ReLU as a prologue, statistics as an epilogue, offsets beyond 2**31."""
 
-from collections.abc import Callable
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-NewEmpty = Callable[..., Tensor]  # Tensor.new_empty, or a plan's (plan.py)
 
 
 @triton.jit
@@ -71,12 +66,6 @@ def store_stats(
 def replaced(values, i: tl.constexpr, value):
     """The tuple with another i-th value: accumulators of one kind are kept in tuples."""
     return values[:i] + (value,) + values[i + 1 :]  # noqa: RUF005  (Triton has no unpacking)
-
-
-def workspace(x: Tensor, *sizes: int, new_empty: NewEmpty = Tensor.new_empty) -> tuple[Tensor, ...]:
-    """Uninitialised float32 vectors of at least these sizes on x's device, in one allocation, each on 16 bytes."""
-    rounded = [-(-size // 4) * 4 for size in sizes]
-    return new_empty(x, sum(rounded), dtype=torch.float32).split_with_sizes(rounded)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -4,15 +4,14 @@ Forward: tile statistics to mean and variance. Backward: sums to gradients of ga
 correction, and partial weight gradients to the weight's. docs/internals/algorithm.md, "Deferred correction".
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...contract import Norm, NormGradient
 from ._common import cdiv, next_power_of_2
-from .launch import launch
+from .arguments import Pair
+from .plan import Planner
 
 
 @triton.jit
@@ -49,10 +48,18 @@ def merge_stats_kernel(
     tl.store(var + c, tl.sum(squares, 0) / total, mask=c < C)
 
 
-def merge_stats(partial: Tensor, count: Tensor, tiles: int, mean: Tensor, var: Tensor, total: int) -> None:
+def tile_stats(plan: Planner, into: Pair | None, tiles: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Where `store_stats` leaves what `merge_stats` takes; nowhere if no statistics are wanted."""
+    return (None, None) if into is None else (plan.empty(tiles, 2, into[0].shape[0]), plan.empty(tiles))
+
+
+def merge_stats(plan: Planner, partial: Tensor | None, count: Tensor | None, into: Pair | None, total: int) -> None:
     """mean, var [C] of `total` values from the partial [tiles, 2, C] and count [tiles] of `store_stats`."""
-    channels = mean.shape[0]
-    launch(
+    if into is None or partial is None or count is None:
+        return
+    mean, var = into
+    tiles, _, channels = partial.shape
+    plan.launch(
         merge_stats_kernel,
         (cdiv(channels, 8),),
         num_warps=8,
@@ -96,15 +103,14 @@ def finish_bwd_kernel(
     eps,
     dgamma,  # [C] written
     dbeta,  # [C] written
-    a,  # [C] added to, if BATCH_STATS
-    b,  # [C] added to, if BATCH_STATS
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
     dweight,  # [K, C, TAPS] written, or None
     R,
     S,
     K,
     C,
     count,  # float, values per channel
-    BATCH_STATS: tl.constexpr,
     TAPS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -121,7 +127,7 @@ def finish_bwd_kernel(
         rstd = tl.rsqrt(tl.load(var + c, mask=mask, other=1.0) + eps)
         tl.store(dgamma + c, sum_vx * rstd, mask=mask)
         tl.store(dbeta + c, sum_v, mask=mask)
-        if BATCH_STATS:
+        if a is not None:
             scale = rstd
             if gamma is not None:
                 scale *= tl.load(gamma + c, mask=mask, other=0.0)
@@ -139,62 +145,41 @@ def finish_bwd_kernel(
         tl.store(dweight + (row * C + i % C) * TAPS + tap, total.to(dweight.dtype.element_ty), mask=i < size)
 
 
-class Gradients(NamedTuple):
-    """Where a backward operation ends: a, b [C] are added to, dgamma, dbeta [C] and dweight [K, C, h, w] written; an
-    empty dweight is not wanted."""
-
-    a: Tensor
-    b: Tensor
-    dgamma: Tensor
-    dbeta: Tensor
-    dweight: Tensor
-
-    @classmethod
-    def new(cls, a: Tensor, b: Tensor, weight: Tensor, wgrad: bool) -> "Gradients":
-        dgamma, dbeta = torch.empty_like(a), torch.empty_like(a)
-        return cls(a, b, dgamma, dbeta, weight.new_empty(weight.shape if wgrad else 0))
-
-    @property
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.dgamma, self.dbeta, self.dweight
-
-
 def finish_bwd(
+    plan: Planner,
     sums: Tensor,
-    rows: int,
-    weights: Tensor,
-    splits: int,
-    var: Tensor,
-    gamma: Tensor | None,
-    eps: float,
-    batch_stats: bool,
+    weights: Tensor | None,
+    norm: Norm,
     count: int,
-    into: Gradients,
+    dnorm: NormGradient,
+    dweight: Tensor | None,
 ) -> None:
-    """The gradients from sums [rows, 2, C] and weights [splits, h * w, K, C]."""
-    channels, dweight = var.shape[0], into.dweight
-    wgrad = dweight.numel() > 0
-    launch(
+    """The gradients from sums [rows, 2, C] and weights [splits, h * w, K, C]; dweight is [K, C, h, w]."""
+    rows, _, channels = sums.shape
+    a, b = (None, None) if dnorm.correction is None else dnorm.correction
+    outputs, size, splits, taps = 0, 0, 1, 1
+    if dweight is not None and weights is not None:
+        outputs, size, (splits, taps, *_) = dweight.shape[0], dweight.numel(), weights.shape
+    plan.launch(
         finish_bwd_kernel,
-        (cdiv(channels, 8) + cdiv(dweight.numel(), 512),),
+        (cdiv(channels, 8) + cdiv(size, 512),),
         num_warps=8,
         sums=sums,
-        weights=weights if wgrad else None,
-        var=var,
-        gamma=gamma,
-        eps=eps,
-        dgamma=into.dgamma,
-        dbeta=into.dbeta,
-        a=into.a,
-        b=into.b,
-        dweight=dweight if wgrad else None,
+        weights=weights,
+        var=norm.var,
+        gamma=norm.gamma,
+        eps=norm.eps,
+        dgamma=dnorm.dgamma,
+        dbeta=dnorm.dbeta,
+        a=a,
+        b=b,
+        dweight=dweight,
         R=rows,
         S=splits,
-        K=dweight.shape[0],
+        K=outputs,
         C=channels,
         count=float(count),
-        BATCH_STATS=batch_stats,
-        TAPS=dweight.shape[2] * dweight.shape[3] if wgrad else 1,
+        TAPS=taps,
         BLOCK_R=min(1024, next_power_of_2(rows)),
         BLOCK_C=8,
         BLOCK_S=min(4, next_power_of_2(splits)),

@@ -1,20 +1,17 @@
-"""Kernels of ops/batch_norm.py: statistics, the deferred correction, running averages.
+"""Statistics, the deferred correction, running averages.
 
 Activations are rows [M, C], M = N*H*W, at any row stride.
 """
-
-from typing import NoReturn
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops._operation import image, vectors
-from ._common import cdiv, row_offset, store_stats, workspace
-from ._reduce import merge_stats
+from ._common import cdiv, row_offset, store_stats
+from ._reduce import merge_stats, tile_stats
 from .arguments import Arguments
-from .launch import launch
+from .plan import Planner, Slot, planned
 
 NORMS = 16  # updated by one launch: as many sets of pointers fit among a kernel's arguments
 
@@ -41,13 +38,14 @@ def channel_stats_kernel(
     store_stats(partial, count, tile, values, valid, n, c, c < C, C, tl.program_id(1) == 0, 0)
 
 
-def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
-    check = Arguments("channel_stats", "x", x)
-    mean, var = vectors(x)
+@planned("channel_stats")
+def channel_stats(plan: Planner, x: Tensor, stats: Tensor) -> None:
+    check = Arguments(plan, "x", x)
+    into = check.pair("stats", stats, check.C)
     rows = 128
     tiles = cdiv(check.M, rows)
-    partial, count = workspace(x, tiles * 2 * check.C, tiles)
-    launch(
+    partial, count = tile_stats(plan, into, tiles)
+    plan.launch(
         channel_stats_kernel,
         (tiles, cdiv(check.C, 64)),
         num_warps=4,
@@ -60,8 +58,7 @@ def channel_stats(x: Tensor) -> tuple[Tensor, Tensor]:
         BLOCK_M=rows,
         BLOCK_C=64,
     )
-    merge_stats(partial, count, tiles, mean, var, check.M)
-    return mean, var
+    merge_stats(plan, partial, count, into, check.M)
 
 
 @triton.jit
@@ -95,12 +92,12 @@ def bn_bwd_apply_kernel(
     tl.store(dx_at, corrected.to(dx.dtype.element_ty), mask=mask)
 
 
-def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    check = Arguments("bn_bwd_apply", "x", x)
-    v_stride = check.image("v", v, check.C)
-    mean, a, b = (check.vector(n, t, check.C) for n, t in (("mean", mean), ("a", a), ("b", b)))
-    dx = image(x, *x.shape[1:])
-    launch(
+@planned("bn_bwd_apply")
+def bn_bwd_apply(plan: Planner, v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, dx: Tensor) -> None:
+    check = Arguments(plan, "x", x)
+    v_stride, dx_stride = check.image("v", v, check.C), check.image("dx", dx, check.C)
+    mean, (a, b) = check.vector("mean", mean, check.C), check.pair("correction", correction, check.C)
+    plan.launch(
         bn_bwd_apply_kernel,
         (cdiv(check.M, 64), cdiv(check.C, 64)),
         num_warps=4,
@@ -114,11 +111,10 @@ def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor) -> Te
         C=check.C,
         v_stride=v_stride,
         x_stride=check.stride,
-        dx_stride=check.C,
+        dx_stride=dx_stride,
         BLOCK_M=64,
         BLOCK_C=64,
     )
-    return dx
 
 
 @triton.jit
@@ -150,22 +146,37 @@ def update_running_stats_kernel(
 def update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
-    mean: list[Tensor],
-    var: list[Tensor],
-    count: list[int],
+    stats: Tensor,
+    begins: list[int],
+    count: int,
     momentum: list[float],
 ) -> None:
-    """One launch for every 16 norms."""
-    channels = _check_running(running_mean, running_var, mean, var, count, momentum)
-    keep = [1 - m for m in momentum]
-    unbiased = [m * n / (n - 1) for m, n in zip(momentum, count, strict=True)]
+    unbiased = count / max(1, count - 1)
+    factors = [*[1 - m for m in momentum], *momentum, *[m * unbiased for m in momentum]]
+    _update(running_mean, running_var, stats, begins, count, factors)
+
+
+@planned("update_running_stats", varying="momentum")
+def _update(
+    plan: Planner,
+    running_mean: list[Tensor],
+    running_var: list[Tensor],
+    stats: Tensor,
+    begins: list[int],
+    count: int,
+    factors: list[Slot],
+) -> None:
+    """One launch for every 16 norms. factors: 1 - momentum of all norms, then momentum, then that of the variance."""
+    channels = _check_running(plan, running_mean, running_var, stats, begins, count, len(factors))
+    mean, var = ([row[b : b + c] for b, c in zip(begins, channels, strict=True)] for row in stats)
+    keep, momentum, unbiased = (factors[i * len(channels) : (i + 1) * len(channels)] for i in range(3))
     for i in range(0, len(channels), NORMS):
         missing = max(0, i + NORMS - len(channels))
 
         def group(values: list, filling: object, i: int = i, missing: int = missing) -> tuple:
             return (*values[i : i + NORMS], *(filling,) * missing)
 
-        launch(
+        plan.launch(
             update_running_stats_kernel,
             (min(NORMS, len(channels) - i), cdiv(max(channels[i : i + NORMS]), 256)),
             num_warps=1,
@@ -183,29 +194,34 @@ def update_running_stats(
 
 
 def _check_running(
+    plan: Planner,
     running_mean: list[Tensor],
     running_var: list[Tensor],
-    mean: list[Tensor],
-    var: list[Tensor],
-    count: list[int],
-    momentum: list[float],
+    stats: Tensor,
+    begins: list[int],
+    count: int,
+    factors: int,
 ) -> list[int]:
     """The channels of every norm."""
-
-    def refuse(what: str, got: object, expected: object) -> NoReturn:
-        raise RuntimeError(f"densenet_fast::update_running_stats: wrong {what}: got {got}, expected {expected}")
-
-    for values in (running_var, mean, var, count, momentum):
-        if len(values) != len(running_mean):
-            refuse("length of a list", len(values), len(running_mean))
-    for norm in zip(running_mean, running_var, mean, var, strict=True):
-        for name, x in zip(("running_mean", "running_var", "mean", "var"), norm, strict=True):
-            if x.dim() != 1 or x.shape != norm[0].shape:
-                refuse(f"sizes of {name}", list(x.shape), list(norm[0].shape) if norm[0].dim() == 1 else "[C]")
-            if x.device != norm[0].device:
-                refuse(f"device of {name}", x.device, norm[0].device)
+    if count < 2:
+        plan.refuse("count", count, "two values or more for each channel, which have a variance")
+    for name, length in (("running_var", len(running_var)), ("begins", len(begins)), ("momentum", factors // 3)):
+        if length != len(running_mean):
+            plan.refuse(f"length of {name}", length, len(running_mean))
+    if stats.dtype != torch.float32:
+        plan.refuse("dtype of stats", stats.dtype, torch.float32)
+    if stats.dim() != 2 or stats.shape[0] != 2:
+        plan.refuse("sizes of stats", list(stats.shape), "[2, S]")
+    if stats.shape[1] > 1 and stats.stride(1) != 1:
+        plan.refuse("strides of stats", list(stats.stride()), "rows of contiguous memory")
+    for mean, var, begin in zip(running_mean, running_var, begins, strict=True):
+        for name, x in (("running_mean", mean), ("running_var", var)):
+            if not x.is_floating_point():
+                plan.refuse(f"dtype of {name}", x.dtype, "a floating dtype")
+            if x.dim() != 1 or x.shape != mean.shape:
+                plan.refuse(f"sizes of {name}", list(x.shape), list(mean.shape) if mean.dim() == 1 else "[C]")
             if not x.is_contiguous():
-                refuse(f"strides of {name}", list(x.stride()), "[1]")
-            if name in ("mean", "var") and x.dtype != torch.float32:
-                refuse(f"dtype of {name}", x.dtype, torch.float32)
+                plan.refuse(f"strides of {name}", list(x.stride()), "[1]")
+        if not 0 <= begin <= stats.shape[1] - mean.shape[0]:
+            plan.refuse("begins", f"{begin} of {mean.shape[0]} channels", f"a range within {stats.shape[1]} columns")
     return [x.shape[0] for x in running_mean]

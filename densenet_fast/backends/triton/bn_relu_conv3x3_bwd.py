@@ -1,20 +1,21 @@
-"""Backward kernels of ops/bn_relu_conv3x3.py. Layouts as in bn_relu_conv3x3_fwd.py.
+"""BN-ReLU, the 3x3 convolution and dropout backward. Layouts as in bn_relu_conv3x3_fwd.py.
 
 `correct` writes the gradient d of the convolution's output once, dense; the input and weight gradients then read it
 nine times as it is, straight into the matrix products; one last launch reduces.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops._operation import image
+from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import NewEmpty, block_of, cdiv, load_norm, padded, relu, replaced, row_offset, workspace
-from ._reduce import Gradients, finish_bwd
-from .arguments import Arguments, Norm
-from .dropout import dropout_scale, threshold_and_keep
-from .launch import device_of, launch
+from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset
+from ._reduce import finish_bwd
+from .arguments import Arguments, Pair
+from .dropout import Dropout, dropout_scale
 
 
 @triton.jit
@@ -174,89 +175,42 @@ def bn_relu_conv3x3_wgrad_kernel(
         tl.store(at + i * G * C, acc[i], mask=(c < C)[:, None] & (g < G)[None, :])
 
 
-def bn_relu_conv3x3_bwd(
-    dy: Tensor,
-    y: Tensor,
-    y_mean: Tensor,
-    y_a: Tensor,
-    y_b: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    weight: Tensor,
-    drop_rate: float,
-    seed: Tensor | None,
-    batch_stats: bool,
-    dx: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    wgrad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check = Arguments("bn_relu_conv3x3_bwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
-    weight = check.weight("weight", weight, None, check.C, 3)
-    seed = check.seed(seed)
-    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-    of_y = dy, y, y_mean, y_a, y_b
-    u = image(x, check.C, check.H, check.W) if dx is None else dx
-    into = Gradients.new(a, b, weight, wgrad)
-    conv3x3_bwd(
-        check, *of_y, x, norm, eps, weight, drop_rate, seed, batch_stats, u, dx is not None, into, Tensor.new_empty
-    )
-    return u if dx is None else x.new_empty(0), *into.results
+class Output(NamedTuple):
+    """What the convolution and dropout made, with all that its gradient takes to be corrected."""
+
+    dy: Tensor  # [N, G, H, W], as is y
+    y: Tensor
+    mean: Tensor  # [G]
+    correction: Pair  # [G] each
 
 
 def conv3x3_bwd(
     check: Arguments,
-    dy: Tensor,
-    y: Tensor,
-    y_mean: Tensor,
-    y_a: Tensor,
-    y_b: Tensor,
-    x: Tensor,
+    output: Output,
     norm: Norm,
-    eps: float,
     weight: Tensor,
-    drop_rate: float,
-    seed: Tensor | None,
-    batch_stats: bool,
+    dropout: Dropout,
     u: Tensor,
     accumulate: bool,
-    into: Gradients,
-    new_empty: NewEmpty,
+    dnorm: NormGradient,
+    dweight: Tensor | None,
 ) -> None:
-    """Writes u or, to `accumulate`, adds to it. What belongs to x and the weight checked."""
-    u_stride = check.image("dx" if accumulate else "u", u, check.C, written=True)
-    d = _correct(check, dy, y, y_mean, y_a, y_b, weight.shape[0], drop_rate, seed, new_empty)
-    sums, rows = _dgrad(check, d, weight, x, norm, eps, u, u_stride, accumulate, new_empty)
-    wgrad = into.dweight.numel() > 0
-    weights, splits = _wgrad(check, d, weight.shape[0], x, norm, eps, new_empty) if wgrad else (sums, 1)
-    finish_bwd(sums, rows, weights, splits, norm[1], norm[2], eps, batch_stats, check.M, into)
+    """Writes u or, to `accumulate`, adds to it."""
+    u_stride = check.image("g" if accumulate else "u", u, check.C)
+    d = _correct(check, output, dropout)
+    sums = _dgrad(check, d, weight, norm, u, u_stride, accumulate)
+    weights = None if dweight is None else _wgrad(check, d, weight.shape[0], norm)
+    finish_bwd(check.plan, sums, weights, norm, check.M, dnorm, dweight)
 
 
-def _correct(
-    check: Arguments,
-    dy: Tensor,
-    y: Tensor,
-    y_mean: Tensor,
-    y_a: Tensor,
-    y_b: Tensor,
-    growth: int,
-    drop_rate: float,
-    seed: Tensor | None,
-    new_empty: NewEmpty,
-) -> Tensor:
+def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
     """d [M, D], the gradient of the convolution's output; D is G rounded up to rows of 16-byte pieces."""
-    dy_stride, y_stride = check.image("dy", dy, growth), check.image("y", y, growth)
-    y_mean = check.vector("y_mean", y_mean, growth)
-    y_a, y_b = check.vector("y_a", y_a, growth), check.vector("y_b", y_b, growth)
-    threshold, keep = threshold_and_keep(drop_rate)
-    d = new_empty(dy, (check.M, padded(growth, dy)))
+    dy, y, y_mean, (y_a, y_b) = output
+    growth = y.shape[1]
+    dy_stride, y_stride = check.image("g", dy, growth), check.image("x", y, growth)
+    d = check.plan.empty(check.M, padded(growth, dy), dtype=dy.dtype)
     block = min(64, block_of(d.shape[1]))
-    launch(
+    check.plan.launch(
         bn_relu_conv3x3_correct_kernel,
         (cdiv(check.M, 4096 // block), cdiv(d.shape[1], block)),
         num_warps=8,
@@ -265,14 +219,14 @@ def _correct(
         y_mean=y_mean,
         y_a=y_a,
         y_b=y_b,
-        seed=seed,
+        seed=dropout.seed,
         d=d,
         M=check.M,
         G=growth,
         dy_stride=dy_stride,
         y_stride=y_stride,
-        threshold=threshold,
-        keep=keep,
+        threshold=dropout.threshold,
+        keep=dropout.keep,
         D=d.shape[1],
         BLOCK_M=4096 // block,
         BLOCK_G=block,
@@ -281,35 +235,22 @@ def _correct(
 
 
 def _dgrad(
-    check: Arguments,
-    d: Tensor,
-    weight: Tensor,
-    x: Tensor,
-    norm: Norm,
-    eps: float,
-    u: Tensor,
-    u_stride: int,
-    accumulate: bool,
-    new_empty: NewEmpty,
-) -> tuple[Tensor, int]:
-    """Partial sums [rows, 2, C] and rows; u is written, or added to."""
-    kind = tiles.kind_of(x)
-    tile = tiles.choose("bn_relu_conv3x3_dgrad", device_of(x), kind, check.C)
+    check: Arguments, d: Tensor, weight: Tensor, norm: Norm, u: Tensor, u_stride: int, accumulate: bool
+) -> Tensor:
+    """Partial sums [rows, 2, C]; u is written, or added to."""
+    plan = check.plan
+    tile = plan.tile("bn_relu_conv3x3_dgrad", check.C)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = cdiv(check.M, tile.m)
-    (sums,) = workspace(x, blocks * 2 * check.C, new_empty=new_empty)
-    launch(
+    blocks = cdiv(check.M, tile.pixels)
+    sums = plan.empty(blocks, 2, check.C)
+    plan.launch(
         bn_relu_conv3x3_dgrad_kernel,
-        (blocks, cdiv(check.C, tile.n)),
+        (blocks, cdiv(check.C, tile.channels)),
         **tile.options,
         d=d,
         weight=weight,
-        x=x,
-        mean=norm[0],
-        var=norm[1],
-        gamma=norm[2],
-        beta=norm[3],
-        eps=eps,
+        x=check.x,
+        **norm._asdict(),
         u=u,
         sums=sums,
         M=check.M,
@@ -321,38 +262,33 @@ def _dgrad(
         u_stride=u_stride,
         D=d.shape[1],
         ACCUMULATE=accumulate,
-        BLOCK_M=tile.m,
-        BLOCK_C=tile.n,
-        BLOCK_K=tile.k,
-        PRECISION=tiles.PRECISION[kind],
+        BLOCK_M=tile.pixels,
+        BLOCK_C=tile.channels,
+        BLOCK_K=tile.outputs,
+        PRECISION=plan.precision,
     )
-    return sums, blocks
+    return sums
 
 
-def _wgrad(
-    check: Arguments, d: Tensor, growth: int, x: Tensor, norm: Norm, eps: float, new_empty: NewEmpty
-) -> tuple[Tensor, int]:
-    """Partial gradients of the weight [splits, 9, G, C], and splits."""
-    kind, device = tiles.kind_of(x), device_of(x)
-    tile = tiles.choose("bn_relu_conv3x3_wgrad", device, kind, growth)
+def _wgrad(check: Arguments, d: Tensor, growth: int, norm: Norm) -> Tensor:
+    """Partial gradients of the weight [splits, 9, G, C]."""
+    plan = check.plan
+    tile = plan.tile("bn_relu_conv3x3_wgrad", growth)
     tile = tile if check.in_words() else tile.unpipelined()
-    taps = 3 if kind == tiles.FP32 or device.architecture < 90 else 9  # as many accumulators as fit in registers
-    slabs, groups = cdiv(check.C, tile.k), cdiv(growth, tile.n) * (9 // taps)
-    splits = tiles.splits(device, slabs * groups, check.M, tile.m, cdiv(check.M, 512))
-    (weights,) = workspace(x, splits * 9 * growth * check.C, new_empty=new_empty)
-    launch(
+    few = plan.kind == tiles.FP32 or plan.device.architecture < 90
+    taps = 3 if few else 9  # as many accumulators as fit in registers
+    slabs, groups = cdiv(check.C, tile.channels), cdiv(growth, tile.outputs) * (9 // taps)
+    splits = tiles.splits(plan.device, slabs * groups, check.M, tile.pixels, cdiv(check.M, 512))
+    weights = plan.empty(splits, 9, growth, check.C)
+    plan.launch(
         bn_relu_conv3x3_wgrad_kernel,
         (splits, slabs, groups),
         **tile.options,
         d=d,
-        x=x,
-        mean=norm[0],
-        var=norm[1],
-        gamma=norm[2],
-        beta=norm[3],
-        eps=eps,
+        x=check.x,
+        **norm._asdict(),
         weights=weights,
-        tiles=cdiv(check.M, tile.m),
+        tiles=cdiv(check.M, tile.pixels),
         M=check.M,
         H=check.H,
         W=check.W,
@@ -361,9 +297,9 @@ def _wgrad(
         x_stride=check.stride,
         D=d.shape[1],
         TAPS=taps,
-        BLOCK_M=tile.m,
-        BLOCK_C=tile.k,
-        BLOCK_G=tile.n,
-        PRECISION=tiles.PRECISION[kind],
+        BLOCK_M=tile.pixels,
+        BLOCK_C=tile.channels,
+        BLOCK_G=tile.outputs,
+        PRECISION=plan.precision,
     )
-    return weights, splits
+    return weights

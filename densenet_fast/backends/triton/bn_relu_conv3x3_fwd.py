@@ -1,4 +1,4 @@
-"""Forward kernel of ops/bn_relu_conv3x3.py; the backward is in bn_relu_conv3x3_bwd.py.
+"""BN-ReLU, the 3x3 convolution and dropout forward; the backward is in bn_relu_conv3x3_bwd.py.
 
 Activations are rows [M, C], M = N*H*W, at any row stride; weights are [G, 3, 3, C] in memory; tap = 3 * kh + kw.
 
@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...contract import Norm
 from . import tiles
-from ._common import NewEmpty, cdiv, load_norm, relu, replaced, row_offset, workspace
-from ._reduce import merge_stats
-from .arguments import Arguments, Norm
-from .dropout import dropout_scale, threshold_and_keep
-from .launch import device_of, launch
+from ._common import cdiv, load_norm, relu, replaced, row_offset
+from ._reduce import merge_stats, tile_stats
+from .arguments import NO_NORM, Arguments, Pair
+from .dropout import Dropout, dropout_scale
 
 
 @triton.jit
@@ -133,68 +133,30 @@ def _store_strips(
             tl.store(count + tile, n)
 
 
-def bn_relu_conv3x3_fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    weight: Tensor,
-    drop_rate: float,
-    seed: Tensor | None,
-    y: Tensor,
-    y_mean: Tensor | None,
-    y_var: Tensor | None,
-) -> None:
-    check = Arguments("bn_relu_conv3x3_fwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
-    weight = check.weight("weight", weight, None, check.C, 3)
-    seed = check.seed(seed)
-    y_stats = check.stats(y_mean, y_var, weight.shape[0])
-    conv3x3(check, x, norm, eps, weight, drop_rate, seed, y, y_stats, Tensor.new_empty)
-
-
 def conv3x3(
-    check: Arguments,
-    x: Tensor,
-    norm: Norm | None,
-    eps: float,
-    weight: Tensor,
-    drop_rate: float,
-    seed: Tensor | None,
-    y: Tensor,
-    y_stats: tuple[Tensor, Tensor] | None,
-    new_empty: NewEmpty,
+    check: Arguments, norm: Norm | None, weight: Tensor, dropout: Dropout, y: Tensor, y_stats: Pair | None
 ) -> None:
-    """y, and its statistics into `y_stats` if they are wanted; without `norm` x is convolved as it is."""
-    growth, y_stride = weight.shape[0], check.image("y", y, weight.shape[0], written=True)
-    kind = tiles.kind_of(x)
-    device, in_words = device_of(x), check.in_words()
-    tile = tiles.choose("bn_relu_conv3x3_fwd", device, kind, growth)
+    """y, and its statistics if they are wanted; without `norm` x is convolved as it is."""
+    plan, growth = check.plan, weight.shape[0]
+    y_stride, in_words = check.image("x", y, growth), check.in_words()
+    tile = plan.tile("bn_relu_conv3x3_fwd", growth)
     if not in_words:
-        tile = tile._replace(k=32, num_stages=1)
+        tile = tile._replace(channels=32, num_stages=1)
     # As many accumulators as fit in registers, or in tensor memory.
-    narrow = tile.n <= 32 or tiles.family(device) == 90
-    strip = 1 if kind == tiles.FP32 or not in_words else 4 if narrow else 2
+    narrow = tile.outputs <= 32 or tiles.family(plan.device) == 90
+    strip = 1 if plan.kind == tiles.FP32 or not in_words else 4 if narrow else 2
     per_row = cdiv(check.W, strip)
     strips = check.N * check.H * per_row
-    blocks = cdiv(strips, tile.m)
-    partial, count = workspace(x, blocks * 2 * growth, blocks, new_empty=new_empty) if y_stats else (None, None)
-    threshold, keep = threshold_and_keep(drop_rate)
-    mean, var, gamma, beta = norm or (None, None, None, None)
-    launch(
+    blocks = cdiv(strips, tile.pixels)
+    partial, count = tile_stats(plan, y_stats, blocks)
+    plan.launch(
         bn_relu_conv3x3_fwd_kernel,
-        (blocks, cdiv(growth, tile.n)),
+        (blocks, cdiv(growth, tile.outputs)),
         **tile.options,
-        x=x,
-        mean=mean,
-        var=var,
-        gamma=gamma,
-        beta=beta,
-        eps=eps,
+        x=check.x,
+        **(norm or NO_NORM)._asdict(),
         weight=weight,
-        seed=seed,
+        seed=dropout.seed,
         y=y,
         partial=partial,
         count=count,
@@ -206,13 +168,12 @@ def conv3x3(
         G=growth,
         x_stride=check.stride,
         y_stride=y_stride,
-        threshold=threshold,
-        keep=keep,
+        threshold=dropout.threshold,
+        keep=dropout.keep,
         STRIP=strip,
-        BLOCK_S=tile.m,
-        BLOCK_G=tile.n,
-        BLOCK_C=tile.k,
-        PRECISION=tiles.PRECISION[kind],
+        BLOCK_S=tile.pixels,
+        BLOCK_G=tile.outputs,
+        BLOCK_C=tile.channels,
+        PRECISION=plan.precision,
     )
-    if y_stats and partial is not None and count is not None:
-        merge_stats(partial, count, blocks, *y_stats, check.M)
+    merge_stats(plan, partial, count, y_stats, check.M)

@@ -1,7 +1,10 @@
-"""The counter-based dropout of ops/bn_relu_conv3x3.py inside a kernel: SplitMix64 of (seed, element)."""
+"""The contract's counter-based dropout inside a kernel: SplitMix64 of (seed, element)."""
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -19,6 +22,13 @@ def dropout_scale(
     return tl.where((z >> 40).to(tl.int32) >= threshold, tl.div_rn(1.0, keep), 0.0)
 
 
-def threshold_and_keep(drop_rate: float) -> tuple[int, float]:
-    """`dropout_scale`'s last arguments; where nothing is kept, `keep` divides nothing and is 1."""
-    return round(drop_rate * (1 << 24)), 1.0 - drop_rate if drop_rate < 1 else 1.0
+class Dropout(NamedTuple):
+    """What a kernel takes of a layer's dropout."""
+
+    seed: Tensor | None  # None: it does not run
+    threshold: int
+    keep: float  # 1 where nothing is kept, and it divides nothing
+
+    @classmethod
+    def of(cls, drop_rate: float, seed: Tensor | None) -> "Dropout":
+        return cls(seed, round(drop_rate * (1 << 24)), 1.0 - drop_rate if drop_rate < 1 else 1.0)

@@ -1,14 +1,15 @@
-"""Kernels of ops/head.py: BN-ReLU and the average over the image. Rows x [M, C], M = N*H*W, y [N, C]."""
+"""BN-ReLU and the average over the image. Rows x [M, C], M = N*H*W, y [N, C]."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset, workspace
-from ._reduce import Gradients, finish_bwd
+from ._common import cdiv, load_norm, relu, row_offset
+from ._reduce import finish_bwd
 from .arguments import Arguments
-from .launch import device_of, launch
+from .plan import Planner, planned
 
 
 @triton.jit
@@ -41,27 +42,18 @@ def head_fwd_kernel(
     tl.store(y + row_offset(n, C) + c, average.to(y.dtype.element_ty), mask=c < C)
 
 
-def head_fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-) -> Tensor:
-    check = Arguments("head_fwd", "x", x)
-    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
-    y = x.new_empty((check.N, check.C))
-    launch(
+@planned("head_fwd")
+def head_fwd(plan: Planner, x: Tensor, norm: Norm, y: Tensor) -> None:
+    check = Arguments(plan, "x", x)
+    norm = check.norm(norm, check.C)
+    if not check.averages("y", y).is_contiguous():
+        plan.refuse("strides of y", list(y.stride()), "contiguous memory")
+    plan.launch(
         head_fwd_kernel,
         (check.N, cdiv(check.C, 64)),
         num_warps=4,
         x=x,
-        mean=mean,
-        var=var,
-        gamma=gamma,
-        beta=beta,
-        eps=eps,
+        **norm._asdict(),
         y=y,
         pixels=check.H * check.W,
         C=check.C,
@@ -69,7 +61,6 @@ def head_fwd(
         BLOCK_M=64,
         BLOCK_C=64,
     )
-    return y
 
 
 @triton.jit
@@ -114,38 +105,22 @@ def head_bwd_kernel(
     tl.store(at + C, sum_vx, mask=c < C)
 
 
-def head_bwd(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    batch_stats: bool,
-    dx: Tensor,
-    a: Tensor,
-    b: Tensor,
-) -> tuple[Tensor, Tensor]:
-    check = Arguments("head_bwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
-    dy = check.averages("dy", dy)
-    dx_stride = check.image("dx", dx, check.C, written=True)
-    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+@planned("head_bwd")
+def head_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
+    check = Arguments(plan, "x", x)
+    norm, dnorm = check.norm(norm, check.C), check.gradient_of(dnorm)
+    dy = plan.contiguous(check.averages("dy", dy))
+    dx_stride = check.image("dx", dx, check.C)
     slabs = cdiv(check.C, 64)
-    splits = tiles.splits(device_of(x), slabs, check.M, 64, check.M, resident=8)
-    (sums,) = workspace(x, splits * 2 * check.C)
-    launch(
+    splits = tiles.splits(plan.device, slabs, check.M, 64, check.M, resident=8)
+    sums = plan.empty(splits, 2, check.C)
+    plan.launch(
         head_bwd_kernel,
         (slabs, splits),
         num_warps=4,
         dy=dy,
         x=x,
-        mean=norm[0],
-        var=norm[1],
-        gamma=norm[2],
-        beta=norm[3],
-        eps=eps,
+        **norm._asdict(),
         dx=dx,
         sums=sums,
         M=check.M,
@@ -156,6 +131,4 @@ def head_bwd(
         BLOCK_M=64,
         BLOCK_C=64,
     )
-    into = Gradients.new(a, b, x, False)
-    finish_bwd(sums, splits, sums, 1, norm[1], norm[2], eps, batch_stats, check.M, into)
-    return into.dgamma, into.dbeta
+    finish_bwd(plan, sums, None, norm, check.M, dnorm, None)

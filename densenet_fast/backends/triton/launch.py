@@ -1,14 +1,14 @@
-"""The way to a kernel: `launch`. It compiles each variant once, from an explicit signature, and then only launches.
+"""A kernel launch: what it consists of, which compiled variant it takes, and which launches a caller sees.
 
 Nothing is specialised on a value except where its divisibility decides how wide memory is read: pointers, channel
-counts and strides. Kernels are chosen by `tiles.py`, never by timing, and nothing here waits for the device, so a step
-can be captured in a CUDA graph. `recorded` gives the launches of the code it encloses; with arguments on the meta
-device they are planned but not run, for an architecture that need not be present.
+counts and strides. Kernels are chosen by `tiles.py`, never by timing. Launches are planned and started in plan.py;
+`recorded` gives those of the code it encloses. On arguments of the meta device they are planned and not run, for an
+architecture that need not be present.
 """
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import TritonError
-from triton.runtime.interpreter import InterpretedFunction
 
 Kernel = Any  # what @triton.jit returns
 Specialization = tuple[Any, ...]  # of one argument: (Triton's type, constexpr value or divisibility)
@@ -94,8 +93,9 @@ def recorded(device: Device | None = None) -> Iterator[list[Launch]]:
         _recording.launches, _recording.device = before
 
 
-def is_recording() -> bool:
-    return _recording.launches is not None
+def recording() -> list[Launch] | None:
+    """Where this thread's launches are noted at the moment, if anywhere."""
+    return _recording.launches
 
 
 def gpu_of(x: Tensor) -> int | None:
@@ -110,69 +110,9 @@ def device_of(x: Tensor) -> Device:
     return INTERPRETER if index is None else _device(index)
 
 
-def launch(kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any) -> None:
-    """Run `kernel` on the device of its tensors, on the current stream. `arguments` in the kernel's order."""
-    if _recording.launches is not None:
-        _recording.launches.append(Launch(kernel, grid, arguments, num_warps, num_stages))
-    tensor: Tensor = next(iter(arguments.values()))  # every kernel takes a tensor first
-    if isinstance(tensor, tuple):
-        tensor = tensor[0]
-    index = gpu_of(tensor)
-    if index is not None:
-        _launch_compiled(kernel, grid, arguments, index, num_warps, num_stages)
-    elif isinstance(kernel, InterpretedFunction) and tensor.device.type == "cpu":
-        kernel[grid](**arguments)
-    elif tensor.device.type != "meta":
-        raise RuntimeError(f"wrong device: got {tensor.device}, expected cuda, or cpu with TRITON_INTERPRET=1")
-
-
-def on(index: int) -> AbstractContextManager[object]:
-    """Inside, a GPU is the current one."""
-    return nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index)
-
-
 def stream_of(index: int) -> int:
     """A GPU's current stream."""
     return torch._C._cuda_getCurrentRawStream(index)
-
-
-_variants: dict[tuple[Any, ...], Any] = {}
-
-
-def _launch_compiled(
-    kernel: Kernel, grid: tuple[int, ...], arguments: dict[str, Any], index: int, num_warps: int, num_stages: int
-) -> None:
-    """One pass over the arguments gives what decides the variant and what its launcher takes: tensors as addresses."""
-    function = kernel.fn  # hashed by identity; its kernel, by the source
-    key: list[Any] = [function, index, num_warps, num_stages]
-    values = []
-    for value, bits in zip(arguments.values(), _deciding_bits(function), strict=True):
-        kind = type(value)
-        if bits is None or value is None:
-            key.append(value)
-        elif kind is int:
-            if bits:
-                key.append(value & bits)
-        elif kind is tuple:
-            key.append(_specialize("", value, False))
-            value = tuple([v.data_ptr() if isinstance(v, Tensor) else v for v in value])
-        elif kind is not float:
-            address = value.data_ptr()
-            key += (value.dtype, address & 15)
-            value = address
-        values.append(value)
-    variant = tuple(key)
-    compiled = _variants.get(variant)
-    if compiled is None:
-        launch = Launch(kernel, grid, arguments, num_warps, num_stages)
-        compiled = launch.compile(_device(index).architecture, index)
-        _variants[variant] = compiled
-    with on(index):
-        start = starter(kernel, compiled, grid)
-        try:
-            start(*values, stream=stream_of(index))
-        except RuntimeError as error:
-            raise refused(kernel, error) from error
 
 
 def starter(kernel: Kernel, compiled: Any, grid: tuple[int, ...]) -> Callable[..., None]:
@@ -199,8 +139,8 @@ def whole(grid: tuple[int, ...]) -> tuple[int, int, int]:
 def _specialize(name: str, value: Any, constant: bool) -> Specialization:
     if constant or value is None:
         return "constexpr", value
-    if isinstance(value, Tensor):
-        return _TYPES[value.dtype], _divisor(value.data_ptr(), 16)
+    if isinstance(value, Tensor):  # a seed is read alone, whatever lies beside it
+        return _TYPES[value.dtype], _divisor(value.data_ptr(), 8 if value.dtype == torch.int64 else 16)
     if isinstance(value, int):
         return "i32", _divisor(value, 8) if _is_aligned(name) else 1
     if isinstance(value, tuple):
@@ -217,12 +157,6 @@ def _divisor(value: int, limit: int) -> int:
 def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
     """Names of a kernel's parameters, in order, and whether each is a constexpr."""
     return {name: p.annotation is tl.constexpr for name, p in signature(function).parameters.items()}
-
-
-@cache
-def _deciding_bits(function: Callable[..., Any]) -> tuple[int | None, ...]:
-    """Of each parameter, the bits of an integer that decide the variant; None for a constexpr, whose value does."""
-    return tuple(None if constant else 7 * _is_aligned(name) for name, constant in _parameters(function).items())
 
 
 def _is_aligned(name: str) -> bool:

@@ -1,237 +1,331 @@
-"""Many launches as one: planned once, then only addresses are filled into arguments that are ready.
+"""The way from an operation to its kernels: launches planned once, into which every call fills addresses.
 
 What tensors look like decides everything but the addresses themselves: checks, tiles, grids, compiled variants. So a
-plan is a function of their looks alone. It is made on the meta device by the functions that launch single operations,
-each tensor imagined at addresses of its own: an address in a launch then tells which tensor it is of, and where.
+plan is a function of the looks and the numbers of a call. The operation's own function makes it on the meta device,
+where each argument has memory of its own: what a launch is given there tells which argument it is of, and where
+(`Slot`). Nothing waits for the device, so a step can be captured in a CUDA graph.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
-from itertools import pairwise
-from typing import Any, NamedTuple
+from math import prod
+from operator import itemgetter
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
+from ...contract import DECLARATIONS
 from . import tiles
 from ._common import cdiv
-from .launch import (
-    Device,
-    Kernel,
-    Launch,
-    compile_variant,
-    device_of,
-    gpu_of,
-    is_recording,
-    launch,
-    on,
-    recorded,
-    refused,
-    starter,
-    stream_of,
-)
+from .launch import Device, Kernel, Launch, compile_variant, device_of, gpu_of, recording, refused, starter, stream_of
+from .memory import Extent, Memory
 
-MOST = 128  # plans kept, those used last; a net of four blocks has twelve for each size of its images
+MOST = 512  # plans kept, those used last: a net of four blocks has some thirty for each size of its images
 
-_SPAN = 1 << 44  # imagined bytes for each tensor
 _ALIGNED = 16  # bytes: how far an address decides how wide memory is read
+_SCRATCH = 0  # its place in a plan's list of values: scratch memory, arguments, copies of some, numbers
 
-Look = tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device, int]  # the last: address modulo 16
-Parameters = Sequence[Tensor | None]
+Look = tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]
 
 
-def run(
-    operation: str, function: Callable[..., None], tensors: Sequence[Tensor], parameters: Parameters, *constants: Any
-) -> None:
-    """`function(scratch, tensors, parameters, *constants)`, which launches kernels and does nothing else.
+class Slot(NamedTuple):
+    """What an argument of a launch is of: a part of a tensor, or a number."""
 
-    `tensors` share no memory with each other. `parameters` are only read; each is copied if it is not contiguous in
-    memory, a weight with its channels last.
+    place: int  # in the plan's list of values; numbers are counted from its end
+    offset: int = 0  # bytes
+    dtype: torch.dtype = torch.uint8
+    sizes: Sequence[int] = ()
+    strides: Sequence[int] = ()
+
+    def of(self, values: Sequence[Any]) -> Any:
+        whole = values[self.place]
+        if not isinstance(whole, Tensor):
+            return whole
+        memory = whole.view(self.dtype)
+        return memory.as_strided(self.sizes, self.strides, memory.storage_offset() + self.offset // self.dtype.itemsize)
+
+
+class planned:
+    """An operation of the contract, made of a function that plans it: one with the same arguments behind a `Planner`,
+    which checks them, launches, and does nothing else.
+
+    `varying` is an argument, a list of numbers, that the plan does not depend on: the function gets slots for them.
     """
-    x = tensors[0]
-    looks = _looks(tensors), _looks(parameters)
-    plan = _plan(operation, function, device_of(x), gpu_of(x), tiles.kind_of(x), *looks, constants)
-    plan.run([*tensors, *parameters])
 
+    def __init__(self, operation: str, varying: str = ""):
+        self.operation, self._declared = operation, DECLARATIONS[operation]
+        self._kinds = [("varying" if a.name == varying else a.type.replace("?", "")) for a in self._declared.arguments]
 
-def _looks(tensors: Parameters) -> tuple[Look | None, ...]:
-    return tuple(
-        [None if t is None else (t.dtype, t.shape, t.stride(), t.device, t.data_ptr() % _ALIGNED) for t in tensors]
-    )
+    def __call__(self, function: Callable[..., None]) -> Callable[..., None]:
+        self._function = function
+        return self._declared.flattening(self._run)
+
+    def _run(self, *arguments: Any) -> None:
+        tensors: list[Any] = []
+        numbers: Sequence[float] = ()
+        constants: list[Any] = []  # on which the plan depends; the lengths of lists among them
+        for kind, value in zip(self._kinds, arguments, strict=True):
+            if kind == "Tensor":
+                tensors.append(value)
+            elif kind == "Tensor[]":
+                tensors += value
+                constants.append(len(value))
+            elif kind == "varying":
+                numbers = value
+                constants.append(len(value))
+            else:
+                constants.append(tuple(value) if isinstance(value, list) else value)
+        addresses = [0 if t is None else t.data_ptr() for t in tensors]
+        looks = tuple([None if t is None else (t.dtype, t.shape, t.stride(), t.device) for t in tensors])
+        alignments = tuple([address % _ALIGNED for address in addresses])
+        x = tensors[0]
+        plan = _plan(self, device_of(x), gpu_of(x), tiles.kind_of(x), tuple(constants), looks, alignments)
+        plan.run(tensors, addresses, numbers)
+
+    def plan_with(self, planner: "Planner", constants: Sequence[Any]) -> None:
+        """Let the function plan."""
+        kinds, values, place = iter(self._kinds), iter(constants), _SCRATCH
+        arguments: list[Any] = []
+        for _, record, inner in self._declared.parameters:
+            for name, _, _, written in inner:
+                kind = next(kinds)
+                value = 1 if kind == "Tensor" else next(values)
+                if kind == "varying":
+                    arguments.append([Slot(i - value) for i in range(value)])
+                elif kind.startswith("Tensor"):
+                    # Parameters, many and small, are read, and nobody looks whether they share memory.
+                    apart = written or (record is None and kind == "Tensor")
+                    found = [planner.argument(place + 1 + i, name, apart, written) for i in range(value)]
+                    place += value
+                    arguments.append(found[0] if kind == "Tensor" else found)
+                else:
+                    arguments.append(list(value) if isinstance(value, tuple) else value)
+        self._function(planner, *self._declared.gathered(arguments))
 
 
 @lru_cache(maxsize=MOST)
 def _plan(
-    operation: str,
-    function: Callable[..., None],
+    operation: planned,
     device: Device,
     index: int | None,  # of the GPU
     kind: str,  # of product, which PyTorch's settings have a say in
-    tensors: tuple[Look, ...],
-    parameters: tuple[Look | None, ...],
     constants: tuple[Any, ...],
+    looks: tuple[Look | None, ...],
+    alignments: tuple[int, ...],  # of the addresses
 ) -> "Plan":
-    looks = [*tensors, *(look and _contiguous(look) for look in parameters)]
-    places = {str(look[3]) for look in looks if look}
-    if len(places) > 1:
-        raise RuntimeError(f"densenet_fast::{operation}: wrong device: got {sorted(places)}, expected one")
-    scratch = Scratch(len(looks))
-    imagined = [look and _imagined(i, look) for i, look in enumerate(looks)]
-    with recorded(device) as launches:
-        function(scratch, imagined[: len(tensors)], imagined[len(tensors) :], *constants)
-    copied = [i for i, look in enumerate(parameters, len(tensors)) if look and look != looks[i]]
-    return Plan(operation, device, index, looks, len(tensors), copied, scratch, launches)
+    planner = Planner(operation.operation, device, kind, looks, alignments)
+    operation.plan_with(planner, constants)
+    return Plan(planner, index)
 
 
-def _contiguous(look: Look) -> Look:
-    """What a parameter looks like when it is read."""
-    dtype, sizes, _, device, _ = look
-    x = _imagined(0, look)
-    layout = _layout(x)
-    if x.is_contiguous(memory_format=layout):
-        return look
-    return dtype, sizes, x.contiguous(memory_format=layout).stride(), device, 0
+def forget() -> None:
+    """Make all plans anew, from changed tiles."""
+    _plan.cache_clear()
 
 
-def _layout(parameter: Tensor) -> torch.memory_format:
-    return torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
+class Planner:
+    """What an operation's function plans with: its launches, and memory for itself, in one allocation.
 
+    Launches run one after the other, so the memory that a layer has done with serves the next (`reuse`).
+    """
 
-def _imagined(i: int, look: Look) -> Tensor:
-    dtype, sizes, strides, _, address = look
-    nowhere = torch.empty(1 << 62, dtype=torch.uint8, device="meta").view(dtype)
-    return nowhere.as_strided(sizes, strides, ((i + 1) * _SPAN + address) // dtype.itemsize)
+    def __init__(
+        self, operation: str, device: Device, kind: str, looks: Sequence[Look | None], alignments: Sequence[int]
+    ):
+        self.operation, self.device, self.kind = operation, device, kind
+        self.launches: list[tuple[Launch, tuple[Any, ...]]] = []  # of slots; and what its variant is specialised on
+        self.extents: list[Extent] = []
+        self.copies: list[tuple[Slot, torch.memory_format]] = []
+        self.scratch = 0  # bytes
+        self._free = 0  # the first byte of scratch memory that may be given
+        self._looks, self._alignments = looks, alignments
+        self._alive: list[Tensor] = []  # a storage that is freed would lend its identity to another
+        self._memory: dict[int, tuple[int, int]] = {}  # of a storage, the place of its tensor and where that begins
+        self._whole = self._imagined(_SCRATCH, torch.uint8, (0,), (1,))
 
+    @property
+    def precision(self) -> str:
+        return tiles.PRECISION[self.kind]
 
-class Scratch:
-    """The memory of a call for itself: one allocation, and another of zeros, imagined as the tensors `first` and
-    `first + 1`. Launches run one after the other, so what a layer has done with serves the next."""
+    def tile(self, operation: str, outputs: int) -> tiles.Tile:
+        return tiles.choose(operation, self.device, self.kind, outputs)
 
-    def __init__(self, first: int):
-        self._first, self._begin = first, 0
-        self.bytes, self.zeros = 0, 0
+    def argument(self, place: int, name: str, apart: bool, written: bool) -> Tensor | None:
+        """The argument at a place. Those that must lie `apart` share no memory with any of them that is written."""
+        look = self._looks[place - 1]
+        if look is None:
+            return None
+        dtype, sizes, strides, device = look
+        expected = next(look[3] for look in self._looks if look is not None)
+        if device != expected:
+            self.refuse(f"device of {name}", device, expected)
+        if apart and 0 not in sizes:
+            self.extents.append(Extent.of(name, place, written, dtype, sizes, strides))
+        return self._imagined(place, dtype, sizes, strides, self._alignments[place - 1])
 
-    def new_empty(self, x: Tensor, size: int | Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """As Tensor.new_empty."""
-        like = x.new_empty(size, dtype=dtype)
-        begin, self._begin = self._begin, self._begin + cdiv(like.nbytes, _ALIGNED) * _ALIGNED
-        self.bytes = max(self.bytes, self._begin)
-        return _imagined(self._first, (like.dtype, like.shape, like.stride(), like.device, begin))
+    def contiguous(self, x: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """x, which is only read, or its copy in dense memory."""
+        if x.is_contiguous(memory_format=layout):
+            return x
+        self.copies.append((self._slot(x), layout))
+        strides = x.contiguous(memory_format=layout).stride()
+        return self._imagined(len(self._looks) + len(self.copies), x.dtype, x.shape, strides)
 
-    def new_zeros(self, x: Tensor, size: int) -> Tensor:
-        """A float32 vector."""
-        like = x.new_empty(size, dtype=torch.float32)
-        begin, self.zeros = self.zeros, self.zeros + cdiv(like.nbytes, _ALIGNED) * _ALIGNED
-        return _imagined(self._first + 1, (like.dtype, like.shape, like.stride(), like.device, begin))
+    def empty(self, *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Scratch memory, uninitialised."""
+        begin, self._free = self._free, self._free + cdiv(prod(sizes) * dtype.itemsize, _ALIGNED) * _ALIGNED
+        self.scratch = max(self.scratch, self._free)
+        strides = [prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        return self._whole.view(dtype).as_strided(sizes, strides, begin // dtype.itemsize)
 
     def reuse(self) -> None:
-        """What `new_empty` gave may be given again."""
-        self._begin = 0
+        """What `empty` gave may be given again."""
+        self._free = 0
+
+    def launch(
+        self, kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any
+    ) -> None:
+        """Plan a launch. `arguments` in the kernel's order; None for what is not wanted."""
+        entry = Launch(kernel, grid, _each(_number, arguments), num_warps, num_stages)
+        self.launches.append((entry._replace(arguments=_each(self._slot, arguments)), entry.specialization))
+
+    def refuse(self, what: str, got: object, expected: object) -> NoReturn:
+        raise RuntimeError(f"densenet_fast::{self.operation}: wrong {what}: got {got}, expected {expected}")
+
+    def _imagined(
+        self, place: int, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int], begin: int = 0
+    ) -> Tensor:
+        """A tensor in memory of its own, `begin` bytes behind an aligned address."""
+        nowhere = torch.empty(1 << 62, dtype=torch.uint8, device="meta")
+        self._memory[nowhere.untyped_storage()._cdata] = place, begin
+        self._alive.append(nowhere)
+        return nowhere.view(dtype).as_strided(sizes, strides, begin // dtype.itemsize)
+
+    def _slot(self, value: Any) -> Any:
+        """A slot for an imagined tensor; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        place, begin = self._memory[value.untyped_storage()._cdata]
+        return Slot(place, value.data_ptr() - begin, value.dtype, value.shape, value.stride())
 
 
-class Pointer(NamedTuple):
-    tensor: int  # its place in the plan's list
-    offset: int  # bytes
-    dtype: torch.dtype
+def _each(change: Callable[[Any], Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a launch, changed, those in tuples one by one."""
+    return {n: tuple(map(change, v)) if type(v) is tuple else change(v) for n, v in arguments.items()}
 
-    def of(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The element there."""
-        memory = tensors[self.tensor].view(self.dtype)
-        return memory.as_strided((1,), (1,), memory.storage_offset() + self.offset // self.dtype.itemsize)
+
+def _number(value: Any) -> Any:
+    return 0.0 if isinstance(value, Slot) else value
 
 
 class Plan:
-    """Launches on tensors that are known by their places in a list, behind which come the scratch memory and zeros."""
+    """An operation's launches, for tensors that look alike."""
 
-    def __init__(
-        self,
-        operation: str,
-        device: Device,
-        index: int | None,
-        looks: Sequence[Look | None],
-        apart: int,  # how many tensors share no memory
-        copied: Sequence[int],
-        scratch: Scratch,
-        launches: Sequence[Launch],
-    ):
-        self._operation, self._device, self._index, self._copied = operation, device, index, copied
-        self._extents = [_extent(look) for look in looks[:apart] if look]
-        self._scratch, self._zeros = scratch.bytes, scratch.zeros
-        addresses = [look[4] if look else 0 for look in looks] + [0, 0]
-        self._launches = [(_placed(entry, addresses), entry.specialization) for entry in launches]
+    def __init__(self, planner: Planner, index: int | None):
+        self.operation, self._device, self._index = planner.operation, planner.device, index
+        self._launches, self._memory, self._copies = planner.launches, Memory(planner.extents), planner.copies
+        self.scratch = planner.scratch
 
-    def run(self, tensors: list[Any]) -> None:
-        for i in self._copied:
-            tensors[i] = tensors[i].contiguous(memory_format=_layout(tensors[i]))
-        place = tensors[0].device
-        tensors.append(self._uninitialized(place))
-        tensors.append(torch.zeros(self._zeros, dtype=torch.uint8, device=place))
-        addresses = [0 if t is None else t.data_ptr() for t in tensors]
-        if place.type != "meta":  # where there are no addresses
+    def run(self, tensors: Sequence[Any], addresses: Sequence[int], numbers: Sequence[float]) -> None:
+        device = tensors[0].device
+        if device.type != "meta":  # where there are no addresses
             self._check_memory(addresses)
-        if self._index is None or is_recording():
-            for entry, _ in self._launches:
-                given: dict[str, Any] = {
-                    n: v.of(tensors) if isinstance(v, Pointer) else v for n, v in entry.arguments.items()
-                }
-                launch(entry.kernel, entry.grid, **entry.options, **given)
-            return
-        with on(self._index):
-            stream = stream_of(self._index)
-            for kernel, start, arguments, pointers in self._ready:
-                values = list(arguments)
-                for i, tensor, offset in pointers:
-                    values[i] = addresses[tensor] + offset
-                try:
-                    start(*values, stream=stream)
-                except RuntimeError as error:
-                    raise refused(kernel, error) from error
+        scratch = self._uninitialized(device) if self.scratch else None
+        values = [scratch, *tensors]
+        copies = [slot.of(values).contiguous(memory_format=layout) for slot, layout in self._copies]
+        if self._index is None or recording() is not None:
+            self._note_or_interpret([*values, *copies, *numbers], device)
+        if self._index is not None:
+            first = 0 if scratch is None else scratch.data_ptr()
+            self._start(self._index, [first, *addresses, *[copy.data_ptr() for copy in copies], *numbers])
 
-    def _uninitialized(self, place: torch.device) -> Tensor:
+    def _check_memory(self, addresses: Sequence[int]) -> None:
+        if self._memory.is_apart(addresses):
+            return
+        if (found := self._memory.shared(addresses)) is not None:
+            written, other = found
+            raise RuntimeError(
+                f"densenet_fast::{self.operation}: wrong memory of {written.name}: got memory that {other.name} "
+                "shares, expected memory of its own"
+            )
+
+    def _uninitialized(self, device: torch.device) -> Tensor:
         """Scratch memory. Where algorithms must be deterministic, torch.empty would fill it, hundreds of megabytes for
         each call, though nothing in it is read before it is written. Interpreted it may: there tests see to that."""
         if self._index is None:
-            return torch.empty(self._scratch, dtype=torch.uint8, device=place)
-        memory = torch.UntypedStorage(self._scratch, device=place)
-        return torch.empty(0, dtype=torch.uint8, device=place).set_(memory)
+            return torch.empty(self.scratch, dtype=torch.uint8, device=device)
+        memory = torch.UntypedStorage(self.scratch, device=device)
+        return torch.empty(0, dtype=torch.uint8, device=device).set_(memory)
 
-    def _check_memory(self, addresses: Sequence[int]) -> None:
-        spans = sorted((a, a + size) for a, size in zip(addresses, self._extents, strict=False) if size)
-        if any(end > begin for (_, end), (begin, _) in pairwise(spans)):
-            raise RuntimeError(
-                f"densenet_fast::{self._operation}: wrong memory: got tensors that share some, expected memory of its "
-                "own for each that is written"
+    def _note_or_interpret(self, values: Sequence[Any], device: torch.device) -> None:
+        """Launch by launch, with tensors as arguments."""
+        noted = recording()
+        for planned, _ in self._launches:
+            entry = planned._replace(
+                arguments=_each(lambda v: v.of(values) if isinstance(v, Slot) else v, planned.arguments)
             )
+            if noted is not None:
+                noted.append(entry)
+            if self._index is None and device.type != "meta":
+                if device.type != "cpu" or not isinstance(entry.kernel, InterpretedFunction):
+                    raise RuntimeError(f"wrong device: got {device}, expected cuda, or cpu with TRITON_INTERPRET=1")
+                entry.kernel[entry.grid](**entry.arguments)
+
+    def _start(self, index: int, given: Sequence[Any]) -> None:
+        """given: addresses and numbers, by place."""
+        with on(index):
+            stream, ready = stream_of(index), self._ready
+            values = list(ready.values)
+            for i, place, offset in ready.slots:
+                values[i] = given[place] + offset
+            for i, each in ready.tuples:
+                values[i] = each(values)
+            for kernel, start, arguments in ready.launches:
+                try:
+                    start(*arguments(values), stream=stream)
+                except RuntimeError as error:
+                    raise refused(kernel, error) from error
 
     @cached_property
-    def _ready(self) -> list[tuple[Kernel, Callable[..., None], tuple[Any, ...], list[tuple[int, int, int]]]]:
-        """Of each launch its kernel, what starts it, its arguments in order, and which of them are addresses:
-        (argument, tensor, offset)."""
-        found = []
+    def _ready(self) -> "Ready":
+        ready, known = Ready([], [], [], []), dict[tuple[int, int], int]()
+
+        def place(value: Any) -> int:
+            """Where among the values a launch finds its argument."""
+            i = len(ready.values)
+            if type(value) is Slot:
+                i = known.setdefault((value.place, value.offset), i)
+                if i < len(ready.values):
+                    return i
+                ready.slots.append((i, value.place, value.offset))
+            elif type(value) is tuple:
+                each = itemgetter(*map(place, value))
+                i = len(ready.values)
+                ready.tuples.append((i, each))
+            ready.values.append(value)
+            return i
+
         for entry, variant in self._launches:
             kernel = compile_variant(
                 entry.kernel, variant, self._device.architecture, entry.num_warps, entry.num_stages, self._index
             )
-            values = tuple(entry.arguments.values())
-            pointers = [(i, v.tensor, v.offset) for i, v in enumerate(values) if isinstance(v, Pointer)]
-            found.append((entry.kernel, starter(entry.kernel, kernel, entry.grid), values, pointers))
-        return found
+            arguments = itemgetter(*map(place, entry.arguments.values()))
+            ready.launches.append((entry.kernel, starter(entry.kernel, kernel, entry.grid), arguments))
+        return ready
 
 
-def _extent(look: Look) -> int:
-    """Bytes from a tensor's first element to its last."""
-    dtype, sizes, strides, *_ = look
-    return 0 if 0 in sizes else (1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))) * dtype.itemsize
+class Ready(NamedTuple):
+    """Compiled launches that take their arguments from a common list of values."""
+
+    values: list[Any]  # constants; anything where a slot or a tuple is to be filled in
+    slots: list[tuple[int, int, int]]  # (index, place, offset)
+    tuples: list[tuple[int, Callable[[Any], tuple[Any, ...]]]]  # (index, what takes it from the values)
+    launches: list[tuple[Kernel, Callable[..., None], Callable[[Any], tuple[Any, ...]]]]
 
 
-def _placed(entry: Launch, addresses: Sequence[int]) -> Launch:
-    """The launch with a `Pointer` for every imagined tensor."""
-
-    def placed(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        tensor, offset = divmod(value.data_ptr(), _SPAN)
-        assert tensor > 0, "a tensor that is empty, or neither an argument nor scratch"  # None for what is not wanted
-        return Pointer(tensor - 1, offset - addresses[tensor - 1], value.dtype)
-
-    return entry._replace(arguments={name: placed(value) for name, value in entry.arguments.items()})
+def on(index: int) -> AbstractContextManager[object]:
+    """Inside, a GPU is the current one."""
+    return nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index)

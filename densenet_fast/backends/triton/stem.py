@@ -1,4 +1,4 @@
-"""Kernels of ops/stem.py: BN-ReLU-maxpool 3x3, stride 2, padding 1.
+"""BN-ReLU-maxpool 3x3, stride 2, padding 1.
 
 Rows: x [N*H*W, C], y [N*P*Q, C], P = (H + 1) // 2, Q = (W + 1) // 2. What is pooled is rounded to x's dtype first, as
 in PyTorch, so that ties fall to the same position: the first maximum in scan order, or the last NaN.
@@ -8,11 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, replaced, row_offset, store_stats, workspace
-from ._reduce import Gradients, finish_bwd, merge_stats
+from ._common import cdiv, load_norm, relu, replaced, row_offset, store_stats
+from ._reduce import finish_bwd, merge_stats, tile_stats
 from .arguments import Arguments
-from .launch import device_of, launch
+from .plan import Planner, planned
 
 
 @triton.jit
@@ -83,35 +84,22 @@ def stem_fwd_kernel(
         store_stats(partial, count, tile, best, mask, n, c, c < C, C, tl.program_id(1) == 0, 0)
 
 
-def stem_fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    y: Tensor,
-    y_mean: Tensor | None,
-    y_var: Tensor | None,
-) -> None:
-    check = Arguments("stem_fwd", "x", x)
-    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+@planned("stem_fwd")
+def stem_fwd(plan: Planner, x: Tensor, norm: Norm, y: Tensor, stats: Tensor | None) -> None:
+    check = Arguments(plan, "x", x)
+    norm = check.norm(norm, check.C)
     height, width = (check.H + 1) // 2, (check.W + 1) // 2
-    y_stride = check.image("y", y, check.C, height, width, written=True)
-    y_stats = check.stats(y_mean, y_var, check.C)
+    y_stride = check.image("y", y, check.C, height, width)
+    into = check.stats(stats, check.C)
     windows = check.N * height * width
     blocks = cdiv(windows, 128)
-    partial, count = workspace(x, blocks * 2 * check.C, blocks) if y_stats else (None, None)
-    launch(
+    partial, count = tile_stats(plan, into, blocks)
+    plan.launch(
         stem_fwd_kernel,
         (blocks, cdiv(check.C, 64)),
         num_warps=8,
         x=x,
-        mean=mean,
-        var=var,
-        gamma=gamma,
-        beta=beta,
-        eps=eps,
+        **norm._asdict(),
         y=y,
         partial=partial,
         count=count,
@@ -126,8 +114,7 @@ def stem_fwd(
         BLOCK_M=128,
         BLOCK_C=64,
     )
-    if y_stats and partial is not None and count is not None:
-        merge_stats(partial, count, blocks, *y_stats, windows)
+    merge_stats(plan, partial, count, into, windows)
 
 
 @triton.jit
@@ -210,39 +197,23 @@ def stem_bwd_kernel(
     tl.store(at + C, sum_vx, mask=c < C)
 
 
-def stem_bwd(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    batch_stats: bool,
-    dx: Tensor,
-    a: Tensor,
-    b: Tensor,
-) -> tuple[Tensor, Tensor]:
-    check = Arguments("stem_bwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
+@planned("stem_bwd")
+def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
+    check = Arguments(plan, "x", x)
+    norm, dnorm = check.norm(norm, check.C), check.gradient_of(dnorm)
     height, width = (check.H + 1) // 2, (check.W + 1) // 2
     dy_stride = check.image("dy", dy, check.C, height, width)
-    dx_stride = check.image("dx", dx, check.C, written=True)
-    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+    dx_stride = check.image("dx", dx, check.C)
     quads, slabs = check.N * height * width, cdiv(check.C, 64)
-    splits = tiles.splits(device_of(x), slabs, quads, 16, quads, resident=8)
-    (sums,) = workspace(x, splits * 2 * check.C)
-    launch(
+    splits = tiles.splits(plan.device, slabs, quads, 16, quads, resident=8)
+    sums = plan.empty(splits, 2, check.C)
+    plan.launch(
         stem_bwd_kernel,
         (slabs, splits),
         num_warps=8,
         dy=dy,
         x=x,
-        mean=norm[0],
-        var=norm[1],
-        gamma=norm[2],
-        beta=norm[3],
-        eps=eps,
+        **norm._asdict(),
         dx=dx,
         sums=sums,
         M=quads,
@@ -257,6 +228,4 @@ def stem_bwd(
         BLOCK_M=16,
         BLOCK_C=64,
     )
-    into = Gradients.new(a, b, x, False)
-    finish_bwd(sums, splits, sums, 1, norm[1], norm[2], eps, batch_stats, check.M, into)
-    return into.dgamma, into.dbeta
+    finish_bwd(plan, sums, None, norm, check.M, dnorm, None)

@@ -1,8 +1,8 @@
 """Which tile a kernel takes: a committed table, and rules for what it does not hold. Nothing is timed at run time.
 
-A row is keyed by operation, architecture and kind of product, and holds for layers up to so many outputs. Rows come
-from what compiles without spilling and fills the machine (tests/triton/aot.py); `python -m benchmarks.tune` times them
-on the GPU at hand.
+A row is keyed by operation, architecture and kind of product, and holds for layers up to so many outputs: of the
+product, so that the gradient of a 3x3 convolution's input counts that input's channels. Rows come from what compiles
+without spilling and fills the machine (tests/triton/aot.py); `python -m benchmarks.tune` times them on the GPU at hand.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ ANY = 1 << 30  # outputs
 
 
 class Tile(NamedTuple):
-    """Pixels, outputs and input channels of one program's tile; warps; stages of the software pipeline."""
+    """One program's part of a convolution, forward or backward; warps; stages of the software pipeline."""
 
-    m: int
-    n: int
-    k: int
+    pixels: int
+    outputs: int  # channels of what the convolution makes
+    channels: int  # of what it takes
     num_warps: int
     num_stages: int
 
@@ -31,11 +31,11 @@ class Tile(NamedTuple):
 
     def unpipelined(self) -> "Tile":
         """A smaller tile with one stage, for rows that are not copied asynchronously."""
-        return self._replace(m=max(16, self.m // 2), num_stages=1)
+        return self._replace(pixels=max(16, self.pixels // 2), num_stages=1)
 
     def blocks(self, precision: str) -> dict[str, Any]:
-        """The constants of a kernel that multiplies."""
-        return {"PRECISION": precision, "BLOCK_M": self.m, "BLOCK_K": self.n, "BLOCK_C": self.k}
+        """The constants of a 1x1 kernel."""
+        return {"PRECISION": precision, "BLOCK_M": self.pixels, "BLOCK_K": self.outputs, "BLOCK_C": self.channels}
 
 
 Rows = tuple[tuple[int, Tile], ...]  # (most outputs, tile), fewest first
@@ -97,8 +97,8 @@ TABLE["transition_fwd", 100, HALF] = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(6
 TABLE["transition_fwd", 100, FP32] = ((64, Tile(64, 64, 32, 8, 2)), (ANY, Tile(32, 128, 32, 8, 2)))
 
 
-# 3x3: m counts strips of pixels in the forward (bn_relu_conv3x3_fwd.py); the gradient of the input has C outputs and
-# the nine taps' gradient channels for k. Tensor memory (sm_100) holds one stage of the weight gradient's nine products.
+# 3x3: the forward has strips of pixels for pixels (bn_relu_conv3x3_fwd.py), the gradient of the input all nine taps'
+# outputs in a row for outputs. Tensor memory (sm_100) holds one stage of the weight gradient's nine products.
 for _architecture, _wide, _stages in ((80, 32, 2), (90, 64, 2), (100, 32, 1)):
     TABLE |= {
         ("bn_relu_conv3x3_fwd", _architecture, HALF): (
@@ -112,10 +112,10 @@ for _architecture, _wide, _stages in ((80, 32, 2), (90, 64, 2), (100, 32, 1)):
         ("bn_relu_conv3x3_fwd", _architecture, FP32): ((ANY, Tile(64, 32, 16 if _architecture == 80 else 32, 8, 2)),),
         ("bn_relu_conv3x3_dgrad", _architecture, HALF): (
             (64, Tile(128, 64, 64, 8, 3)),
-            (ANY, Tile(128, 128, 64, 8, 3)),
+            (ANY, Tile(128, 64, 128, 8, 3)),
         ),
-        ("bn_relu_conv3x3_dgrad", _architecture, TF32): ((ANY, Tile(64, 64, 32, 8, 2)),),
-        ("bn_relu_conv3x3_dgrad", _architecture, FP32): ((ANY, Tile(64, 64, 32, 8, 2)),),
+        ("bn_relu_conv3x3_dgrad", _architecture, TF32): ((ANY, Tile(64, 32, 64, 8, 2)),),
+        ("bn_relu_conv3x3_dgrad", _architecture, FP32): ((ANY, Tile(64, 32, 64, 8, 2)),),
         ("bn_relu_conv3x3_wgrad", _architecture, HALF): (
             (32, Tile(64, 32, 128, 8, _stages)),
             (ANY, Tile(64, 64, 64, 8, _stages)),

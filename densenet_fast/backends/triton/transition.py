@@ -1,20 +1,19 @@
-"""Kernels of ops/transition.py on rows: x [M, C], y [Q, K], Q = N * (H // 2) * (W // 2).
+"""BN-ReLU, the average over 2x2 pixels and a 1x1 convolution, on rows: x [M, C], y [Q, K], Q = N * (H // 2) * (W // 2).
 
-The average over 2x2 pixels runs in the prologue of the product, behind BN-ReLU; what was computed is the product's
-second operand, as in bn_relu_conv1x1.py.
+The average runs in the prologue of the product, behind BN-ReLU; what was computed is the product's
+second operand, as in bn_relu_conv1x1_fwd.py.
 """
-
-from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset, store_stats, workspace
-from ._reduce import Gradients, finish_bwd, merge_stats
+from ._common import cdiv, load_norm, relu, row_offset, store_stats
+from ._reduce import finish_bwd, merge_stats, tile_stats
 from .arguments import Arguments
-from .launch import device_of, launch
+from .plan import Planner, planned
 
 
 @triton.jit
@@ -89,40 +88,24 @@ def transition_fwd_kernel(
         store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k, k < K, K, tl.program_id(1) == 0, 1)
 
 
-def transition_fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    weight: Tensor,
-    y: Tensor,
-    y_mean: Tensor | None,
-    y_var: Tensor | None,
-) -> None:
-    check = Arguments("transition_fwd", "x", x)
-    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
+@planned("transition_fwd")
+def transition_fwd(plan: Planner, x: Tensor, norm: Norm, weight: Tensor, y: Tensor, stats: Tensor | None) -> None:
+    check = Arguments(plan, "x", x)
+    norm = check.norm(norm, check.C)
     weight = check.weight("weight", weight, None, check.C, 1)
     outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
-    y_stride = check.image("y", y, outputs, height, width, written=True)
-    stats = check.stats(y_mean, y_var, outputs)
+    y_stride, into = check.image("y", y, outputs, height, width), check.stats(stats, outputs)
     quads = check.N * height * width
-    kind = tiles.kind_of(x)
-    tile = tiles.choose("transition_fwd", device_of(x), kind, outputs)
+    tile = plan.tile("transition_fwd", outputs)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = cdiv(quads, tile.m)
-    partial, count = workspace(x, blocks * 2 * outputs, blocks) if stats else (None, None)
-    launch(
+    blocks = cdiv(quads, tile.pixels)
+    partial, count = tile_stats(plan, into, blocks)
+    plan.launch(
         transition_fwd_kernel,
-        (blocks, cdiv(outputs, tile.n)),
+        (blocks, cdiv(outputs, tile.outputs)),
         **tile.options,
         x=x,
-        mean=mean,
-        var=var,
-        gamma=gamma,
-        beta=beta,
-        eps=eps,
+        **norm._asdict(),
         weight=weight,
         y=y,
         partial=partial,
@@ -134,10 +117,9 @@ def transition_fwd(
         K=outputs,
         x_stride=check.stride,
         y_stride=y_stride,
-        **tile.blocks(tiles.PRECISION[kind]),
+        **tile.blocks(plan.precision),
     )
-    if stats and partial is not None and count is not None:
-        merge_stats(partial, count, blocks, *stats, quads)
+    merge_stats(plan, partial, count, into, quads)
 
 
 @triton.jit
@@ -251,47 +233,35 @@ def transition_wgrad_kernel(
     tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
 
 
+@planned("transition_bwd")
 def transition_bwd(
+    plan: Planner,
     dy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
+    norm: Norm,
     weight: Tensor,
-    batch_stats: bool,
     dx: Tensor,
-    a: Tensor,
-    b: Tensor,
-    wgrad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check = Arguments("transition_bwd", "x", x)
-    mean, var, gamma, beta = check.norm(mean, var, gamma, beta, check.C)
-    weight = check.weight("weight", weight, None, check.C, 1)
+    dnorm: NormGradient,
+    dweight: Tensor | None,
+) -> None:
+    check = Arguments(plan, "x", x)
+    norm, dnorm = check.norm(norm, check.C), check.gradient_of(dnorm)
+    dweight, weight = check.gradient("dweight", dweight, weight), check.weight("weight", weight, None, check.C, 1)
     outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
-    dy_stride = check.image("dy", dy, outputs, height, width)
-    dx_stride = check.image("dx", dx, check.C, written=True)
-    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
+    dy_stride, dx_stride = check.image("dy", dy, outputs, height, width), check.image("dx", dx, check.C)
 
-    device, kind = device_of(x), tiles.kind_of(x)
-    tile = tiles.choose("transition_dgrad", device, kind, outputs)
-    wide = tiles.choose("transition_wgrad", device, kind, outputs)
-    if not check.in_words(dy_stride, dx_stride):
-        tile, wide = tile.unpipelined(), wide.unpipelined()
-    blocks = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.m)
-    slabs = cdiv(check.C, wide.k), cdiv(outputs, wide.n)
-    quads = check.N * height * width
-    splits = tiles.splits(device, slabs[0] * slabs[1], quads, wide.m, quads * x.element_size() // (2 * outputs))
-    sums, partial = workspace(x, blocks * 2 * check.C, splits * weight.numel() if wgrad else 0)
-    norm: dict[str, Any] = {"mean": mean, "var": var, "gamma": gamma, "beta": beta, "eps": eps}
-    launch(
+    in_words = check.in_words(dy_stride, dx_stride)
+    tile = plan.tile("transition_dgrad", outputs)
+    tile = tile if in_words else tile.unpipelined()
+    blocks = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.pixels)
+    sums = plan.empty(blocks, 2, check.C)
+    plan.launch(
         transition_dgrad_kernel,
-        (blocks, cdiv(check.C, tile.k)),
+        (blocks, cdiv(check.C, tile.channels)),
         **tile.options,
         dy=dy,
         x=x,
-        **norm,
+        **norm._asdict(),
         weight=weight,
         dx=dx,
         sums=sums,
@@ -303,26 +273,35 @@ def transition_bwd(
         dy_stride=dy_stride,
         x_stride=check.stride,
         dx_stride=dx_stride,
-        **tile.blocks(tiles.PRECISION[kind]),
+        **tile.blocks(plan.precision),
     )
-    if wgrad:
-        launch(
-            transition_wgrad_kernel,
-            (*slabs, splits),
-            **wide.options,
-            dy=dy,
-            x=x,
-            **norm,
-            dweight=partial,
-            Q=quads,
-            H=check.H,
-            W=check.W,
-            C=check.C,
-            K=outputs,
-            dy_stride=dy_stride,
-            x_stride=check.stride,
-            **wide.blocks(tiles.PRECISION[kind]),
-        )
-    into = Gradients.new(a, b, weight, wgrad)
-    finish_bwd(sums, blocks, partial, splits, var, gamma, eps, batch_stats, check.M, into)
-    return into.results
+    weights = None if dweight is None else _wgrad(check, dy, dy_stride, norm, outputs, in_words)
+    finish_bwd(plan, sums, weights, norm, check.M, dnorm, dweight)
+
+
+def _wgrad(check: Arguments, dy: Tensor, dy_stride: int, norm: Norm, outputs: int, in_words: bool) -> Tensor:
+    """Partial gradients of the weight [splits, 1, K, C]."""
+    plan, quads = check.plan, check.N * (check.H // 2) * (check.W // 2)
+    tile = plan.tile("transition_wgrad", outputs)
+    tile = tile if in_words else tile.unpipelined()
+    slabs = cdiv(check.C, tile.channels), cdiv(outputs, tile.outputs)
+    most = quads * check.x.itemsize // (2 * outputs)
+    weights = plan.empty(tiles.splits(plan.device, slabs[0] * slabs[1], quads, tile.pixels, most), 1, outputs, check.C)
+    plan.launch(
+        transition_wgrad_kernel,
+        (*slabs, weights.shape[0]),
+        **tile.options,
+        dy=dy,
+        x=check.x,
+        **norm._asdict(),
+        dweight=weights,
+        Q=quads,
+        H=check.H,
+        W=check.W,
+        C=check.C,
+        K=outputs,
+        dy_stride=dy_stride,
+        x_stride=check.stride,
+        **tile.blocks(plan.precision),
+    )
+    return weights

@@ -1,97 +1,85 @@
-"""A block of two layers: from its plan and layer by layer, for other tensors, while another thread plans."""
+"""A block of two layers: for other tensors than it was planned for, while another thread plans; and single kernels."""
 
 import sys
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
-from densenet_fast.buffer import Buffer, Gradient, allocate
-from densenet_fast.steps import flatten
 from torch.profiler import profile
 
-from densenet_fast import block
 from densenet_fast.backends import triton as operations
-from densenet_fast.backends.triton import batch_norm, bn_relu_conv1x1, plan
 from densenet_fast.backends.triton import launch as path
+from densenet_fast.backends.triton import plan
+from densenet_fast.contract.block import TENSORS
 from tools.gpucheck.driver import Launched
 
-from ...oracle import as_under_autocast, make_stage
-from . import DRIVER, differences, expected, flat, without_addresses
+from ... import blocks as memory
+from . import DRIVER, differences, expected, flat
 
-WHOLE = SimpleNamespace(**vars(operations))
-SINGLE = SimpleNamespace(**{name: f for name, f in vars(operations).items() if not name.startswith("dense_block")})
+SHAPE = memory.Shape(2, 4, 4, 64, (128, 128), (32, 32))
 
 
 class Block:
-    """Two layers in bfloat16 with all their tensors, their first gamma one tensor if `tied`."""
+    """Two layers in bfloat16 with all their tensors, a gamma of both one tensor if `tied`, the buffers `begin` channels
+    further behind the beginning of a pixel."""
 
     def __init__(self, tied: bool = False, begin: int = 0, eps: float = 1e-5):
-        layers, _ = as_under_autocast(make_stage(64, (32, 32), drop_rate=0.2), torch.bfloat16)
-        gamma = layers[0].norm2.gamma
-        layers = [s._replace(norm2=s.norm2._replace(gamma=gamma if tied else s.norm2.gamma, eps=eps)) for s in layers]
-        self.layers = [s._replace(weight2=s.weight2.contiguous(memory_format=torch.channels_last)) for s in layers]
-        wide = torch.empty(0, dtype=torch.bfloat16)
-        x, g = (allocate((2, 144, 4, 4), wide)[:, begin : begin + 128] for _ in range(2))
-        self.buffer = Buffer(x, *torch.zeros(2, 128).unbind(), True)
-        self.gradient = Gradient(self.buffer, g)
+        case = memory.make(SHAPE, torch.bfloat16, drop_rate=0.2, room=16)
+        last, second = torch.channels_last, TENSORS.index("gamma2")
+        tensors = [
+            t.contiguous(memory_format=last) if t is not None and t.dim() == 4 else t for t in case.block.tensors
+        ]
+        if tied:
+            tensors[len(TENSORS) + second] = tensors[second]
+        case.block = case.block._replace(tensors=tensors, numbers=[eps, eps, 0.2] * 2)
+        case.x, case.g = (t.as_strided(t.shape, t.stride(), t.storage_offset() + begin) for t in (case.x, case.g))
+        self.case = case
 
-    def step(self, ops) -> None:
-        kept = block.forward(ops, self.buffer, self.layers, 64, keep_z=True, infer=False)
-        needs = [layer._replace(weight1=True, weight2=True) for layer in self.layers]
-        block.backward(ops, self.buffer, self.gradient, self.layers, 64, kept, True, needs)
+    def step(self) -> None:
+        operations.block_fwd(*self.case.forward())
+        operations.block_bwd(*self.case.backward())
 
-    def place(self, address: int) -> tuple[str, int] | None:
-        """Which of the block's own tensors an address is in, and where."""
-        leaves = {str(i): leaf for i, leaf in enumerate(flatten(self.layers)) if isinstance(leaf, torch.Tensor)}
-        of_x = {"x": self.buffer.x, "mean": self.buffer.mean, "var": self.buffer.var}
-        for name, x in (of_x | {"g": self.gradient.g, "a": self.gradient.a, "b": self.gradient.b} | leaves).items():
-            last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-            if 0 <= address - x.data_ptr() <= last * x.itemsize:
-                return name, address - x.data_ptr()
-        return None
+    def has(self, address: int) -> bool:
+        """Whether an address is in one of the block's own tensors."""
+        return any(_reached({address}, t) for _, t in self.case.parts())
 
 
-def pointers(launch: path.Launch, launched: Launched) -> Iterator[tuple[str, int]]:
-    """(position, address) of each address that the driver got."""
+def _span(t: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to its end."""
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return (1 + last) * t.itemsize if t.numel() else 0
+
+
+def addresses(launch: path.Launch, launched: Launched) -> Iterator[int]:
+    """Those that the driver got."""
     kinds = [kind for _, kind in flat(launch.arguments.values(), launch.specialization)]
-    for i, (kind, parameter) in enumerate(zip(kinds, launched.parameters, strict=False)):
+    for kind, parameter in zip(kinds, launched.parameters, strict=False):
         if kind.startswith("*"):
-            yield f"{launched.kernel}, parameter {i}", int.from_bytes(parameter, "little")
+            yield int.from_bytes(parameter, "little")
 
 
-def plan_findings(one: Block) -> list[str]:
-    """What the block's plan launches against its layers one by one: the same addresses in the block's own tensors, and
-    scratch memory that is written and read by the same launches."""
+def block_findings(one: Block) -> list[str]:
+    """A step's launches against their arguments, and against the memory that it was given."""
     DRIVER.forget()
-    with path.recorded() as launches:  # whose tensors live on, each at an address of its own
-        one.step(SINGLE)
-    each = DRIVER.launches()
-    DRIVER.forget()
-    one.step(WHOLE)
-    whole = DRIVER.launches()
-    if len(whole) != len(each):
-        return [f"{len(whole)} launches, expected {len(each)}"]
-    found = differences(each, [expected(launch, 0) for launch in launches])
-    found += differences(without_addresses(launches, whole), without_addresses(launches, each))
-    planned: dict[int, int] = {}  # by an address of the layers, the plan's
-    for launch, a, b in zip(launches, each, whole, strict=True):
-        inverse: dict[int, int] = {}
-        for (where, address), (_, other) in zip(pointers(launch, a), pointers(launch, b), strict=True):
-            if one.place(address) != one.place(other):
-                found.append(f"{where}: {one.place(other)}, expected {one.place(address)}")
-            if planned.setdefault(address, other) != other or inverse.setdefault(other, address) != address:
-                found.append(f"{where}: scratch memory of something else")
-    return found
+    with path.recorded() as launches:
+        one.step()
+    launched = DRIVER.launches()
+    found = differences(launched, [expected(launch, 0) for launch in launches])
+    reached = {address for pair in zip(launches, launched, strict=False) for address in addresses(*pair)}
+    return found + [f"nothing in {name}" for name, t in one.case.parts() if t.numel() and not _reached(reached, t)]
+
+
+def _reached(by: set[int], t: torch.Tensor) -> bool:
+    return any(0 <= address - t.data_ptr() < _span(t) for address in by)
 
 
 def blocks() -> dict[str, list[str]]:
     found = {}
-    plan._plan.cache_clear()
+    plan.forget()
     made = {"tied": Block(tied=True), "untied": Block(), "shifted": Block(begin=4), "another eps": Block(eps=1e-3)}
     for name in ("tied", "untied", "shifted", "untied", "another eps"):
-        found.setdefault(f"a block, {name}", []).extend(plan_findings(made[name]))
+        found.setdefault(f"a block, {name}", []).extend(block_findings(made[name]))
     plans = plan._plan.cache_info().misses  # which tensors are one tensor is not looked at
     found["plans"] = [f"{plans} plans, expected forward and backward of three"] * (plans != 2 * 3)
     found["variants"] = variants()
@@ -104,13 +92,14 @@ def filled() -> list[str]:
     """Scratch memory is not filled although algorithms must be deterministic."""
     one, sizes, get = Block(), [], plan.Plan._uninitialized
 
-    def noted(self, place):
-        sizes.append(self._scratch)
-        return get(self, place)
+    def noted(self, device):
+        sizes.append(self.scratch)
+        return get(self, device)
 
     torch.use_deterministic_algorithms(True)
     with patch.object(plan.Plan, "_uninitialized", noted), profile(record_shapes=True, acc_events=True) as profiled:
-        one.step(WHOLE)
+        one.step()
+        torch.empty(7)
     torch.use_deterministic_algorithms(False)
     found = [e.input_shapes[0] for e in profiled.events() if e.name == "aten::fill_"]
     return [f"{size} bytes filled" for size in sizes if [size] in found] + ["nothing filled"] * (not found)
@@ -118,15 +107,14 @@ def filled() -> list[str]:
 
 def variants() -> list[str]:
     """Each variant is compiled and loaded once for all sizes; 4 channels behind a pixel's beginning are another."""
-    path._variants.clear()
+    plan.forget()
     path.compile_variant.cache_clear()
     DRIVER.forget()
-    vector, weight = torch.ones(96), torch.randn(64, 96, 1, 1, dtype=torch.bfloat16)
     for batch, begin in ((2, 0), (3, 0), (3, 8), (3, 4)):
         x = torch.randn(batch, 112, 5, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        bn_relu_conv1x1.bn_relu_conv1x1_fwd(x[:, begin : begin + 96], vector, vector, vector, None, 1e-5, weight, True)
-    norms = [torch.ones(5) for _ in range(3)]
-    batch_norm.update_running_stats(norms, norms, norms, norms, [9] * 3, [0.1] * 3)
+        operations.channel_stats(x[:, begin : begin + 96], torch.empty(2, 96))
+    mean, var = ([torch.ones(5) for _ in range(3)] for _ in range(2))
+    operations.update_running_stats(mean, var, torch.ones(2, 8), [0] * 3, 9, [0.1] * 3)
     launched, loaded = len(DRIVER.launches()), DRIVER.calls().count("cuModuleLoadData")
     return [] if (launched, loaded) == (9, 4) else [f"{launched} launches of {loaded} kernels, expected 9 of 4"]
 
@@ -138,15 +126,15 @@ def threads() -> list[str]:
 
     def planning() -> None:
         for _ in range(20):
-            plan._plan.cache_clear()
-            pair[0].step(WHOLE)
+            plan.forget()
+            pair[0].step()
 
     def launching() -> None:
         for _ in range(50):
-            pair[1].step(SINGLE)
+            pair[1].step()
 
     with path.recorded() as launches:
-        pair[0].step(SINGLE)
+        pair[0].step()
     DRIVER.forget()
     both = [threading.Thread(target=planning), threading.Thread(target=launching)]
     for thread in both:
@@ -161,9 +149,8 @@ def threads() -> list[str]:
             found.append(f"{len(launched)} launches, expected {steps * len(launches)}")
             continue
         for launch, got in zip(launches * steps, launched, strict=True):
-            addresses = [address for _, address in pointers(launch, got)]
             if got.kernel != launch.kernel.__name__:
                 found.append(f"{got.kernel}, expected {launch.kernel.__name__}")
-            elif any(map(stranger.place, addresses)):
+            elif any(map(stranger.has, addresses(launch, got))):
                 found.append(f"{got.kernel}: memory of the other thread")
     return found

@@ -10,9 +10,9 @@ from densenet_fast.backends.triton import launch as path
 from densenet_fast.backends.triton import plan
 
 from . import step_findings
-from .blocks import SINGLE, Block, plan_findings
+from .blocks import Block
 
-_start, _load, _placed = CompiledKernel.__getitem__, CudaUtils().load_binary, plan._placed
+_start, _load, _filled = CompiledKernel.__getitem__, CudaUtils().load_binary, plan.Plan._start
 
 
 def swapped(self, grid):
@@ -31,46 +31,40 @@ def too_little_shared(self, grid):
     return _start(self, grid)
 
 
-def mixed(entry, addresses):
-    """mean's address for var's."""
-    arguments = _placed(entry, addresses).arguments
-    return entry._replace(arguments={n: arguments.get("mean", v) if n == "var" else v for n, v in arguments.items()})
+def mixed(self, index, given):
+    """The first two arguments' addresses in each other's place."""
+    scratch, first, second, *rest = given
+    _filled(self, index, [scratch, second, first, *rest])
 
 
-def launched_anew(index: int = 0) -> list[str]:
+def launched(index: int = 0) -> list[str]:
     one = Block()
-    return step_findings(lambda: one.step(SINGLE), index)[0]
-
-
-def planned_anew() -> list[str]:
-    return plan_findings(Block())
+    return step_findings(one.step, index)[0]
 
 
 def on_two_devices() -> list[str]:
-    return launched_anew(0) + launched_anew(1)
+    return launched(0) + launched(1)
 
 
 def faults() -> dict[str, bool]:
     """Whether each is found."""
     compile_variant = path.compile_variant
     planted: dict[str, tuple[list, Callable[[], list[str]]]] = {
-        "none": ([], lambda: [*launched_anew(), *planned_anew(), *on_two_devices()]),
-        "parameters swapped": ([patch.object(CompiledKernel, "__getitem__", swapped)], launched_anew),
-        "no opt-in to shared memory": ([patch.object(CudaUtils(), "load_binary", without_opt_in)], launched_anew),
-        "too little shared memory": ([patch.object(CompiledKernel, "__getitem__", too_little_shared)], launched_anew),
-        "a stream of another device": ([patch.object(path, "stream_of", lambda index: 0x1001)], launched_anew),
-        "a plan's stream of another device": ([patch.object(plan, "stream_of", lambda index: 0x1001)], planned_anew),
+        "none": ([], lambda: [*launched(), *on_two_devices()]),
+        "parameters swapped": ([patch.object(CompiledKernel, "__getitem__", swapped)], launched),
+        "no opt-in to shared memory": ([patch.object(CudaUtils(), "load_binary", without_opt_in)], launched),
+        "too little shared memory": ([patch.object(CompiledKernel, "__getitem__", too_little_shared)], launched),
+        "a stream of another device": ([patch.object(plan, "stream_of", lambda index: 0x1001)], launched),
         "another device's function": (
-            [patch.object(path, "compile_variant", lambda *a: compile_variant(*a[:5]))],
+            [patch.object(plan, "compile_variant", lambda *a: compile_variant(*a[:5]))],
             on_two_devices,
         ),
-        "a plan that mixes tensors": ([patch.object(plan, "_placed", mixed)], planned_anew),
+        "a plan that mixes tensors": ([patch.object(plan.Plan, "_start", mixed)], launched),
     }
     found = {}
     for name, (patches, check) in planted.items():
-        path._variants.clear()
         path.compile_variant.cache_clear()
-        plan._plan.cache_clear()
+        plan.forget()
         for each in patches:
             each.start()
         try:

@@ -9,7 +9,7 @@ import torch
 from densenet_fast import DenseNet
 
 from . import DRIVER, LAUNCH_ONLY, again_findings, on_gpu, step_findings
-from .blocks import WHOLE, Block
+from .blocks import Block
 
 BECOMES_CURRENT = {"cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"}  # a context, in a thread without one
 
@@ -81,7 +81,7 @@ def places() -> dict[str, list[str]]:
     one = Block()
     found["a launch that fails"] = failing("cuLaunchKernelEx", net.train)
     found["the running statistics behind it"] = [n for n, b in net.model.named_buffers() if not b.equal(before[n])]
-    found["a block's launch that fails"] = failing("cuLaunchKernelEx", lambda: one.step(WHOLE))
+    found["a block's launch that fails"] = failing("cuLaunchKernelEx", one.step)
     found["the step behind them"] = again_findings(net.train, launches, launched)
     found["a kernel that cannot be loaded"] = failing("cuModuleLoadData", net.train, 1)
     found["another device"], *_ = step_findings(net.train, 1)

@@ -1,140 +1,17 @@
-"""Kernels of ops/bn_relu_conv1x1.py on rows: x [M, C], z [M, K], M = N*H*W, at any row stride.
+"""Both gradients of BN-ReLU and the 1x1 convolution, on rows as in bn_relu_conv1x1_fwd.py.
 
-BN-ReLU runs in the prologue of the product and never reaches memory. Products are written transposed, weight times
-pixels: what was computed is then the second operand, which Triton keeps in shared memory (docs/internals/triton.md).
+One kernel has both where its accumulators fit in registers, else each gradient has programs of its own, in one launch.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...ops._operation import image, vector
+from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import NewEmpty, cdiv, load_norm, relu, row_offset, store_stats, workspace
-from ._reduce import Gradients, finish_bwd, merge_stats
-from .arguments import Arguments, Norm
-from .launch import device_of, launch
-
-
-@triton.jit
-def bn_relu_conv1x1_fwd_kernel(
-    x,  # [M, C]
-    mean,  # [C]
-    var,  # [C]
-    gamma,  # [C] or None
-    beta,  # [C] or None
-    eps,
-    weight,  # [K, C]
-    z_mean,  # [K] or None: the norm behind the convolution, applied with its ReLU to what is stored
-    z_var,  # [K] or None
-    z_gamma,  # [K] or None
-    z_beta,  # [K] or None
-    z_eps,
-    z,  # [M, K] written
-    partial,  # [cdiv(M, BLOCK_M), 2, K] statistics of z written, or None
-    count,  # [cdiv(M, BLOCK_M)] written, or None
-    M,
-    C,
-    K,
-    x_stride,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """One program for BLOCK_M pixels and BLOCK_K outputs."""
-    tile = tl.program_id(0)
-    start = tile * BLOCK_M
-    m = tl.arange(0, BLOCK_M)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    n = tl.minimum(M - start, BLOCK_M)
-    x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride
-    acc = tl.zeros((BLOCK_K, BLOCK_M), dtype=tl.float32)
-    for first in range(0, C, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        exists = c < C
-        values = tl.load(x_at + c[None, :], mask=(m < n)[:, None] & exists[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
-        w = tl.load(weight + k[:, None] * C + c[None, :], mask=(k < K)[:, None] & exists[None, :], other=0.0)
-        shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, exists)
-        activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
-        acc = tl.dot(w, tl.trans(activated.to(w.dtype)), acc, input_precision=PRECISION)
-    if z_mean is not None:
-        shift, scale, b = load_norm(z_mean, z_var, z_gamma, z_beta, z_eps, k, k < K)
-        acc = relu((acc - shift[:, None]) * scale[:, None] + b[:, None])
-    rounded = acc.to(z.dtype.element_ty)
-    valid = (k < K)[:, None] & (m < n)[None, :]
-    tl.store(z + row_offset(start, K) + k[:, None] + m[None, :] * K, rounded, mask=valid)
-    if partial is not None:
-        store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k, k < K, K, tl.program_id(1) == 0, 1)
-
-
-def bn_relu_conv1x1_fwd(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    weight: Tensor,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check = Arguments("bn_relu_conv1x1_fwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
-    weight = check.weight("weight", weight, None, check.C, 1)
-    z = image(x, weight.shape[0], check.H, check.W)
-    z_stats = vector(x, weight.shape[0] if stats else 0), vector(x, weight.shape[0] if stats else 0)
-    conv1x1(check, x, norm, eps, weight, None, 0.0, z, z_stats if stats else None, Tensor.new_empty)
-    return z, *z_stats
-
-
-def conv1x1(
-    check: Arguments,
-    x: Tensor,
-    norm: Norm,
-    eps: float,
-    weight: Tensor,
-    z_norm: Norm | None,
-    z_eps: float,
-    z: Tensor,
-    z_stats: tuple[Tensor, Tensor] | None,
-    new_empty: NewEmpty,
-) -> None:
-    """z [M, K] dense, through `z_norm` and ReLU if one is given, and its statistics into `z_stats` if they are wanted.
-    Arguments checked."""
-    outputs = weight.shape[0]
-    kind = tiles.kind_of(x)
-    tile = tiles.choose("bn_relu_conv1x1_fwd", device_of(x), kind, outputs)
-    tile = tile if check.in_words() else tile.unpipelined()
-    blocks = cdiv(check.M, tile.m)
-    partial, count = workspace(x, blocks * 2 * outputs, blocks, new_empty=new_empty) if z_stats else (None, None)
-    of_z = z_norm or (None, None, None, None)
-    launch(
-        bn_relu_conv1x1_fwd_kernel,
-        (blocks, cdiv(outputs, tile.n)),
-        **tile.options,
-        x=x,
-        mean=norm[0],
-        var=norm[1],
-        gamma=norm[2],
-        beta=norm[3],
-        eps=eps,
-        weight=weight,
-        z_mean=of_z[0],
-        z_var=of_z[1],
-        z_gamma=of_z[2],
-        z_beta=of_z[3],
-        z_eps=z_eps,
-        z=z,
-        partial=partial,
-        count=count,
-        M=check.M,
-        C=check.C,
-        K=outputs,
-        x_stride=check.stride,
-        **tile.blocks(tiles.PRECISION[kind]),
-    )
-    if z_stats and partial is not None and count is not None:
-        merge_stats(partial, count, blocks, *z_stats, check.M)
+from ._common import cdiv, load_norm, relu, row_offset
+from ._reduce import finish_bwd
+from .arguments import Arguments, Pair
 
 
 @triton.jit
@@ -337,97 +214,58 @@ def bn_relu_conv1x1_grads_kernel(
         tl.store(sums_at + C, sum_vx, mask=c < C)
 
 
-def bn_relu_conv1x1_bwd(
-    u: Tensor,
-    z: Tensor,
-    z_mean: Tensor,
-    z_var: Tensor,
-    z_gamma: Tensor | None,
-    z_eps: float,
-    z_a: Tensor,
-    z_b: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    weight: Tensor,
-    batch_stats: bool,
-    dx: Tensor,
-    a: Tensor,
-    b: Tensor,
-    wgrad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check = Arguments("bn_relu_conv1x1_bwd", "x", x)
-    norm = check.norm(mean, var, gamma, beta, check.C)
-    weight = check.weight("weight", weight, None, check.C, 1)
-    z_norm = check.norm(z_mean, z_var, z_gamma, None, weight.shape[0], "z_")
-    z_a, z_b = check.vector("z_a", z_a, weight.shape[0]), check.vector("z_b", z_b, weight.shape[0])
-    a, b = check.vector("a", a, check.C, written=True), check.vector("b", b, check.C, written=True)
-    into = Gradients.new(a, b, weight, wgrad)
-    conv1x1_bwd(check, u, z, z_norm, z_eps, z_a, z_b, x, norm, eps, weight, batch_stats, dx, into, Tensor.new_empty)
-    return into.results
-
-
 def conv1x1_bwd(
     check: Arguments,
     u: Tensor,
     z: Tensor,
     z_norm: Norm,
-    z_eps: float,
-    z_a: Tensor,
-    z_b: Tensor,
-    x: Tensor,
+    z_correction: Pair,
     norm: Norm,
-    eps: float,
     weight: Tensor,
-    batch_stats: bool,
     dx: Tensor,
-    into: Gradients,
-    new_empty: NewEmpty,
+    dnorm: NormGradient,
+    dweight: Tensor | None,
 ) -> None:
-    """Vectors and weight checked."""
-    outputs, wgrad = weight.shape[0], into.dweight.numel() > 0
-    u_stride, z_stride = check.image("u", u, outputs), check.image("z", z, outputs)
-    dx_stride = check.image("dx", dx, check.C, written=True)
-    device, kind = device_of(x), tiles.kind_of(x)
+    """dx is added to."""
+    plan, outputs, x = check.plan, weight.shape[0], check.x
+    u_stride, z_stride, dx_stride = (
+        check.image(name, image, channels)
+        for name, image, channels in (("u", u, outputs), ("z", z, outputs), ("g", dx, check.C))
+    )
     in_words = check.in_words(u_stride, z_stride, dx_stride, outputs)
-    both = tiles.find("bn_relu_conv1x1_bwd", device, kind, outputs) if wgrad and in_words else None
+    wanted = dweight is not None
+    both = tiles.find("bn_relu_conv1x1_bwd", plan.device, plan.kind, outputs) if wanted and in_words else None
     if both and outputs > 64 and check.C % 8:  # rows of the weight off 16 bytes: their addresses take the registers
         both = both._replace(num_stages=1)
-    tile = both or tiles.choose("bn_relu_conv1x1_grads", device, kind, outputs)
+    tile = both or plan.tile("bn_relu_conv1x1_grads", outputs)
     tile = tile if in_words else tile.unpipelined()
-    slabs, of_k = cdiv(check.C, tile.k), cdiv(outputs, tile.n)
+    slabs, of_k = cdiv(check.C, tile.channels), cdiv(outputs, tile.outputs)
     # Partial gradients take at most 3/20 of the rows' traffic, or x's where half of the machine would be idle.
-    row = (2 * outputs + 3 * check.C) * x.element_size()
-    half = min(device.processors // (2 * slabs * of_k), check.M * x.element_size() // (4 * outputs))
+    row = (2 * outputs + 3 * check.C) * x.itemsize
+    half = min(plan.device.processors // (2 * slabs * of_k), check.M * x.itemsize // (4 * outputs))
     most = max(3 * check.M * row // (20 * 4 * outputs * check.C), half)
-    splits = tiles.splits(device, slabs * of_k, check.M, tile.m, most) if wgrad else 0
-    rows = splits if both else cdiv(check.M, tile.m)
-    sums, partial = workspace(x, rows * 2 * check.C, splits * weight.numel(), new_empty=new_empty)
-    launch(
+    splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most) if wanted else 0
+    rows = splits if both else cdiv(check.M, tile.pixels)
+    sums = plan.empty(rows, 2, check.C)
+    weights = plan.empty(splits, 1, outputs, check.C) if wanted else None
+    plan.launch(
         bn_relu_conv1x1_bwd_kernel if both else bn_relu_conv1x1_grads_kernel,
         (slabs, splits) if both else (slabs * (of_k * splits + rows),),
         **tile.options,
         u=u,
         z=z,
-        z_mean=z_norm[0],
-        z_var=z_norm[1],
-        z_gamma=z_norm[2],
-        z_eps=z_eps,
-        z_a=z_a,
-        z_b=z_b,
+        z_mean=z_norm.mean,
+        z_var=z_norm.var,
+        z_gamma=z_norm.gamma,
+        z_eps=z_norm.eps,
+        z_a=z_correction[0],
+        z_b=z_correction[1],
         x=x,
-        mean=norm[0],
-        var=norm[1],
-        gamma=norm[2],
-        beta=norm[3],
-        eps=eps,
+        **norm._asdict(),
         weight=weight,
         dx=dx,
         sums=sums,
-        dweight=partial if wgrad else None,
+        dweight=weights,
         splits=splits,
         M=check.M,
         C=check.C,
@@ -436,6 +274,6 @@ def conv1x1_bwd(
         z_stride=z_stride,
         x_stride=check.stride,
         dx_stride=dx_stride,
-        **tile.blocks(tiles.PRECISION[kind]),
+        **tile.blocks(plan.precision),
     )
-    finish_bwd(sums, rows, partial, splits, norm[1], norm[2], eps, batch_stats, check.M, into)
+    finish_bwd(plan, sums, weights, norm, check.M, dnorm, dweight)

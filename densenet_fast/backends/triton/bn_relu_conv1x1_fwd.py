@@ -1,0 +1,98 @@
+"""BN-ReLU and the 1x1 convolution forward, on rows: x [M, C], z [M, K], M = N*H*W, at any row stride.
+
+BN-ReLU runs in the prologue of the product and never reaches memory. Products are written transposed, weight times
+pixels: what was computed is then the second operand, which Triton keeps in shared memory (docs/internals/triton.md).
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...contract import Norm
+from ._common import cdiv, load_norm, relu, row_offset, store_stats
+from ._reduce import merge_stats, tile_stats
+from .arguments import NO_NORM, Arguments, Pair
+
+
+@triton.jit
+def bn_relu_conv1x1_fwd_kernel(
+    x,  # [M, C]
+    mean,  # [C]
+    var,  # [C]
+    gamma,  # [C] or None
+    beta,  # [C] or None
+    eps,
+    weight,  # [K, C]
+    z_mean,  # [K] or None: the norm behind the convolution, applied with its ReLU to what is stored
+    z_var,  # [K] or None
+    z_gamma,  # [K] or None
+    z_beta,  # [K] or None
+    z_eps,
+    z,  # [M, K] written
+    partial,  # [cdiv(M, BLOCK_M), 2, K] statistics of z written, or None
+    count,  # [cdiv(M, BLOCK_M)] written, or None
+    M,
+    C,
+    K,
+    x_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program for BLOCK_M pixels and BLOCK_K outputs."""
+    tile = tl.program_id(0)
+    start = tile * BLOCK_M
+    m = tl.arange(0, BLOCK_M)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    n = tl.minimum(M - start, BLOCK_M)
+    x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride
+    acc = tl.zeros((BLOCK_K, BLOCK_M), dtype=tl.float32)
+    for first in range(0, C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        exists = c < C
+        values = tl.load(x_at + c[None, :], mask=(m < n)[:, None] & exists[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
+        w = tl.load(weight + k[:, None] * C + c[None, :], mask=(k < K)[:, None] & exists[None, :], other=0.0)
+        shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, exists)
+        activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
+        acc = tl.dot(w, tl.trans(activated.to(w.dtype)), acc, input_precision=PRECISION)
+    if z_mean is not None:
+        shift, scale, b = load_norm(z_mean, z_var, z_gamma, z_beta, z_eps, k, k < K)
+        acc = relu((acc - shift[:, None]) * scale[:, None] + b[:, None])
+    rounded = acc.to(z.dtype.element_ty)
+    valid = (k < K)[:, None] & (m < n)[None, :]
+    tl.store(z + row_offset(start, K) + k[:, None] + m[None, :] * K, rounded, mask=valid)
+    if partial is not None:
+        store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k, k < K, K, tl.program_id(1) == 0, 1)
+
+
+def conv1x1(check: Arguments, norm: Norm, weight: Tensor, z_norm: Norm | None, z: Tensor, z_stats: Pair | None) -> None:
+    """z [M, K] dense, through `z_norm` and ReLU if one is given, and its statistics if they are wanted."""
+    plan, outputs = check.plan, weight.shape[0]
+    tile = plan.tile("bn_relu_conv1x1_fwd", outputs)
+    tile = tile if check.in_words() else tile.unpipelined()
+    blocks = cdiv(check.M, tile.pixels)
+    partial, count = tile_stats(plan, z_stats, blocks)
+    of_z = z_norm or NO_NORM
+    plan.launch(
+        bn_relu_conv1x1_fwd_kernel,
+        (blocks, cdiv(outputs, tile.outputs)),
+        **tile.options,
+        x=check.x,
+        **norm._asdict(),
+        weight=weight,
+        z_mean=of_z.mean,
+        z_var=of_z.var,
+        z_gamma=of_z.gamma,
+        z_beta=of_z.beta,
+        z_eps=of_z.eps,
+        z=z,
+        partial=partial,
+        count=count,
+        M=check.M,
+        C=check.C,
+        K=outputs,
+        x_stride=check.stride,
+        **tile.blocks(plan.precision),
+    )
+    merge_stats(plan, partial, count, z_stats, check.M)

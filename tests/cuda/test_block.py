@@ -1,0 +1,94 @@
+"""Blocks of several layers on CUDA: half by half, layer by layer and with nothing kept they are the whole, in bits and
+launches."""
+
+import pytest
+import torch
+
+from densenet_fast.contract import Half
+
+from .. import reference
+from ..blocks import Shape, make, surroundings
+from ..oracle import rms_error
+
+SHAPES = {"bottlenecks": Shape(2, 6, 5, 12, (32, 20), (8, 5), behind=2), "mixed": Shape(2, 6, 5, 12, (0, 24), (8, 5))}
+shapes = pytest.mark.parametrize("shape", SHAPES)
+frozens = pytest.mark.parametrize("frozen", [(False, False), (True, False), (False, True)], ids=str)
+
+
+def there_and_back(operations, case):
+    operations.block_fwd(*case.forward())
+    operations.block_bwd(*case.backward())
+    return case
+
+
+def same(ours, expected, without=()):
+    parts = dict(ours.parts())
+    for name, part in expected.parts():
+        if name != "u" and name not in without:
+            assert torch.equal(parts[name].nan_to_num(7.0), part.nan_to_num(7.0)), name
+
+
+@shapes
+@frozens
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_block_is_as_exact_as_stock(machine, shape, frozen, dtype):
+    """The median over three seeds of the root mean square of each error."""
+    found = {}
+    for _ in range(3):
+        case = make(SHAPES[shape], dtype, frozen=frozen, drop_rate=0.4)
+        exact = dict(there_and_back(reference, case.copy(torch.float64)).parts())
+        ours, stock = (dict(there_and_back(o, case.copy()).parts()) for o in (machine.operations, reference))
+        for name in set(exact) - {"u"}:
+            found.setdefault(name, []).append((rms_error(ours[name], exact[name]), rms_error(stock[name], exact[name])))
+    for name, of_seeds in found.items():
+        our, their = (sorted(side)[1] for side in zip(*of_seeds, strict=True))
+        assert our <= 2 * their + torch.finfo(ours[name].dtype).eps, f"{name}: {our:.2e}, stock {their:.2e}"
+
+
+@shapes
+@frozens
+def test_half_by_half_is_the_whole(machine, shape, frozen):
+    case = make(SHAPES[shape], torch.bfloat16, frozen=frozen, drop_rate=0.3)
+    whole, apart, operations = case.copy(), case.copy(), machine.operations
+    there_and_back(operations, whole)
+    expected = sorted(run.kernel for run in machine.launches)
+    machine.launches.clear()
+    for i in range(case.layers):
+        for half in (Half.FIRST, Half.SECOND):
+            operations.block_fwd(*apart.forward(i, i + 1, half))
+    n, _, h, w = case.x.shape
+    for i in reversed(range(case.layers)):
+        width = SHAPES[shape].widths[i]
+        apart.u = torch.zeros(n, width, h, w, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        for half in (Half.SECOND, Half.FIRST):
+            operations.block_bwd(*apart.backward(i, i + 1, half))
+    same(apart, whole)
+    assert sorted(run.kernel for run in machine.launches) == expected
+    for tensor in (apart.x, apart.g, apart.stats, apart.correction):
+        assert surroundings(tensor).isnan().all()
+
+
+@shapes
+def test_what_is_not_kept_changes_nothing(machine, shape):
+    """z in scratch, and recomputed; u in scratch; layer by layer."""
+    case = make(SHAPES[shape], torch.bfloat16)
+    whole, apart = there_and_back(machine.operations, case.copy()), case.without("z", "u").copy()
+    for i in range(case.layers):
+        machine.operations.block_fwd(*apart.forward(i, i + 1))
+    for i in reversed(range(case.layers)):
+        machine.operations.block_bwd(*apart.backward(i, i + 1))
+    same(apart, whole, without="z")
+
+
+@shapes
+def test_gradients_that_are_not_wanted(machine, shape):
+    """All but the first layer's weights."""
+    case = make(SHAPES[shape], torch.bfloat16)
+    few = case.copy()
+    few.gradients[:] = [t if i % 5 == 4 and i < 10 else None for i, t in enumerate(few.gradients)]
+    expected = dict(there_and_back(machine.operations, case).parts())
+    found = dict(there_and_back(machine.operations, few).parts())
+    assert 0 < sum("gradients" in name for name in found) < 3
+    assert all(
+        name == "u" or torch.equal(part.nan_to_num(7.0), expected[name].nan_to_num(7.0)) for name, part in found.items()
+    )
