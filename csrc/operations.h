@@ -1,5 +1,5 @@
 // What the kernels of every device compute: one structure of pointers and sizes for each operation of
-// densenet_fast/ops, and a table of functions. NHWC: an activation [N, C, H, W] is a matrix of M = N*H*W rows of C
+// densenet_fast/contract, and a table of functions. NHWC: an activation [N, C, H, W] is a matrix of M = N*H*W rows of C
 // channels.
 #pragma once
 
@@ -35,8 +35,8 @@ struct NormGradient {
   float *a, *b;           // [C]
 };
 
-// Dropout of row-major elements [M, G] by ops/bn_relu_conv3x3.py; threshold 0 stands for none. No padding: a launch
-// passes the same bytes each time.
+// Dropout of row-major elements [M, G] by densenet_fast/contract/operations.py; threshold 0 stands for none. No
+// padding: a launch passes the same bytes each time.
 struct Dropout {
   const int64_t* seed;  // in the device's memory
   uint32_t threshold;   // an element is kept if 24 random bits are at least this

@@ -1,5 +1,5 @@
 // Channel statistics, and the correction of a BatchNorm's input gradient that is deferred until all sums are known.
-// Contract: densenet_fast/ops/batch_norm.py.
+// Contract: densenet_fast/contract/operations.py.
 #include "schedule.h"
 #include "statistics.h"
 

@@ -1,5 +1,5 @@
 // BN-ReLU-conv1x1 from the block's buffer to z, and its backward in one pass over the buffer.
-// Contract: densenet_fast/ops/bn_relu_conv1x1.py; algorithm: docs/internals/cpu.md.
+// Contract: densenet_fast/contract/operations.py; algorithm: docs/internals/cpu.md.
 #include "bn_relu.h"
 #include "conv1x1_fwd.h"
 #include "sums.h"

@@ -1,5 +1,5 @@
 // Backward of BN-ReLU-conv3x3 in one pass: dgrad, ReLU mask, BatchNorm sums and weight gradient.
-// Contract: densenet_fast/ops/bn_relu_conv3x3.py.
+// Contract: densenet_fast/contract/operations.py.
 //
 // dgrad is the convolution of d with the taps flipped, so with D the transformed d: Q = D U, u = A^T Q A. The
 // weight gradient of that convolution is dU += D^T (A a A^T) with a = relu(bn(x)): D is made once, x is read once and

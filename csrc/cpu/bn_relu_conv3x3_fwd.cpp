@@ -1,5 +1,5 @@
 // BN-ReLU-conv3x3 into a slice of the block's buffer, with dropout and the slice's statistics.
-// Contract: densenet_fast/ops/bn_relu_conv3x3.py.
+// Contract: densenet_fast/contract/operations.py.
 //
 // A chunk of tile rows is normalised row by row into a ring of padded rows, transformed, multiplied plane by plane and
 // transformed back into the slice. Winograd makes NaN of Inf (Inf - Inf) and overflows sooner; a chunk with a

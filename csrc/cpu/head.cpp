@@ -1,4 +1,4 @@
-// The final BN-ReLU and global average. Contract: densenet_fast/ops/head.py.
+// The final BN-ReLU and global average. Contract: densenet_fast/contract/operations.py.
 #include "bn_relu.h"
 #include "sums.h"
 

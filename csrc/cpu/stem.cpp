@@ -1,4 +1,4 @@
-// BN-ReLU-maxpool 3x3, stride 2, padding 1, in one pass. Contract: densenet_fast/ops/stem.py.
+// BN-ReLU-maxpool 3x3, stride 2, padding 1, in one pass. Contract: densenet_fast/contract/operations.py.
 //
 // The backward finds the maxima again: the first of equal values in row-major order takes the gradient, as in PyTorch.
 #include "bn_relu.h"

@@ -7,7 +7,7 @@
 namespace densenet_fast::cpu::DENSENET_FAST_ISA {
 
 // sum(v) and sum(v * (x - mean)): in fp32 within a chunk, in double over a part's chunks, then over the parts in order;
-// finish() makes them the norm's gradient (densenet_fast/ops/__init__.py).
+// finish() makes them the norm's gradient (densenet_fast/contract/operations.py).
 class PartialSums {
  public:
   PartialSums(int64_t parts, int64_t C, Workspace& workspace) : parts_(parts), C_(C), size_(padded(C)) {

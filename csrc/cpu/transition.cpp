@@ -1,5 +1,5 @@
 // BN-ReLU, 2x2 average, conv1x1: the average is taken while the rows are normalised, before the convolution.
-// Contract: densenet_fast/ops/transition.py. An odd last row or column of x is left out and gets dx = 0.
+// Contract: densenet_fast/contract/operations.py. An odd last row or column of x is left out and gets dx = 0.
 #include "bn_relu.h"
 #include "sums.h"
 #include "conv1x1_fwd.h"

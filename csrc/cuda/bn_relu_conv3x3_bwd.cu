@@ -1,4 +1,4 @@
-// Backward of BN-ReLU-conv3x3-dropout. Contract: densenet_fast/ops/bn_relu_conv3x3.py.
+// Backward of BN-ReLU-conv3x3-dropout. Contract: densenet_fast/contract/operations.py.
 //   d = mask * (dy - a - b * (y - y_mean)), made once and padded to whole pieces: conv3x3_prepare.cu;
 //   u = conv3x3T(d, weight) * (bn(x) > 0): conv3x3_main_loop.cuh with the weight flipped, then here the sums of u
 //   and the end of BatchNorm's backward;

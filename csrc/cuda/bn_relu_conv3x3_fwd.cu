@@ -1,5 +1,5 @@
 // y = dropout(conv3x3(relu(bn(x)))) into a slice of the block's buffer, and the statistics of y. Contract:
-// densenet_fast/ops/bn_relu_conv3x3.py; the convolution itself: conv3x3_main_loop.cuh.
+// densenet_fast/contract/operations.py; the convolution itself: conv3x3_main_loop.cuh.
 #include "conv3x3_epilogue.cuh"
 #include "conv3x3_launch.cuh"
 #include "dropout.cuh"

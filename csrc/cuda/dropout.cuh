@@ -1,4 +1,4 @@
-// The counter-based dropout of densenet_fast/ops/bn_relu_conv3x3.py: SplitMix64 of (seed, element).
+// The counter-based dropout of densenet_fast/contract/operations.py: SplitMix64 of (seed, element).
 #pragma once
 
 #include "kernels.h"

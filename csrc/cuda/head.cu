@@ -1,4 +1,4 @@
-// The final BN-ReLU and the average over the image. Contract: densenet_fast/ops/head.py.
+// The final BN-ReLU and the average over the image. Contract: densenet_fast/contract/operations.py.
 #include "rows.cuh"
 
 namespace densenet_fast::cuda {

@@ -1,4 +1,4 @@
-// BN-ReLU-maxpool 3x3, stride 2, padding 1, in one pass. Contract: densenet_fast/ops/stem.py.
+// BN-ReLU-maxpool 3x3, stride 2, padding 1, in one pass. Contract: densenet_fast/contract/operations.py.
 // The backward finds the maxima of a tile's windows again and keeps their positions in shared memory: the first of
 // equal values in row-major order takes the gradient, and a NaN wins, as in PyTorch.
 #include "rows.cuh"
