@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from dataclasses import replace
-from statistics import median
 
 import pytest
 import torch
@@ -63,7 +62,7 @@ def same(one: Case, other: Case) -> bool:
     ids=str,
 )
 def test_error_is_at_most_twice_eager_s(triton, eager, shape, options, keep):
-    """Of everything that a forward and then a backward leave, in the median; and nothing else is touched."""
+    """Of everything that a forward and then a backward leave; and nothing else is touched."""
     errors = defaultdict(list)
     for _ in range(3):
         case = block(SHAPES[shape], **options)
@@ -72,13 +71,15 @@ def test_error_is_at_most_twice_eager_s(triton, eager, shape, options, keep):
         before, ours, theirs = (dict(of.parts()) for of in (case, after, passed(eager, case)))
         for name, exact in passed(reference, case.copy(torch.float64, "cpu")).parts():
             if name != "u" and exact.numel():
-                errors[name].append((rms_error(ours[name].cpu(), exact), rms_error(theirs[name].cpu(), exact)))
+                errors[name.split(",")[0]].append(
+                    (rms_error(ours[name].cpu(), exact), rms_error(theirs[name].cpu(), exact))
+                )
                 left = before[name].cpu().double() == exact
                 assert torch.equal(ours[name].cpu()[left], before[name].cpu()[left]), name
         for memory in (after.x, after.stats, after.z, after.g, after.correction, *after.gradients):
             assert memory is None or surroundings(memory).isnan().all()
-    for name, found in errors.items():
-        our, their = map(median, zip(*found, strict=True))
+    for name, found in errors.items():  # few values each: those of all layers and blocks together
+        our, their = (torch.tensor(side).square().mean().sqrt() for side in zip(*found, strict=True))
         assert our <= 2 * their + torch.finfo(torch.float32).eps, name
 
 
