@@ -4,14 +4,15 @@ from functools import cache
 
 import pytest
 
-from densenet_fast import backends, ops
+from densenet_fast import backends
+from densenet_fast.contract import DECLARATIONS
 
 from . import operations
 from .results import Book
 from .rounds import take_turns
 from .subjects import net
 
-NAMES = [operation.name for operation in ops.OPERATIONS if operation.name != "update_running_stats"]
+NAMES = [name for name in DECLARATIONS if name != "update_running_stats"]
 
 
 @pytest.mark.parametrize("backend", backends.PREFERENCE)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from densenet_fast.ops.traffic import Traffic, role, traffic
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from densenet_fast import backends, ops
+from densenet_fast import backends
+from densenet_fast.contract import DECLARATIONS
+from densenet_fast.contract.traffic import Traffic, traffic
 
 from .compare import Workload, build
 from .memory import mean_square
@@ -26,10 +27,10 @@ FLUSH = 512 * 2**20  # bytes, several times a data-centre GPU's cache
 
 
 class Call(NamedTuple):
-    """One call of an operation.
+    """One call of an operator.
 
-    fresh: by position, the arguments that it reads and changes, as they were before.
-    overwritten: positions of those that it only writes; they hold what the step has left there.
+    fresh: by position, the tensors that it reads and changes, as they were before.
+    overwritten: positions of those, or of lists of them, that it only writes; they hold what the step has left there.
     """
 
     args: tuple[Any, ...]
@@ -52,18 +53,21 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "densenet_fast":
             return func(*args, **(kwargs or {}))
-        changed = {
-            i: role(func, a.name)
-            for i, a in enumerate(func._schema.arguments)
-            if a.alias_info is not None and a.alias_info.is_write and isinstance(args[i], Tensor)
-        }
-        fresh = {i: args[i].detach().clone() for i in changed if changed[i].read}
-        overwritten = [i for i in changed if not changed[i].read]
-        results = func(*args)
         name = func.name().partition("::")[2].partition(".")[0]
-        own = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-        self.calls[name].append(Call(own, fresh, overwritten, traffic(func, args, results)))
-        return results
+        written = {i: a.role for i, a in enumerate(DECLARATIONS[name].arguments) if a.role.written}
+        fresh = {i: _each(torch.clone, args[i]) for i, role in written.items() if role.read and args[i] is not None}
+        overwritten = [i for i, role in written.items() if not role.read and args[i] is not None]
+        func(*args)
+        own = tuple(_each(Tensor.detach, argument) for argument in args)
+        self.calls[name].append(Call(own, fresh, overwritten, traffic(name, args)))
+        return None
+
+
+def _each(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
+    """`function` of a tensor, or of those in a list."""
+    if isinstance(argument, list):
+        return [_each(function, value) for value in argument]
+    return function(argument) if isinstance(argument, Tensor) else argument
 
 
 def record(workload: Workload) -> dict[str, list[Call]]:
@@ -84,13 +88,13 @@ def check(
 ) -> tuple[float, float]:
     """Error of a backend over all calls of an operation, relative in the L2 norm, and the error allowed: twice that of
     the eager backend in the same dtype plus one unit of rounding. Exact is the eager backend in float64."""
-    exact_ops = backends.operations("eager", device, torch.float64)
-    named = {"got": backends.operations(backend, device, dtype), "eager": backends.operations("eager", device, dtype)}
+    exact_operator = operator("eager", operation, device, torch.float64)
+    named = {"got": operator(backend, operation, device, dtype), "eager": operator("eager", operation, device, dtype)}
     off = dict.fromkeys(named, 0.0)
     size = 0.0
     for call in calls:
-        exact = _results(exact_ops, operation, call, torch.float64)
-        found = {name: _results(table, operation, call, None) for name, table in named.items()}
+        exact = _results(exact_operator, call, torch.float64)
+        found = {name: _results(called, call, None) for name, called in named.items()}
         for i, right in enumerate(exact):
             norm = right.norm().item() or 1.0
             size += 1
@@ -100,31 +104,31 @@ def check(
     return error, 2 * eager + torch.finfo(dtype).eps
 
 
-def _results(table: Any, operation: str, call: Call, dtype: torch.dtype | None) -> list[Tensor]:
-    """What a call returns and what it leaves in its arguments; u apart, which has no content afterwards."""
+def operator(backend: str, operation: str, device: torch.device, dtype: torch.dtype) -> Callable[..., None]:
+    """The operator behind an operation of a backend, which takes flat arguments."""
+    backends.operations(backend, device, dtype)
+    return getattr(getattr(torch.ops.densenet_fast, operation), backend)
+
+
+def _results(called: Callable[..., None], call: Call, dtype: torch.dtype | None) -> list[Tensor]:
+    """What a call leaves in its arguments; what it should have written and has not is zero, as are gaps in memory."""
     call.restore()
-    args = list(call.args) if dtype is None else [_wide(a, dtype) for a in call.args]
+    args = [_each(lambda t: t if dtype is None or not t.is_floating_point() else t.to(dtype), a) for a in call.args]
     changed = [*call.fresh, *call.overwritten]
     for i in changed:
-        args[i] = args[i].clone()
+        args[i] = _each(torch.clone, args[i])
     for i in call.overwritten:
-        args[i].fill_(math.nan)
-    returned = getattr(table, operation)(*args)
-    names = [a.name for a in getattr(ops.of("eager"), operation)._schema.arguments]
-    left = [args[i] for i in changed if names[i] != "u"]
-    results = [*(returned if isinstance(returned, (tuple, list)) else [returned]), *left]
-    return [r for r in results if isinstance(r, Tensor) and r.numel()]
-
-
-def _wide(argument: Any, dtype: torch.dtype) -> Any:
-    return argument.to(dtype) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+        _each(lambda t: t.fill_(math.nan), args[i])
+    called(*args)
+    left = [t for i in changed for t in (args[i] if isinstance(args[i], list) else [args[i]])]
+    return [t.nan_to_num() for t in left if t is not None and t.numel()]
 
 
 def runner(
     calls: list[Call], operation: str, backend: str, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], Durations]:
     """A function that makes all calls of an operation with one backend and says how long they took together."""
-    run = getattr(backends.operations(backend, device, dtype), operation)
+    run = operator(backend, operation, device, dtype)
     watch = Stopwatch(device)
     flush = torch.empty(FLUSH if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
 

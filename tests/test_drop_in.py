@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from densenet_fast.buffer import memory_format
 from torch import nn
 
+from densenet_fast.stage.buffer import memory_format
 from densenet_fast.torchvision import DenseNet as Ours
 
 from .oracle import error

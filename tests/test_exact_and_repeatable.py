@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from densenet_fast import DenseNet, backends, ops
+from densenet_fast import DenseNet, backends
 
-from .native.cases import Geometry, error, make, run
+from .calls import NAMES, Geometry, make
+from .oracle import error
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -26,42 +27,19 @@ RUNNING = [
     and (backend, device.type) != ("triton", "cpu")  # interpreted: tests/triton
 ]
 IN_FLOAT32 = [p for p in RUNNING if torch.float32 in p.values]
-NAMES = [operation.name for operation in ops.OPERATIONS]
 # Channels that fill no vector, no tile, and more than one of each; odd images and one pixel.
 GEOMETRIES = [Geometry(2, 5, 7, 24, 16, 4), Geometry(3, 8, 8, 37, 48, 12), Geometry(1, 2, 2, 66, 128, 32)]
-QUOTIENTS = ("channel_stats", "update_running_stats", "head_fwd", "head_bwd")  # operations that divide
+# Results that are quotients: means, variances, corrections, gradients of gamma; of a norm, of its scale.
+DIVIDED = ("stats", "correction", "dgamma", "gamma")
 
 running = pytest.mark.parametrize(("device", "backend", "dtype"), IN_FLOAT32)
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g)))
 
 
-@running
-@geometries
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in QUOTIENTS])
-def test_sums_of_small_integers_are_exact(device, backend, dtype, name, geometry):
-    """They have no rounding, so a difference is a wrong element, a lost one or one counted twice."""
-    with torch.device(device):
-        case = make(name, geometry, exact=True)
-        exact, _ = run(getattr(backends.operations("eager", device), name), case, torch.float64)
-        ours, _ = run(getattr(backends.operations(backend, device, dtype), name), case)
-    quotients = {"_fwd": (1, 2), "_bwd": (len(ours) - 2, len(ours) - 1)}.get(name[-4:], ())
-    for i, (got, right) in enumerate(zip(ours, exact, strict=True)):
-        if i in quotients:
-            assert error(got, right) < 1e-6
-        else:
-            assert torch.equal(got.double(), right), f"value {i}"
-
-
-@running
-@geometries
-@pytest.mark.parametrize("name", NAMES)
-def test_two_runs_of_an_operation_are_bitwise_equal(device, backend, dtype, name, geometry):
-    with torch.device(device):
-        case = make(name, geometry)
-        operation = getattr(backends.operations(backend, device, dtype), name)
-        first, _ = run(operation, case)
-        second, _ = run(operation, case)
-    assert all(map(torch.equal, first, second))
+def called(name, geometry, device, backend, dtype, **options):
+    """Results of an operation by name."""
+    call = make(name, geometry, dtype, **options).copy(device=device)
+    return call.on(backends.operations(backend, device, dtype)).results()
 
 
 @pytest.mark.parametrize(("device", "backend", "dtype"), RUNNING)

@@ -5,35 +5,44 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import densenet_fast
 
 PACKAGE = Path(densenet_fast.__file__).parent
 
 # Each module may import only from the rows above its own.
 LAYERS = [
-    {"_version"},
-    {"ops", "uncompiled"},
+    {"_version", "uncompiled"},
+    {"contract"},
     {"backends"},
-    {"buffer"},
-    {"steps"},
-    {"block"},
-    {"autograd"},
+    {"stage"},
     {"functional"},
-    {"running_stats", "eligibility"},
     {"modules"},
-    {"validation"},
-    {"trunk"},
     {"checkpoints"},
     {"models"},
     {"torchvision"},
     {"info"},
     {"__init__"},
 ]
+# Within `stage` and `modules`, too.
+ROOMS = {
+    "stage": [{"spec", "buffer"}, {"checks", "schedule"}, {"function"}, {"__init__"}],
+    "modules": [
+        {"snapshot", "eligibility", "running_stats"},
+        {"reading"},
+        {"layer", "staging", "fusable"},
+        {"block", "transition"},
+        {"validation"},
+        {"trunk"},
+        {"__init__"},
+    ],
+}
 
 
-def imported(file: Path) -> set[str]:
-    """Names of the package's own modules that a file imports, for its layer's sake as top-level names."""
-    depth = len(file.relative_to(PACKAGE).parts)
+def imported(file: Path, root: Path = PACKAGE) -> set[str]:
+    """Names of the modules in `root` that a file imports."""
+    depth = len(file.relative_to(root).parts)
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == depth:
@@ -41,20 +50,22 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def test_imports_run_one_way():
-    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-    for file in PACKAGE.rglob("*.py"):
-        top = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for name in imported(file) & rank.keys() - {top}:
+@pytest.mark.parametrize("room", [None, *ROOMS])
+def test_imports_run_one_way(room):
+    root, layers = (PACKAGE, LAYERS) if room is None else (PACKAGE / room, ROOMS[room])
+    rank = {name: i for i, layer in enumerate(layers) for name in layer}
+    for file in root.rglob("*.py"):
+        top = file.relative_to(root).parts[0].removesuffix(".py")
+        for name in imported(file, root) & rank.keys() - {top}:
             assert rank[name] < rank[top], f"{file.name} imports {name}"
-    assert {f.stem if f.is_file() else f.name for f in PACKAGE.glob("[!_]*") if f.suffix in ("", ".py")} <= rank.keys()
+    assert {f.stem if f.is_file() else f.name for f in root.glob("[!_]*") if f.suffix in ("", ".py")} <= rank.keys()
 
 
 def test_backends_import_neither_each_other_nor_the_models():
     for folder in (PACKAGE / "backends").iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             for file in folder.glob("*.py"):
-                assert imported(file) <= {"ops"}, file
+                assert imported(file) <= {"contract"}, file
 
 
 def test_import_is_light():
