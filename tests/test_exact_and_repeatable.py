@@ -13,8 +13,8 @@ import torch
 
 from densenet_fast import DenseNet, backends
 
-from .calls import NAMES, Geometry, make
-from .oracle import error
+from . import reference
+from .calls import NAMES, Geometry, error, make
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -29,17 +29,35 @@ RUNNING = [
 IN_FLOAT32 = [p for p in RUNNING if torch.float32 in p.values]
 # Channels that fill no vector, no tile, and more than one of each; odd images and one pixel.
 GEOMETRIES = [Geometry(2, 5, 7, 24, 16, 4), Geometry(3, 8, 8, 37, 48, 12), Geometry(1, 2, 2, 66, 128, 32)]
-# Results that are quotients: means, variances, corrections, gradients of gamma; of a norm, of its scale.
-DIVIDED = ("stats", "correction", "dgamma", "gamma")
+DIVIDE = ("channel_stats", "update_running_stats", "head_fwd", "head_bwd", "layer_fwd", "layer_bwd")
 
 running = pytest.mark.parametrize(("device", "backend", "dtype"), IN_FLOAT32)
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "x".join(map(str, g)))
 
 
-def called(name, geometry, device, backend, dtype, **options):
-    """Results of an operation by name."""
-    call = make(name, geometry, dtype, **options).copy(device=device)
-    return call.on(backends.operations(backend, device, dtype)).results()
+@running
+@geometries
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DIVIDE])
+def test_sums_of_small_integers_are_exact(device, backend, dtype, name, geometry):
+    """They have no rounding, so a difference is a wrong element, a lost one or one counted twice."""
+    call = make(name, geometry, dtype, exact=True)
+    exact = call.copy(torch.float64).on(reference).results()
+    ours = call.copy(device=device).on(backends.operations(backend, device, dtype)).results()
+    for result, right in exact.items():
+        got = ours[result].cpu()
+        if result.startswith(("stats", "correction")) or "gamma" in result:  # quotients
+            assert error(got, right) < 1e-6, result
+        else:
+            assert torch.equal(got.double(), right), result
+
+
+@running
+@geometries
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_of_an_operation_are_bitwise_equal(device, backend, dtype, name, geometry):
+    call, operations = make(name, geometry, dtype), backends.operations(backend, device, dtype)
+    first, second = (call.copy(device=device).on(operations).results() for _ in range(2))
+    assert all(torch.equal(first[result], second[result]) for result in first)
 
 
 @pytest.mark.parametrize(("device", "backend", "dtype"), RUNNING)
@@ -64,16 +82,16 @@ def test_the_first_call_of_a_process_gives_the_bits_of_every_later_one():
     program = """
 import sys, torch
 from densenet_fast import backends
-from tests.native.cases import Geometry, applies, make, run
+from tests.calls import NAMES, Geometry, applies, make
 operations = backends.operations("native", torch.device("cpu"))
 torch.manual_seed(0)
 differ = []
 for geometry in (Geometry(1, 6, 5, 301, 160, 40), Geometry(2, 1, 1, 30, 96, 24)):
-    for name, operation in vars(operations).items():
-        if not name.startswith("dense_block") and applies(name, geometry):
-            case = make(name, geometry)
-            first, again = (run(operation, case)[0] for _ in range(2))
-            differ += [name] if not all(map(torch.equal, first, again)) else []
+    for name in NAMES:
+        if applies(name, geometry):
+            call = make(name, geometry)
+            first, again = (call.copy().on(operations).results() for _ in range(2))
+            differ += [name] if not all(torch.equal(first[r], again[r]) for r in first) else []
 sys.exit(" ".join(differ) or 0)
 """
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}

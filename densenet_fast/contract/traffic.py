@@ -33,11 +33,11 @@ def traffic(operation: str, flat: Sequence[Any]) -> Traffic:
         _bytes(value) * argument.role.transfers for argument, value in zip(declared.arguments, flat, strict=True)
     )
     given = {argument.name: value for argument, value in zip(declared.arguments, flat, strict=True)}
-    weight, image = given.get("weight"), given.get("dy", given.get("y"))
+    weight = given.get("weight")
     if weight is None:
         return Traffic(moved, 0)
     products = 1 + (given.get("dweight") is not None)
-    return Traffic(moved, 2 * products * weight.numel() * _pixels(image))
+    return Traffic(moved, 2 * products * weight.numel() * _pixels(given["dy" if "dy" in given else "y"]))
 
 
 def _block_fwd(
