@@ -5,8 +5,8 @@
     from densenet_fast.torchvision import DenseNet  # torchvision's signature
 
 Layers of the code, each importing only what is below it:
-torchvision -> models -> trunk -> modules -> functional -> autograd -> block -> steps -> buffer -> backends -> ops (the
-contract, which each backend implements). docs/internals/code-and-contract.md.
+torchvision -> models -> modules -> functional -> stage -> backends -> contract (of operations, which each backend
+implements). docs/internals/code-and-contract.md.
 """
 
 from . import functional, torchvision
