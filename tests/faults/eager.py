@@ -3,6 +3,7 @@
 from . import Fault, contract
 
 FOLDER = "densenet_fast/backends/eager"
+BLOCK = f"{FOLDER}/block.py"
 MODES = contract("eager", "test_modes.py")
 STEPS = contract("eager", "test_modes.py", "test_steps.py")
 DROPOUT = contract("eager", "test_dropout.py")
@@ -15,17 +16,17 @@ FAULTS = [
         ("tests/contract/test_modes.py", "tests/test_stage.py", "-k", "not cuda and not triton and not native"),
     ),
     Fault(
-        "the stage's last statistics are not written",
+        "the variance of the batch is not written",
         f"{FOLDER}/batch_norm.py",
-        "        var.copy_(batch_var)\n",
+        "    stats[1].copy_(var)\n",
         "",
         MODES,
     ),
     Fault(
         "running variances are biased",
         f"{FOLDER}/batch_norm.py",
-        "m * n / (n - 1) for m, n",
-        "m for m, n",
+        "m * count / (count - 1) for m",
+        "m for m",
         MODES,
     ),
     Fault(
@@ -38,7 +39,7 @@ FAULTS = [
     Fault(
         "no correction by a",
         f"{FOLDER}/_common.py",
-        "            a.addcmul_(scale, self._v, value=1 / count)\n",
+        "            a.addcmul_(scale, dbeta, value=1 / count)\n",
         "",
         MODES,
     ),
@@ -51,15 +52,15 @@ FAULTS = [
     ),
     Fault(
         "frozen norms are corrected as if of the batch",
-        f"{FOLDER}/_common.py",
-        "        if batch_stats:\n",
-        "        if True:\n",
+        BLOCK,
+        "correction if norm.uses_batch else None,",
+        "correction,",
         MODES,
     ),
     Fault(
         "gamma left out of the gradient of x",
         f"{FOLDER}/_common.py",
-        "return rstd if gamma is None else rstd * gamma",
+        "return rstd if norm.gamma is None else rstd * norm.gamma",
         "return rstd",
         MODES,
     ),
@@ -86,16 +87,16 @@ FAULTS = [
     ),
     Fault(
         "no dropout in backward",
-        f"{FOLDER}/bn_relu_conv3x3.py",
-        "rows(d).mul_(dropout_mask(rows(d), drop_rate, seed))",
+        BLOCK,
+        "rows(d).mul_(dropout_mask(rows(d), layer.drop_rate, layer.seed))",
         "pass",
         DROPOUT,
     ),
     Fault(
         "the statistics of a slice before dropout",
-        f"{FOLDER}/bn_relu_conv3x3.py",
-        "    stats_into(y_mean, y_var, new)\n",
-        "    stats_into(y_mean, y_var, conv(bn_relu(x, mean, var, gamma, beta, eps), weight))\n",
+        BLOCK,
+        "        channel_stats(new, stats[:, layer.begin : layer.end])\n",
+        "        channel_stats(conv(activated, weight), stats[:, layer.begin : layer.end])\n",
         DROPOUT,
     ),
     Fault(
@@ -107,9 +108,9 @@ FAULTS = [
     ),
     Fault(
         "folded inference without gamma2's scale in the shift",
-        f"{FOLDER}/bottleneck.py",
-        "folded, shift.to(x.dtype)",
-        "folded, torch.zeros_like(shift).to(x.dtype)",
+        BLOCK,
+        "folded, shift.to(features.dtype)",
+        "folded, 0 * shift.to(features.dtype)",
         STEPS,
     ),
     Fault(

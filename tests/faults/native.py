@@ -4,6 +4,7 @@ from . import Fault, contract
 
 MODES = contract("native and freeze_every_second", "test_modes.py")
 DROPOUT = contract("native and stock_layers", "test_dropout.py")
+STATISTICS, SUMS = "csrc/cpu/statistics.h", "csrc/cpu/sums.h"
 OPERATIONS = "tests/native/test_operations.py"
 
 
@@ -14,30 +15,36 @@ def of(name: str, words: str = "") -> tuple[str, ...]:
 FAULTS = [
     Fault(
         "merged variances lack that of the parts' means",
-        "csrc/cpu/work.h",
+        STATISTICS,
         "m2[c] += part_m2[c] + d * d * weight;",
         "m2[c] += part_m2[c];",
         of("conv1x1_fwd"),
     ),
     Fault(
         "the last rows left out of the variance",
-        "csrc/cpu/work.h",
+        STATISTICS,
         "        const vec d = load(q, p) - m;\n        s0 += d * d;\n",
         "",
         of("channel_stats"),
     ),
-    Fault("frozen norms corrected", "csrc/cpu/work.h", "      if (!out.a) continue;\n", "", MODES),
+    Fault(
+        "frozen norms corrected",
+        "csrc/block.cpp",
+        "batch ? correction(column) : Arguments::Pair{};",
+        "correction(column);",
+        MODES,
+    ),
     Fault(
         "a correction by b with rstd once",
-        "csrc/cpu/work.h",
+        SUMS,
         "out.b[c] + share * rstd * dgamma",
         "out.b[c] + share * dgamma",
         MODES,
     ),
-    Fault("a correction that overwrites a", "csrc/cpu/work.h", "out.a[c] + share * v", "share * v", MODES),
+    Fault("a correction that overwrites a", SUMS, "out.a[c] + share * v", "share * v", MODES),
     Fault(
         "partial results not all added",
-        "csrc/cpu/work.h",
+        SUMS,
         "part < parts; part++) sum += load(partial += size);",
         "part + 1 < parts; part++) sum += load(partial += size);",
         of("conv1x1_bwd"),
@@ -52,15 +59,15 @@ FAULTS = [
     Fault(
         "dx overwritten instead of added to",
         "csrc/cpu/bn_relu_conv1x1.cpp",
-        "store(g, load(g, part) + s * v, part);",
-        "store(g, s * v, part);",
+        "store(g, load(g, lanes) + s * v, lanes);",
+        "store(g, s * v, lanes);",
         MODES,
     ),
     Fault(
         "a neighbour of the slice written",
         "csrc/cpu/bn_relu_conv1x1.cpp",
-        "if (n >= kWidth) finish<MR>(row, j, tile, Full{});",
-        "if (n > 0) finish<MR>(row, j, tile, Full{});",
+        "if (n >= kWidth) finish<MR>(row, j, acc, AllLanes{});",
+        "if (n > 0) finish<MR>(row, j, acc, AllLanes{});",
         of("conv1x1_bwd"),
     ),
     Fault(
@@ -87,7 +94,7 @@ FAULTS = [
     Fault(
         "an output that is not finite left as Winograd made it",
         "csrc/cpu/bn_relu_conv3x3_fwd.cpp",
-        "finite &= zero[i] == 0;",
+        "finite &= finite_probe[i] == 0;",
         "finite &= true;",
         ("tests/native/test_non_finite.py",),
     ),
@@ -115,15 +122,15 @@ FAULTS = [
     Fault(
         "a quad one row off",
         "csrc/cpu/transition.cpp",
-        "at[2] = at[0] + shape.W;",
-        "at[2] = at[0] + shape.W + 1;",
+        "pixel[2] = pixel[0] + shape.W;",
+        "pixel[2] = pixel[0] + shape.W + 1;",
         of("transition"),
     ),
     Fault(
         "the head's average of one pixel less",
         "csrc/cpu/head.cpp",
-        "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels)), part);",
-        "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels - 1)), part);",
+        "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels)), lanes);",
+        "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels - 1)), lanes);",
         of("head_fwd"),
     ),
 ]

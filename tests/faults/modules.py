@@ -1,0 +1,199 @@
+"""Faults in modules: which may run fused, what has changed since they were read, and running statistics."""
+
+from . import Fault, contract
+
+MODULES = "densenet_fast/modules"
+RUNNING, ELIGIBLE, SNAPSHOT = (f"{MODULES}/{name}.py" for name in ("running_stats", "eligibility", "snapshot"))
+STEPS = contract("eager", "test_steps.py")
+
+
+def fallback(words: str) -> tuple[str, ...]:
+    return ("tests/test_fallback.py", "-k", words)
+
+
+def changes(words: str) -> tuple[str, ...]:
+    return ("tests/test_changes.py", "-k", words)
+
+
+CHANGED = fallback("changed")
+FAULTS = [
+    Fault(
+        "a biased variance in the running average",
+        RUNNING,
+        "var * (count / (count - 1))",
+        "var",
+        contract("eager", "test_steps.py", "test_modes.py"),
+    ),
+    Fault(
+        "momentum=None averages one batch too few",
+        RUNNING,
+        "norm.num_batches_tracked.to(mean.dtype).reciprocal()",
+        "(norm.num_batches_tracked + 1).to(mean.dtype).reciprocal()",
+        contract("eager", "test_steps.py", "test_modes.py"),
+    ),
+    Fault("batches are not counted", RUNNING, "torch._foreach_add_(counters, 1)", "pass", STEPS),
+    Fault(
+        "statistics that are no longer tracked move",
+        RUNNING,
+        "not (norm.training and norm.track_running_stats)",
+        "not norm.training",
+        contract("eager", "test_modes.py"),
+    ),
+    Fault(
+        "a norm that is used twice is updated once",
+        RUNNING,
+        "in zip(norms, begins, strict=True)]",
+        "in dict(zip(norms, begins, strict=True)).items()]",
+        STEPS,
+    ),
+    Fault(
+        "a norm's second update is written first",
+        RUNNING,
+        "in zip(norms, begins, strict=True)]",
+        "in reversed(list(zip(norms, begins, strict=True)))]",
+        STEPS,
+    ),
+    Fault(
+        "a failing forward leaves statistics written",
+        RUNNING,
+        "        new.roll_back()\n",
+        "",
+        STEPS,
+    ),
+    Fault(
+        "a plain layer's statistics are not restored",
+        RUNNING,
+        "                self._remember(norm)\n\n    def write",
+        "                pass\n\n    def write",
+        STEPS,
+    ),
+    Fault(
+        "statistics are written behind a hook that reads them",
+        RUNNING,
+        "        outer.write()  # hooks on `module` come next\n",
+        "",
+        ("tests/test_drop_in.py", "-k", "hooks_see_running_statistics"),
+    ),
+    Fault(
+        "hooks are not called",
+        ELIGIBLE,
+        "module._forward_hooks or module._forward_pre_hooks",
+        "module._forward_pre_hooks",
+        CHANGED,
+    ),
+    Fault(
+        "hooks on all modules are not called",
+        ELIGIBLE,
+        "if _has_any_global_hook():",
+        "if False:",
+        fallback("global_hooks"),
+    ),
+    Fault(
+        "a forward replaced on an instance is not called",
+        ELIGIBLE,
+        '    if "forward" in module.__dict__:\n',
+        "    if False:\n",
+        CHANGED,
+    ),
+    Fault("a convolution with stride is run fused", ELIGIBLE, "        and module.stride == (1, 1)\n", "", CHANGED),
+    Fault("a convolution with groups is run fused", ELIGIBLE, "        and module.groups == 1\n", "", CHANGED),
+    Fault("a convolution's bias is left out", ELIGIBLE, "        and module.bias is None\n", "", CHANGED),
+    Fault(
+        "functorch is not seen",
+        ELIGIBLE,
+        "if torch._C._functorch.maybe_current_level() is not None:",
+        "if False:",
+        fallback("transforms"),
+    ),
+    Fault(
+        "a pooling of another size is run fused",
+        ELIGIBLE,
+        "if got != expected and got != (expected, expected):",
+        "if False:",
+        CHANGED,
+    ),
+    Fault(
+        "a module that was replaced is not seen",
+        SNAPSHOT,
+        "            [tuple(m._modules.items()) for m in self._parents],\n",
+        "",
+        changes("replaced"),
+    ),
+    Fault(
+        "another class is not seen",
+        SNAPSHOT,
+        "            [m.__class__ for m in self._modules],\n",
+        "",
+        changes("class"),
+    ),
+    Fault(
+        "a forward set between two steps is not seen",
+        SNAPSHOT,
+        "            [len(of) for of in attributes],",
+        "",
+        changes("instance"),
+    ),
+    Fault(
+        "a forward hook set between two steps is not seen",
+        SNAPSHOT,
+        'not (of["_forward_hooks"] or of["_forward_pre_hooks"])',
+        'not of["_forward_pre_hooks"]',
+        changes("forward and hook"),
+    ),
+    Fault(
+        "a backward hook set between two steps is not seen",
+        SNAPSHOT,
+        'not (of["_backward_hooks"] or of["_backward_pre_hooks"])',
+        'not of["_backward_pre_hooks"]',
+        changes("backward and hook"),
+    ),
+    Fault(
+        "a norm put into another mode is not seen",
+        SNAPSHOT,
+        '_OF_NORMS = ("training", "eps",',
+        '_OF_NORMS = ("eps",',
+        changes("mode"),
+    ),
+    Fault(
+        "running statistics taken away are not seen",
+        SNAPSHOT,
+        '                    b.get("running_mean") is None,\n',
+        "",
+        changes("statistics"),
+    ),
+    Fault(
+        "a convolution's new dilation is not seen",
+        SNAPSHOT,
+        '"stride", "padding", "dilation", "groups"',
+        '"stride", "groups"',
+        changes("dilation"),
+    ),
+    Fault(
+        "a spec kept without the consumer's mode",
+        f"{MODULES}/staging.py",
+        "(consumer.spec(outputs), consumer.slots)",
+        "(consumer.kind, outputs)",
+        changes("mode and transition"),
+    ),
+    Fault(
+        "a trunk not planned again behind a module with hooks",
+        f"{MODULES}/trunk.py",
+        "waiting = deque(self._steps(step.behind, pooled))",
+        "pass",
+        changes("hook_in_front"),
+    ),
+    Fault(
+        "a hooked block taken for one that nobody watches",
+        f"{MODULES}/trunk.py",
+        "if isinstance(module, cls) and why_not(module, cls) is None:",
+        "if isinstance(module, cls):",
+        fallback("hooks_on_blocks"),
+    ),
+    Fault(
+        "a norm on running statistics takes the batch's",
+        f"{MODULES}/reading.py",
+        '(norm.training or norm._buffers["running_mean"] is None)',
+        "True",
+        contract("eager and freeze_every_second", "test_modes.py"),
+    ),
+]

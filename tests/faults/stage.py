@@ -1,0 +1,102 @@
+"""Faults in a stage, whatever its backend: its passes, its tensors, what it refuses, and where a block's memory is."""
+
+from . import Fault, contract
+
+FOLDER, BLOCK = "densenet_fast/stage", "densenet_fast/contract/block.py"
+STAGE, ERRORS = "tests/test_stage.py", "tests/test_errors.py"
+OWN_EPS = contract("eager and own_eps", "test_modes.py")
+FAULTS = [
+    Fault(
+        "backward ends one layer too early",
+        f"{FOLDER}/schedule.py",
+        "lowest = 0 if needs_x else next(layers, count)",
+        "lowest = 0 if needs_x else next(layers, count) + 1",
+        (STAGE, "-k", "partial_gradients"),
+    ),
+    Fault(
+        "a consumer's frozen norm is corrected as if of the batch",
+        f"{FOLDER}/schedule.py",
+        "correction[:, : spec.total] if spec.consumer.batch else None",
+        "correction[:, : spec.total]",
+        (STAGE, "-k", "frozen_norms"),
+    ),
+    Fault(
+        "x's correction left out",
+        f"{FOLDER}/schedule.py",
+        "stats[0, of_x], correction[:, of_x], dx)",
+        "stats[0, of_x], 0 * correction[:, of_x], dx)",
+        (STAGE, "-k", "gradcheck"),
+    ),
+    Fault(
+        "statistics given to norms are not copied for backward",
+        f"{FOLDER}/function.py",
+        "_fitted(stage, _with_own_statistics(stage, tensors))",
+        "_fitted(stage, tensors)",
+        contract("eager and two_forwards", "test_steps.py"),
+    ),
+    Fault(
+        "gradients left in autocast's dtype",
+        f"{FOLDER}/function.py",
+        "            gradients = _converted(gradients, ctx.dtypes)\n",
+        "",
+        contract("eager and autocast", "test_precision.py"),
+    ),
+    Fault(
+        "a block's output left in autocast's dtype",
+        f"{FOLDER}/function.py",
+        "result.y.to(torch.promote_types(x.dtype, dtype))",
+        "result.y",
+        ("tests/test_drop_in.py", "-k", "dtypes_under_autocast"),
+    ),
+    Fault(
+        "a block's output shares its memory with the buffer",
+        f"{FOLDER}/function.py",
+        "shared=stage.spec.consumer is None)",
+        "shared=False)",
+        (STAGE, "-k", "output_is_dense"),
+    ),
+    Fault(
+        "an output handed out with gaps",
+        f"{FOLDER}/buffer.py",
+        "if shared or y.stride() != strides else y",
+        "if shared else y",
+        (STAGE, "-k", "output_is_dense"),
+    ),
+    Fault("shapes are not compared", f"{FOLDER}/checks.py", "if shapes != spec.shapes:", "if False:", (ERRORS,)),
+    Fault(
+        "one value per channel is not refused",
+        f"{FOLDER}/checks.py",
+        "if n * h * w == 1 and spec.tracked:",
+        "if False:",
+        (ERRORS, "-k", "one_value"),
+    ),
+    Fault(
+        "a bottleneck's statistics read from another's columns",
+        f"{FOLDER}/spec.py",
+        "channels + layer.growth, begin + layer.width",
+        "channels + layer.growth, begin + layer.growth",
+        OWN_EPS,
+    ),
+    Fault(
+        "bottlenecks' statistics in one place",
+        BLOCK,
+        "end, statistics + width, z + aligned(pixels * width)",
+        "end, statistics, z + aligned(pixels * width)",
+        OWN_EPS,
+    ),
+    Fault(
+        "bottlenecks kept in one place",
+        BLOCK,
+        "end, statistics + width, z + aligned(pixels * width)",
+        "end, statistics + width, z",
+        OWN_EPS,
+    ),
+    Fault("norm2 with norm1's eps", BLOCK, "gamma2, beta2, eps2)", "gamma2, beta2, eps1)", OWN_EPS),
+    Fault(
+        "layers drop the same elements",
+        BLOCK,
+        "drop_rate == 0 else self.seeds[i]",
+        "drop_rate == 0 else self.seeds[0]",
+        contract("eager and stock_layers", "test_dropout.py"),
+    ),
+]

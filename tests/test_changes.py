@@ -1,0 +1,82 @@
+"""What people do to a model between two steps, and within one: a module is read again when it has changed."""
+
+import pytest
+from torch import nn
+
+from .oracle import error
+from .pairs import all_norms, image, pair
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def layer(model):
+    return model.features.denseblock1.denselayer1
+
+
+def set_on(of, **attributes):
+    """Attributes of the module that `of` finds in a model."""
+    return lambda model: [setattr(of(model), name, value) for name, value in attributes.items()]
+
+
+CHANGES = {
+    "a module replaced": lambda model: setattr(layer(model), "norm2", nn.BatchNorm2d(16, eps=0.1).double()),
+    "a class": set_on(lambda model: layer(model).conv1, __class__=Doubled),
+    "a forward on an instance": set_on(lambda model: layer(model).relu2, forward=lambda x: 2 * x),
+    "a forward hook": lambda model: layer(model).norm1.register_forward_hook(lambda module, inputs, y: 2 * y),
+    "a forward pre-hook": lambda model: layer(model).conv2.register_forward_pre_hook(lambda module, x: (2 * x[0],)),
+    "a backward hook": lambda model: layer(model).conv1.register_full_backward_hook(lambda _, dx, dy: (2 * dx[0],)),
+    "a backward pre-hook": lambda model: layer(model).conv2.register_full_backward_pre_hook(lambda _, dy: (2 * dy[0],)),
+    "a norm's mode": lambda model: layer(model).norm2.train(not model.training),
+    "the mode of a transition's norm": lambda model: model.features.transition1.norm.train(not model.training),
+    "the mode of a stem's norm": lambda model: model.features.norm0.train(not model.training),
+    "the mode of the final norm": lambda model: model.features.norm5.train(not model.training),
+    "eps": set_on(lambda model: layer(model).norm1, eps=0.1),
+    "a frozen norm's statistics taken away": set_on(
+        lambda model: layer(model).norm2.eval(), running_mean=None, running_var=None
+    ),
+    "a counter taken away": set_on(lambda model: layer(model).norm2, num_batches_tracked=None),
+    "a bias taken away": set_on(lambda model: layer(model).norm2, bias=None),
+    "dilation": set_on(lambda model: layer(model).conv2, padding=(2, 2), dilation=(2, 2)),
+    "dropout": set_on(layer, drop_rate=1.0),
+    "a pooling's rounding": set_on(lambda model: model.features.transition1.pool, ceil_mode=True),
+}
+
+
+def step(model, x):
+    y = model(x)
+    model.zero_grad()
+    y.square().sum().backward()
+    return [y, *[p.grad for p in model.parameters()], *model.buffers()]
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_between_two_steps(change, training):
+    results, x = [], image()
+    for model in pair():
+        model.train(training)
+        for norm in all_norms(model):
+            norm.momentum = None  # for which a norm needs its counter
+        step(model, x)
+        CHANGES[change](model)
+        results.append(step(model, x))
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["transition1.norm", "denseblock2.denselayer1.norm2", "norm5"])
+def test_by_a_hook_in_front(name):
+    """Which is called when what is behind it has been read."""
+    results, x = [], image()
+    for model in pair():
+
+        def hook(*_, model=model):
+            norm = model.features.get_submodule(name)
+            norm.train(not norm.training)
+
+        model.features.denseblock1.register_forward_hook(hook)
+        results.append([*step(model, x), *step(model, x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
