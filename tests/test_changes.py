@@ -80,3 +80,24 @@ def test_by_a_hook_in_front(name):
         model.features.denseblock1.register_forward_hook(hook)
         results.append([*step(model, x), *step(model, x)])
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+def stages(y):
+    """How many stages the graph of y has."""
+    waiting, seen = [y.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return sum("StageFunction" in node.name() for node in seen)
+
+
+def test_of_a_block_s_backend():
+    _, model = pair()
+    x = image()
+    assert stages(model(x)) == 3  # the stem, the first block with the transition, the second with the head
+    model.features.denseblock2.set_backend("plain")
+    assert stages(model(x)) == 2
+    model.features.denseblock2.set_backend("eager")
+    assert stages(model(x)) == 3

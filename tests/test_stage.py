@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densenet_fast.functional import dense_stage
 
@@ -208,6 +209,31 @@ def test_constant_upstream_gradient_is_bounded():
         return steps, x, 10 + torch.randn(oracle.stage(x, *steps).shape)
 
     assert_at_most_twice_stock(make, torch.float32)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.called.append(operation.overloadpacket)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_autocast_converts_all_weights_at_once_and_all_their_gradients():
+    """Not each by itself, as autograd would where a gradient comes in another dtype."""
+    steps = require_grad(make_stage(6, (4, 4), "transition", dtype=torch.float32))
+    x = torch.randn(2, 6, 4, 4, dtype=torch.bfloat16)
+    with Operations() as forward, torch.autocast("cpu", dtype=torch.bfloat16):
+        y = dense_stage(x, *steps).y
+    with Operations() as backward:
+        y.sum().backward()
+    for operations in (forward, backward):
+        assert operations.called.count(torch.ops.aten._foreach_copy_) == 1
+    assert torch.ops.aten._to_copy not in backward.called
 
 
 def test_retained_graph_gives_the_same_gradients_twice():

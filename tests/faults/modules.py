@@ -169,6 +169,13 @@ FAULTS = [
         changes("dilation"),
     ),
     Fault(
+        "a block's new backend is not seen",
+        SNAPSHOT,
+        '"drop_rate", "backend")',
+        '"drop_rate")',
+        changes("backend"),
+    ),
+    Fault(
         "a spec kept without the consumer's mode",
         f"{MODULES}/staging.py",
         "(consumer.spec(outputs), consumer.slots)",
