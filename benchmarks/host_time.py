@@ -6,10 +6,11 @@ What Python, autograd and the allocator take for a step of nets with the layers 
 float32 and under autocast: the least time of a step on a fast GPU. The layers are thin, since the host does not notice
 their width; the first convolution and the classifier, which are PyTorch's, are small. Time is that of the processor,
 not of the clock on the wall. Both checkouts run in processes of their own, which take turns of several steps; the ratio
-is that of the medians. Results go to benchmarks/results/<machine>/host_time.json.
+is that of the medians. `--save` writes them to benchmarks/results/host_time.json.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, help="another checkout of this repository")
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/host_time.json")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -129,6 +131,14 @@ def main() -> None:
     for case, times in found.items():
         ratio = f", {times['here'] / times['there']:.2f} of {times['there']:.2f} ms" if options.against else ""
         print(f"{case:24} {times['here']:6.2f} ms{ratio}")
+    if options.save:
+        from . import machine
+
+        record = {"here": machine.describe(torch.device("cpu")), "milliseconds": found}
+        if options.against:
+            command = ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"]
+            record["there"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     return None
 
 

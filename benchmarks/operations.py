@@ -27,7 +27,7 @@ FLUSH = 512 * 2**20  # bytes, several times a data-centre GPU's cache
 
 
 class Call(NamedTuple):
-    """One call of an operator.
+    """One call of an operator, in memory of its own.
 
     fresh: by position, the tensors that it reads and changes, as they were before.
     overwritten: positions of those, or of lists of them, that it only writes; they hold what the step has left there.
@@ -55,12 +55,18 @@ class Recorder(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0]
         written = {i: a.role for i, a in enumerate(DECLARATIONS[name].arguments) if a.role.written}
-        fresh = {i: _each(torch.clone, args[i]) for i, role in written.items() if role.read and args[i] is not None}
+        own = tuple(_each(_copied, argument) for argument in args)
+        fresh = {i: _each(torch.clone, own[i]) for i, role in written.items() if role.read and args[i] is not None}
         overwritten = [i for i, role in written.items() if not role.read and args[i] is not None]
         func(*args)
-        own = tuple(_each(Tensor.detach, argument) for argument in args)
         self.calls[name].append(Call(own, fresh, overwritten, traffic(name, args)))
         return None
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """In memory of its own, since a call changes what others read, laid out as it is."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.new_empty(extent).as_strided(tensor.shape, tensor.stride()).copy_(tensor.detach())
 
 
 def _each(function: Callable[[Tensor], Tensor], argument: Any) -> Any:

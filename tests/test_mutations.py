@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from densenet_fast import backends, running_stats
+from densenet_fast import backends
+from densenet_fast.contract import DECLARATIONS
 from densenet_fast.functional import dense_stage
 from densenet_fast.models import DenseNet
+from densenet_fast.modules import running_stats
 
 from . import oracle
 from .oracle import error, make_stage, parameters, require_grad
@@ -15,7 +17,7 @@ def worst_error(efficient: bool = False) -> float:
     torch.manual_seed(0)
     steps = require_grad(make_stage(6, (4, 4, 4), "transition", drop_rate=0.2))
     x = torch.randn(3, 6, 6, 5, dtype=torch.float64, requires_grad=True)
-    y = dense_stage(x, *steps, efficient=efficient).y
+    y = dense_stage(x, *steps, efficient=efficient, backend="eager").y
     expected = oracle.stage(x, *steps)
     cotangent = torch.randn_like(y)
     values = [y, *torch.autograd.grad(y, [x, *parameters(steps)], cotangent)]
@@ -23,54 +25,41 @@ def worst_error(efficient: bool = False) -> float:
     return max(error(v, e) for v, e in zip(values, exact, strict=True))
 
 
-def dropped_correction(original):
-    def backward(*args):
-        a, b = args[-3].clone(), args[-2].clone()
-        result = original(*args)
-        args[-3].copy_(a)
-        args[-2].copy_(b)
-        return result
-
-    return backward
+# Of a backward operation, with its arguments by name as `contract.Operations` has them.
+def dropped_correction(original, args):
+    before = args["correction"].clone()
+    original()
+    args["correction"].copy_(before)
 
 
-def correction_without_its_slope(original):
-    def backward(*args):
-        result = original(*args)
-        args[-2].zero_()
-        return result
-
-    return backward
+def correction_without_its_slope(original, args):
+    original()
+    args["correction"][1].zero_()
 
 
-def uncorrected_slice(original):
-    def backward(dy, y, y_mean, a, b, *rest):
-        return original(dy, y, y_mean, torch.zeros_like(a), torch.zeros_like(b), *rest)
-
-    return backward
+def uncorrected_slices(original, args):
+    args["correction"].zero_()
+    original()
 
 
-def forgotten_dropout(original):
-    def backward(*args):
-        return original(*args[:12], 0.0, None, *args[14:])
-
-    return backward
+def forgotten_dropout(original, args):
+    original(block=args["block"]._replace(seeds=None))
 
 
-def overwritten_gradient(original):
-    def backward(*args):
-        args[-4].zero_()
-        return original(*args)
-
-    return backward
+def overwritten_gradient(original, args):
+    args["g"].zero_()
+    original()
 
 
-BACKWARDS = ("bn_relu_conv1x1_bwd", "bn_relu_conv3x3_bwd", "transition_bwd")
 FAULTS = [
-    *((name, fault) for name in BACKWARDS for fault in (dropped_correction, correction_without_its_slope)),
-    ("bn_relu_conv3x3_bwd", uncorrected_slice),
-    ("bn_relu_conv3x3_bwd", forgotten_dropout),
-    ("bn_relu_conv1x1_bwd", overwritten_gradient),
+    *(
+        (name, fault)
+        for name in ("block_bwd", "transition_bwd")
+        for fault in (dropped_correction, correction_without_its_slope)
+    ),
+    ("block_bwd", uncorrected_slices),
+    ("block_bwd", forgotten_dropout),
+    ("block_bwd", overwritten_gradient),
 ]
 
 
@@ -82,7 +71,16 @@ def test_without_a_fault_there_is_no_error(efficient):
 @pytest.mark.parametrize(("name", "fault"), FAULTS, ids=lambda f: getattr(f, "__name__", f))
 def test_a_fault_in_an_operation_is_seen(monkeypatch, name, fault):
     operations = backends.operations("eager", torch.device("cpu"))
-    monkeypatch.setattr(operations, name, fault(getattr(operations, name)))
+    right = getattr(operations, name)
+    names = [parameter for parameter, _, _ in DECLARATIONS[name].parameters]
+
+    def wrong(*values):
+        args = dict(zip(names, values, strict=True))
+        if "dnorm" in args:
+            args["correction"] = args["dnorm"].correction
+        fault(lambda **others: right(*[(args | others)[n] for n in names]), args)
+
+    monkeypatch.setattr(operations, name, wrong)
     assert worst_error() > 1e-4
 
 

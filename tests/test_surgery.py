@@ -230,3 +230,24 @@ def test_weights_may_come_by_position(arguments):
         assert model.classifier.out_features == 3
     with pytest.raises(TypeError, match="densenet121: got 3 positional arguments"):
         densenet_fast.torchvision.densenet121(None, True, 3)
+
+
+def test_a_replica_runs_on_its_own_tensors():
+    """nn.DataParallel copies a module's attributes, what was read of it among them, and then sets other tensors."""
+    model = densenet_fast.DenseNet(4, (2, 2), num_init_features=8, backend="eager").eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        model(x)
+        other = copy.deepcopy(model)
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+        replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+        for (module, replica), source in zip(replicas.items(), other.modules(), strict=True):
+            for name, child in module.named_children():
+                setattr(replica, name, replicas[child])
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    replica._parameters[name] = None
+                else:
+                    setattr(replica, name, source._parameters[name].detach())
+        assert torch.equal(replicas[model](x), other(x))

@@ -27,7 +27,7 @@ class Readable(nn.Module, Generic[_Read]):
     def reading(self) -> _Read:
         """What the module is at present."""
         kept = self.__dict__.get("_reading")
-        if kept is None or not kept[0].holds():
+        if kept is None or not kept[0].holds(self):
             kept = self.__dict__["_reading"] = Snapshot(self), self.read()
         return kept[1]
 

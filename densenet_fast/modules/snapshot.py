@@ -48,9 +48,9 @@ class Snapshot:
                 if child is not None:
                     self._collect(child)
 
-    def holds(self) -> bool:
-        """Whether nothing has changed."""
-        return self._take() == self._taken
+    def holds(self, module: nn.Module) -> bool:
+        """Whether it is of `module`, not of one that this is a replica of, and nothing has changed."""
+        return module is self._modules[0] and self._take() == self._taken
 
     def _take(self) -> list[list[Any]]:
         attributes = [m.__dict__ for m in self._modules]

@@ -1,6 +1,8 @@
 """Blocks of several layers on CUDA: half by half, layer by layer and with nothing kept they are the whole, in bits and
 launches."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 
@@ -32,17 +34,19 @@ def same(ours, expected, without=()):
 @frozens
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_block_is_as_exact_as_stock(machine, shape, frozen, dtype):
-    """The median over three seeds of the root mean square of each error."""
-    found = {}
+    """The root mean square of each error over three blocks and their layers: single vectors have too few values."""
+    found = defaultdict(list)
     for _ in range(3):
         case = make(SHAPES[shape], dtype, frozen=frozen, drop_rate=0.4)
         exact = dict(there_and_back(reference, case.copy(torch.float64)).parts())
         ours, stock = (dict(there_and_back(o, case.copy()).parts()) for o in (machine.operations, reference))
         for name in set(exact) - {"u"}:
-            found.setdefault(name, []).append((rms_error(ours[name], exact[name]), rms_error(stock[name], exact[name])))
-    for name, of_seeds in found.items():
-        our, their = (sorted(side)[1] for side in zip(*of_seeds, strict=True))
-        assert our <= 2 * their + torch.finfo(ours[name].dtype).eps, f"{name}: {our:.2e}, stock {their:.2e}"
+            if exact[name].numel():
+                errors = rms_error(ours[name], exact[name]), rms_error(stock[name], exact[name])
+                found[name.split(",")[0]].append(errors)
+    for name, errors in found.items():
+        our, their = (torch.tensor(side).square().mean().sqrt() for side in zip(*errors, strict=True))
+        assert our <= 2 * their + torch.finfo(dtype).eps, f"{name}: {our:.2e}, stock {their:.2e}"
 
 
 @shapes

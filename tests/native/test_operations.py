@@ -124,7 +124,7 @@ def test_dropout_s_mask_is_the_contract_s(native, drop_rate):
     given["x"][:, :1], given["mean1 of layer 0"][:] = 1, 0
     weight = given["weight1 of layer 0"].zero_()
     weight[:, :, 1, 1] = 1
-    ours, exact = (dict(call.copy().on(operations).named())["x"][:, 1:] for operations in (native, reference))
+    ours, exact = (dict(call.copy().on(operations).named())["x"][:, 1:6] for operations in (native, reference))
     assert torch.equal(ours, exact)
     assert drop_rate in (0.0, 1.0) or len(ours.unique()) == 2
 

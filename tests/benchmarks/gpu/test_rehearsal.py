@@ -142,7 +142,7 @@ def test_the_report_makes_its_tables_from_it(rehearsed, tmp_path):
     assert "batch 4, float32" in readme
     assert "batch 3, float32" in tables
     assert "FAILED: densenet_fast eager (bc-10-4): dead: killed by SIGABRT" in tables
-    assert "| bn_relu_conv1x1_bwd | native |" in tables
+    assert "| block_bwd | native |" in tables
 
 
 def test_every_fault_is_planted():
