@@ -113,6 +113,13 @@ FAULTS = [
         CHANGED,
     ),
     Fault(
+        "a replica reads the tensors of its original",
+        SNAPSHOT,
+        "module is self._modules[0] and ",
+        "",
+        ("tests/test_surgery.py", "-k", "replica"),
+    ),
+    Fault(
         "a module that was replaced is not seen",
         SNAPSHOT,
         "            [tuple(m._modules.items()) for m in self._parents],\n",
