@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from densenet_fast.backends.eager.dropout import dropout_mask
 from densenet_fast.functional import Bottleneck, Head, Norm, Plain, Stem, Transition
+
+from .reference import dropout_mask
 
 
 def batch_norm(x: Tensor, norm: Norm) -> Tensor:
@@ -17,10 +18,7 @@ def batch_norm(x: Tensor, norm: Norm) -> Tensor:
 
 def dropped(y: Tensor, drop_rate: float, seed: Tensor) -> Tensor:
     """Dropout by the mask that all backends make of a seed."""
-    rows = y.detach().permute(0, 2, 3, 1).reshape(-1, y.shape[1])
-    mask = dropout_mask(rows, drop_rate, seed)
-    n, _, h, w = y.shape
-    return y * mask.view(n, h, w, -1).permute(0, 3, 1, 2)
+    return y * dropout_mask(y.detach(), drop_rate, seed).to(y.device)
 
 
 def dropout(y: Tensor, layer: Bottleneck | Plain) -> Tensor:

@@ -104,7 +104,7 @@ FAULTS = [
         f"{FOLDER}/dropout.py",
         "z = z.bitwise_xor_(_shift(z, 27)).mul_(_MIX2)",
         "z = z.bitwise_xor_(_shift(z, 28)).mul_(_MIX2)",
-        ("tests/test_stage.py", "-k", "splitmix64"),
+        DROPOUT,
     ),
     Fault(
         "folded inference without gamma2's scale in the shift",
