@@ -6,8 +6,7 @@ from torch import nn
 from .oracle import error
 from .pairs import all_norms, image, pair
 
-# Steps until nothing is read anew: that its blocks were read is a change of the trunk too.
-READ_AGAIN = 2
+READ_AGAIN = 1  # steps until nothing is read anew
 
 
 class Doubled(nn.Conv2d):
@@ -40,6 +39,7 @@ CHANGES = {
     "a frozen norm's statistics taken away": set_on(
         lambda model: layer(model).norm2.eval(), running_mean=None, running_var=None
     ),
+    "a norm's statistics taken away": set_on(lambda model: layer(model).norm2, running_mean=None, running_var=None),
     "a counter taken away": set_on(lambda model: layer(model).norm2, num_batches_tracked=None),
     "a bias taken away": set_on(lambda model: layer(model).norm2, bias=None),
     "dilation": set_on(lambda model: layer(model).conv2, padding=(2, 2), dilation=(2, 2)),

@@ -28,7 +28,8 @@ class Readable(nn.Module, Generic[_Read]):
         """What the module is at present."""
         kept = self.__dict__.get("_reading")
         if kept is None or not kept[0].holds(self):
-            kept = self.__dict__["_reading"] = Snapshot(self), self.read()
+            reading = self.read()  # first, since what parts remember of themselves counts among their attributes
+            kept = self.__dict__["_reading"] = Snapshot(self), reading
         return kept[1]
 
     @abstractmethod

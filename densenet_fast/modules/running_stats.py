@@ -43,7 +43,7 @@ class Transaction:
         """What the norms of a stage took from the batch: columns of `stats` [2, S], mean and biased variance, over
         `count` values for each channel; to be written by `backend`.
 
-        Dropped for a norm that does not track them in its present mode.
+        Dropped for a norm that does not track them in its present mode; one without running statistics is counted.
 
         Raises:
             ValueError: a norm is one of another number of channels, which no weight of it has told before.
@@ -55,10 +55,9 @@ class Transaction:
             if columns is None or not (norm.training and norm.track_running_stats):
                 continue
             buffers, (begin, end) = norm._buffers, columns  # found ten times as fast as attributes
-            running = buffers["running_mean"], buffers["running_var"]
-            if running[0] is None or running[1] is None:
-                continue
-            for each in running:
+            for each in (buffers["running_mean"], buffers["running_var"]):
+                if each is None:
+                    continue
                 if each.shape[0] != end - begin:
                     raise ValueError(
                         f"wrong number of channels: got {end - begin} at a BatchNorm2d, expected {norm.num_features}"
@@ -115,7 +114,8 @@ def _of_different_norms(update: _Update) -> list[_Update]:
 
 def _write(update: _Update) -> None:
     norms, stats, begins, count, backend = update
-    moving = [i for i, norm in enumerate(norms) if norm.momentum is not None]
+    tracked = [norm._buffers["running_mean"] is not None for norm in norms]  # else only counted, as PyTorch does it
+    moving = [i for i, norm in enumerate(norms) if tracked[i] and norm.momentum is not None]
     if moving:
         backends.operations(backend, stats.device, stats.dtype).update_running_stats(
             [norms[i]._buffers["running_mean"] for i in moving],
@@ -128,8 +128,8 @@ def _write(update: _Update) -> None:
     counters = [n for norm in norms if (n := norm._buffers["num_batches_tracked"]) is not None]
     if counters:
         torch._foreach_add_(counters, 1)
-    for norm, begin in zip(norms, begins, strict=True):
-        if norm.momentum is None:
+    for norm, begin, is_tracked in zip(norms, begins, tracked, strict=True):
+        if is_tracked and norm.momentum is None:
             mean, var = stats[:, begin : begin + len(norm.running_mean)]
             _average(norm, mean, var, count)
 
