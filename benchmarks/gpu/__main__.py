@@ -57,7 +57,7 @@ def functions(what: str, settings: Settings) -> dict[str, Callable[[Run], None]]
         "ceilings": speed.ceilings,
         "training": partial(speed.training_large, names=speed.TRAINING if what == "first" else speed.OURS),
         "batches": speed.the_rest,
-        "operations": partial(kernels.each_operation, names=[n for n in kernels.NAMES if not names or n in names]),
+        "operations": partial(kernels.each_operation, names=kernels.asked(names)),
         "profile": kernels.profile,
         "memory": speed.memory,
         "cpu": cpu.cpu,

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 from densenet_fast import backends
-from tests.calls import Geometry, make
+from densenet_fast.contract import DECLARATIONS
+from tests.calls import HALVES, Geometry, make
 
 from .. import operations
 from ..rounds import take_turns
-from . import blocks, bundle, smoke
+from . import blocks, bundle
 from .runner import Facts, Job, Run, work_through
 from .settings import Settings
 
-# A block is timed by its layers' operations; the update of running statistics is launches, not bytes.
-NAMES = tuple(name for name in smoke.NAMES if name not in (blocks.NAME, "update_running_stats"))
+# The update of running statistics is launches, not bytes.
+NAMES = tuple(name for name in DECLARATIONS if name != "update_running_stats")
 ROUNDS = 5
 CHECKED = 3  # calls of an operation
 
@@ -31,6 +32,15 @@ CHECKED = 3  # calls of an operation
 PROFILED = tuple(f"conv{kind}_{way}" for kind in ("1x1", "3x3") for way in ("fwd", "bwd"))
 LAYERS = ((256, 56, 56, 160, 128, 32), (256, 28, 28, 320, 128, 32), (256, 14, 14, 640, 128, 32))
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy")
+
+
+def asked(names: Sequence[str]) -> list[str]:
+    """The operations behind what smoke.py names, all if it names nothing."""
+    of_blocks = {blocks.NAME: ("block_fwd", "block_bwd")} | {
+        name: (operation,) for name, (operation, _) in HALVES.items()
+    }
+    found = {operation for name in names for operation in of_blocks.get(name, (name,))}
+    return [name for name in NAMES if not names or name in found]
 
 
 def each_operation(run: Run, names: Sequence[str] = NAMES) -> None:

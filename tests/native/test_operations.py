@@ -13,6 +13,7 @@ from ..opcheck import opcheck
 from .geometries import GEOMETRIES, MANY_ROWS, SMALL
 
 EPS = torch.finfo(torch.float32).eps
+FEW = 4  # values of a result: all may be small by chance, so the largest over the seeds counts
 SEEDS = 5  # of which the median counts: one value can be rounded well or badly by chance
 VARIANTS = [
     *((name, {}) for name in NAMES),
@@ -47,12 +48,16 @@ def test_error_is_at_most_twice_stock_s(natives, name, geometry, options):
             ours = errors(call.copy().on(native).results(), exact)
             for result, value in exact.items():
                 size = value.abs().max().item() if value.numel() else 0.0
-                at = found.setdefault((instruction_set, result), [])
-                at.append((ours[result] * size, stock[result] * size, size))
-    for result, of_seeds in found.items():
+                at = found.setdefault((instruction_set, result, value.numel() < FEW), [])
+                at.append((ours[result], stock[result], size))
+    for (instruction_set, result, few), of_seeds in found.items():
         ours, stocks, sizes = zip(*of_seeds, strict=True)
+        if few:
+            ours, stocks = (
+                [e * s / (max(sizes) or 1.0) for e, s in zip(each, sizes, strict=True)] for each in (ours, stocks)
+            )
         our, their = statistics.median(ours), statistics.median(stocks)
-        assert our <= 2 * their + EPS * max(sizes), f"{result}: {our:.2e}, stock {their:.2e}, of {max(sizes):.2e}"
+        assert our <= 2 * their + EPS, f"{instruction_set}, {result}: {our:.2e}, stock {their:.2e}"
 
 
 @cases(without=DIVIDE)

@@ -43,7 +43,7 @@ def test_statistics_are_of_the_stored_values(triton, name, form):
     after = dict(call(name, geometry, form).on(triton).named())
     y, stats = after.get("y"), after["stats"]
     if name == "conv3x3_fwd":
-        y, stats = after["x"][:, geometry.c :], stats[:, geometry.c : geometry.c + geometry.g]
+        y, stats = after["x"][:, geometry.c : geometry.c + geometry.g], stats[:, geometry.c : geometry.c + geometry.g]
     elif name == "conv1x1_fwd":
         y, stats = after["z"][: 2 * 23 * 13 * 16].view(2, 23, 13, 16).permute(0, 3, 1, 2), stats[:, -16:]
     var, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
