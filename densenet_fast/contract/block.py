@@ -45,9 +45,9 @@ class Block(NamedTuple):
         """Each layer in turn. total: channels of the buffer; pixels: N * H * W."""
         begin, statistics, z = self.channels, total, 0
         for i in range(len(self.numbers) // len(NUMBERS)):
-            of_layer = self.tensors[10 * i : 10 * i + 10]
+            of_layer = self.tensors[len(TENSORS) * i : len(TENSORS) * (i + 1)]
             mean1, var1, gamma1, beta1, weight1, mean2, var2, gamma2, beta2, weight2 = of_layer
-            eps1, eps2, drop_rate = self.numbers[3 * i : 3 * i + 3]
+            eps1, eps2, drop_rate = self.numbers[len(NUMBERS) * i : len(NUMBERS) * (i + 1)]
             assert weight1 is not None
             end = begin + (weight1 if weight2 is None else weight2).shape[0]
             width = 0 if weight2 is None else weight1.shape[0]

@@ -139,7 +139,7 @@ def _average(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> Non
     assert norm.num_batches_tracked is not None, "eligibility.why_not_norm lets no such norm run fused"
     weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
     for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
-        assert running is not None, "`report` drops what is not tracked"
+        assert running is not None, "`_write` averages what is tracked"
         running.data.copy_(torch.lerp(running.to(batch.dtype), batch, weight))
 
 

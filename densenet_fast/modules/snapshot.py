@@ -1,7 +1,7 @@
 """Whether a module is still what it was when it was last read.
 
 Anybody may set an attribute, hook a child or replace it between two steps, so a step looks at everything that decides
-what calling the modules does, tensors excepted: a fifth of a millisecond for a net of 400 modules.
+what calling the modules does, tensors excepted.
 """
 
 from collections.abc import Callable

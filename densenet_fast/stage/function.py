@@ -108,7 +108,7 @@ class StageFunction(torch.autograd.Function):
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """The operations convert nothing by themselves: `functional` has chosen all dtypes."""
+    """The operations convert nothing by themselves: `run` has chosen all dtypes."""
     device = x.device.type
     active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if active else nullcontext()

@@ -2,7 +2,8 @@
 
 A row is keyed by operation, architecture and kind of product, and holds for layers up to so many outputs: of the
 product, so that the gradient of a 3x3 convolution's input counts that input's channels. Rows come from what compiles
-without spilling and fills the machine (tests/triton/aot.py); `python -m benchmarks.tune` times them on the GPU at hand.
+without spilling and fills the machine (`python -m tools.gpucheck.triton.aot`); `python -m benchmarks.tune` times
+them on the GPU at hand.
 """
 
 from typing import Any, NamedTuple
