@@ -159,6 +159,7 @@ void block_fwd(const BlockFwd& a) {
   const Memory m = read_memory(check, a);
   check_between(check, m, "z", a.z);
   const auto layers = read_layers<Device>(check, m, a, a.tracked);
+  if (a.z && m.begin == 0 && m.first) Device::prefer_large_pages(*a.z);
 
   typename Device::Context context(check);
   for (const Layer<Device>& layer : layers) {

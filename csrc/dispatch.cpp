@@ -1,6 +1,12 @@
 // Which instruction set the CPU kernels use, and PyTorch's threads and memory for them.
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -75,15 +81,25 @@ const cpu::Kernels*& chosen() {
 
 const cpu::Kernels& CpuDevice::kernels() { return *chosen(); }
 
+void CpuDevice::prefer_large_pages([[maybe_unused]] Tensor floats) {
+#ifdef MADV_HUGEPAGE
+  static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(floats.mutable_data_ptr<float>());
+  const uintptr_t from = (begin + page - 1) / page * page;
+  const uintptr_t to = (begin + floats.numel() * sizeof(float)) / page * page;
+  if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a hint: refused, nothing is lost
+#endif
+}
+
 namespace {
 
 // A lock for some nanoseconds: a mutex would put the threads that wait for it to sleep.
-class Taken {
+class SpinLock {
  public:
-  explicit Taken(std::atomic_flag& flag) : flag_(flag) {
+  explicit SpinLock(std::atomic_flag& flag) : flag_(flag) {
     while (flag_.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
   }
-  ~Taken() { flag_.clear(std::memory_order_release); }
+  ~SpinLock() { flag_.clear(std::memory_order_release); }
 
  private:
   std::atomic_flag& flag_;
@@ -93,7 +109,7 @@ class Taken {
 
 // A tensor costs about a microsecond to allocate, so small requests share one, and what a layer took is one for the
 // next.
-struct CpuDevice::Context::Blocks {
+struct CpuDevice::Context::Arena {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   std::vector<Tensor> tensors;
   int64_t used = 0;                       // floats handed out since the last release
@@ -103,34 +119,34 @@ struct CpuDevice::Context::Blocks {
   static constexpr int64_t kLeast = 1 << 14;
 };
 
-CpuDevice::Context::Context(const Arguments&) : blocks_(new Blocks) {}
-CpuDevice::Context::~Context() { delete blocks_; }
+CpuDevice::Context::Context(const Arguments&) : arena_(new Arena) {}
+CpuDevice::Context::~Context() { delete arena_; }
 
 void CpuDevice::Context::release() {
-  Blocks& b = *blocks_;
-  if (b.tensors.size() == 1) {
-    b.free = b.tensors[0].mutable_data_ptr<float>();
+  Arena& arena = *arena_;
+  if (arena.tensors.size() == 1) {
+    arena.free = arena.tensors[0].mutable_data_ptr<float>();
   } else {
-    b.tensors.clear();
-    b.free = b.end = nullptr;
-    b.expected = b.used + b.used / 8;  // the next layer is a little wider
+    arena.tensors.clear();
+    arena.free = arena.end = nullptr;
+    arena.expected = arena.used + arena.used / 8;  // the next layer is a little wider
   }
-  b.used = 0;
+  arena.used = 0;
 }
 
 float* CpuDevice::Context::floats(int64_t count) {
   count = (count + 15) / 16 * 16;  // 64 bytes, as the allocator aligns
-  Blocks& b = *blocks_;
-  const Taken taken(b.taken);
-  if (count > b.end - b.free) {
-    const int64_t size = std::max({count, std::exchange(b.expected, 0), Blocks::kLeast});
-    b.tensors.push_back(torch::stable::empty({size}, ScalarType::Float));
-    b.free = b.tensors.back().mutable_data_ptr<float>();
-    b.end = b.free + size;
+  Arena& arena = *arena_;
+  const SpinLock lock(arena.taken);
+  if (count > arena.end - arena.free) {
+    const int64_t size = std::max({count, std::exchange(arena.expected, 0), Arena::kLeast});
+    arena.tensors.push_back(torch::stable::empty({size}, ScalarType::Float));
+    arena.free = arena.tensors.back().mutable_data_ptr<float>();
+    arena.end = arena.free + size;
   }
-  b.used += count;
-  b.free += count;
-  return b.free - count;
+  arena.used += count;
+  arena.free += count;
+  return arena.free - count;
 }
 
 std::string instruction_set_in_use() { return CpuDevice::kernels().name; }

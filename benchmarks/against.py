@@ -1,0 +1,130 @@
+"""Training steps and inference on the CPU beside another checkout: has a rebuild cost speed?
+
+    python -m benchmarks.against ../other-checkout
+
+Both checkouts run in processes of their own, with their own compiled library, which take turns; the ratio is that of the
+medians, below 1 where this checkout is faster. `--save` writes them to benchmarks/results/against.json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CASES = {  # net, side of the images, batch
+    "densenet121 224": ("densenet121", 224, 8),
+    "densenet121 64": ("densenet121", 64, 8),
+    "bc100_12 32": ("bc100_12", 32, 32),
+    "densenet40_12 32": ("densenet40_12", 32, 32),
+}
+KINDS = ("step", "efficient step", "inference", "inference of one")
+RESULTS = Path(__file__).parent / "results" / "against.json"
+
+
+def subject(case: str, kind: str) -> Callable[[], Any]:
+    import densenet_fast
+
+    name, side, batch = CASES[case]
+    torch.manual_seed(0)
+    if name == "densenet121":
+        model = densenet_fast.densenet121(num_classes=10)
+    elif name == "bc100_12":
+        model = densenet_fast.DenseNet(12, (16, 16, 16))
+    else:
+        model = densenet_fast.DenseNet(12, (12, 12, 12), 1.0, 16, bn_size=None)
+    model.set_efficient("efficient" in kind)
+    x = torch.randn(1 if "one" in kind else batch, 3, side, side)
+
+    def step() -> None:
+        model(x).sum().backward()
+        model.zero_grad()
+
+    def inference() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    model.train("step" in kind)
+    return step if "step" in kind else inference
+
+
+def serve() -> None:
+    """Time one run for each line read, a case and a kind."""
+    runs: dict[str, Callable[[], Any]] = {}
+    for line in sys.stdin:
+        if line not in runs:
+            runs[line] = subject(*json.loads(line))
+        run = runs[line]
+        run()  # whose caches the other checkout has cleared
+        begin = time.perf_counter()
+        run()
+        print(time.perf_counter() - begin, flush=True)
+
+
+def compare(trees: dict[str, Path], rounds: int, words: str) -> dict[str, dict[str, float]]:
+    """Milliseconds, for each case and tree the median over the rounds."""
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), "--serve"],
+            cwd=tree,
+            env={"PYTHONPATH": str(tree)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, tree in trees.items()
+    }
+    found: dict[str, dict[str, float]] = {}
+    for case in CASES:
+        for kind in KINDS:
+            if words not in f"{case} {kind}":
+                continue
+            times: dict[str, list[float]] = {name: [] for name in trees}
+            for _ in range(rounds):
+                for name, process in processes.items():
+                    assert process.stdin is not None
+                    assert process.stdout is not None
+                    print(json.dumps((case, kind)), file=process.stdin, flush=True)
+                    times[name].append(float(process.stdout.readline()))
+            found[f"{case} {kind}"] = {name: 1e3 * statistics.median(each) for name, each in times.items()}
+            here, there = found[f"{case} {kind}"].values()
+            print(f"{case:18} {kind:18} {here / there:5.2f} of {there:8.2f} ms", flush=True)
+    for process in processes.values():
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("against", type=Path, nargs="?", help="another checkout of this repository, built")
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases with these words, as `bc100_12 32 step`")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/against.json")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve()
+    if options.against is None:
+        parser.error("got no checkout, expected the folder of another one")
+    trees = {"here": Path(__file__).resolve().parents[1], "there": options.against.resolve()}
+    found = compare(trees, options.rounds, options.only)
+    if options.save:
+        from . import machine
+
+        command = ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"]
+        there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        record = {"here": machine.describe(torch.device("cpu")), "there": there, "milliseconds": found}
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
