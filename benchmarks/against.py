@@ -2,8 +2,8 @@
 
     python -m benchmarks.against ../other-checkout
 
-Both checkouts run in processes of their own, with their own compiled library, which take turns; the ratio is that of the
-medians, below 1 where this checkout is faster. `--save` writes them to benchmarks/results/against.json.
+Both checkouts run in processes of their own, with their own compiled library, which take turns; the ratio is that of
+the medians, below 1 where this checkout is faster. `--save` writes them to benchmarks/results/against.json.
 """
 
 import argparse

@@ -3,14 +3,16 @@
     model = densenet_fast.DenseNet(growth_rate=12, block_config=(16, 16, 16))
     model = densenet_fast.densenet121(weights="IMAGENET1K_V1")
     from densenet_fast.torchvision import DenseNet  # torchvision's signature
+    densenet_fast.convert(model)  # of torchvision, timm, MONAI or torchxrayvision, in place
 
 Layers of the code, each importing only what is below it:
-torchvision -> models -> modules -> functional -> stage -> backends -> contract (of operations, which each backend
-implements). docs/internals/code-and-contract.md.
+torchvision -> models, conversion -> modules -> functional -> stage -> backends -> contract (of operations, which each
+backend implements). docs/internals/code-and-contract.md.
 """
 
 from . import functional, torchvision
 from ._version import __version__
+from .conversion import convert, revert
 from .models import DenseNet
 from .modules import DenseBlock, DenseLayer, Transition
 from .torchvision import densenet121, densenet161, densenet169, densenet201, densenet264
@@ -21,11 +23,13 @@ __all__ = [
     "DenseNet",
     "Transition",
     "__version__",
+    "convert",
     "densenet121",
     "densenet161",
     "densenet169",
     "densenet201",
     "densenet264",
     "functional",
+    "revert",
     "torchvision",
 ]

@@ -19,6 +19,7 @@ LAYERS = [
     {"stage"},
     {"functional"},
     {"modules"},
+    {"conversion"},
     {"checkpoints"},
     {"models"},
     {"torchvision"},
@@ -31,12 +32,14 @@ ROOMS = {
     "modules": [
         {"snapshot", "eligibility", "running_stats"},
         {"reading"},
-        {"layer", "staging", "fusable"},
+        {"views", "staging", "fusable"},
+        {"layer"},
         {"block", "transition"},
         {"validation"},
         {"trunk"},
         {"__init__"},
     ],
+    "conversion": [{"libraries"}, {"parts"}, {"__init__"}],
 }
 
 

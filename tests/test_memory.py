@@ -25,11 +25,11 @@ def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
         h, w = (h + 1) // 2, (w + 1) // 2
     for module in model.features:
         if isinstance(module, DenseBlock):
-            for layer in module.layers():
-                if layer.has_bottleneck:
+            for layer in module.values():
+                if hasattr(layer, "conv2"):
                     width = layer.conv1.out_channels
                     floats += 2 * width + (0 if efficient else n * width * h * w)
-                channels += layer.growth_rate
+                channels += (layer.conv2 if hasattr(layer, "conv2") else layer.conv1).out_channels
             floats += n * row_stride(channels, torch.float32) * h * w + 2 * channels
         elif isinstance(module, Transition):
             h, w, channels = h // 2, w // 2, module.conv.out_channels

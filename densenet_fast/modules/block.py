@@ -1,5 +1,6 @@
 """A dense block."""
 
+from abc import abstractmethod
 from typing import cast
 
 import torch
@@ -13,9 +14,44 @@ from .layer import DenseLayer
 from .reading import BlockReading, Reading
 from .running_stats import Transaction
 from .staging import run_stage
+from .views import LayerView
 
 
-class DenseBlock(Fusable, nn.ModuleDict):
+class FusableBlock(Fusable):
+    """A dense block of any class, whose children are its layers; `view` reads them."""
+
+    efficient: bool  # recompute the bottleneck outputs in backward
+
+    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
+        """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
+        assert isinstance(reading, BlockReading)
+        return run_stage(x, updates, reading, None, backend=self.backend, layout=memory_format(x)).y
+
+    def read(self) -> Reading:
+        views: list[LayerView] = []
+        for name, layer in self.named_children():
+            view = self.view(layer)
+            if isinstance(view, str):
+                return Reading(self, f"{name}{view}")
+            views.append(view)
+        return BlockReading(self, None, tuple(views), [source for view in views for source in view.sources()])
+
+    def set_efficient(self, efficient: bool = True) -> Self:
+        """Recompute the bottleneck outputs in backward (True) or keep them (False); returns self."""
+        self.efficient = efficient
+        return self
+
+    @abstractmethod
+    def view(self, layer: nn.Module) -> LayerView | str:
+        """A layer in its present mode, or why it cannot run fused, in words that follow its name."""
+
+    def seeds(self, device: torch.device) -> Tensor:
+        """A fresh dropout seed for each layer."""
+        limits = torch.iinfo(torch.int64)
+        return torch.randint(limits.min, limits.max, (len(self._modules),), device=device)
+
+
+class DenseBlock(FusableBlock, nn.ModuleDict):
     """A dense block (Huang et al. 2017, section 3): `denselayer1` ... `denselayerL` in one buffer.
 
     Args:
@@ -53,48 +89,15 @@ class DenseBlock(Fusable, nn.ModuleDict):
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 
-    def set_efficient(self, efficient: bool = True) -> Self:
-        """Recompute the bottleneck outputs in backward (True) or keep them (False); returns self."""
-        self.efficient = efficient
-        return self
-
-    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
-        """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
-        assert isinstance(reading, BlockReading)
-        return run_stage(x, updates, reading, None, backend=self.backend, layout=memory_format(x)).y
-
     def plain(self, x: Tensor) -> Tensor:
         features = [x]
         for layer in self.values():
             features.append(layer(features))
         return torch.cat(features, 1)
 
-    def layers(self) -> list[DenseLayer]:
-        return cast(list[DenseLayer], list(self.values()))
-
-    def read(self) -> Reading:
-        why = self._why_plain()
-        if why is not None:
-            return Reading(self, why)
-        layers = tuple(self.layers())
-        return BlockReading(self, None, layers, [source for layer in layers for source in layer.sources()])
-
-    def _why_plain(self) -> str | None:
-        for name, layer in self.items():
-            reason = why_not(layer, DenseLayer)
-            if reason is not None:
-                return f"{name} {reason}"
-            reason = cast(DenseLayer, layer).why_plain()
-            if reason is not None:
-                return f"{name}.{reason}"
-        return None
-
-    @property
-    def growth(self) -> int:
-        """Channels that all layers add."""
-        return sum([layer.growth_rate for layer in self.layers()])
-
-    def seeds(self, device: torch.device) -> Tensor:
-        """A fresh dropout seed for each layer."""
-        limits = torch.iinfo(torch.int64)
-        return torch.randint(limits.min, limits.max, (len(self._modules),), device=device)
+    def view(self, layer: nn.Module) -> LayerView | str:
+        reason = why_not(layer, DenseLayer)
+        if reason is not None:
+            return f" {reason}"
+        view = cast(DenseLayer, layer).view()
+        return f".{view}" if isinstance(view, str) else view

@@ -73,15 +73,46 @@ def why_not_conv(module: nn.Module, kernel: int) -> str | None:
     return None if stock else f"is not a plain {kernel}x{kernel} convolution: {module}"
 
 
+Predicate = Callable[[nn.Module], str | None]
+
+# Norms that are neither BatchNorm2d nor its subclass, or that apply an activation too: library's module, class, and
+# whether there is one inside. Where nobody has imported the library, no module is of its classes.
+_FOREIGN_NORMS = (
+    ("torchvision.ops.misc", "FrozenBatchNorm2d", False),
+    ("timm.layers.norm_act", "BatchNormAct2d", True),
+    ("timm.layers.norm_act", "FrozenBatchNormAct2d", True),
+)
+
+
+def _foreign_norm(module: nn.Module | None) -> tuple[type[nn.Module], bool] | None:
+    for library, name, activates in _FOREIGN_NORMS:
+        cls = getattr(sys.modules.get(library), name, None)
+        if cls is not None and isinstance(module, cls):
+            return cls, activates
+    return None
+
+
+def has_activation(norm: nn.Module | None) -> bool:
+    """Whether `norm` is one of timm's, which apply the activation too."""
+    if type(norm) is nn.BatchNorm2d:
+        return False
+    foreign = _foreign_norm(norm)
+    return foreign is not None and foreign[1]
+
+
+_ACTIVATION: dict[str, Predicate] = {
+    "act": lambda module: why_not(module, nn.ReLU),
+    "drop": lambda module: why_not(module, nn.Identity),
+}
+
+
 def why_not_norm(module: nn.Module) -> str | None:
-    """Why `module` is neither a BatchNorm2d nor torchvision's FrozenBatchNorm2d, which has no parameters."""
-    if not isinstance(module, nn.BatchNorm2d):
-        torchvision = sys.modules.get("torchvision.ops.misc")  # where nobody has imported it, there is none
-        if torchvision is not None and isinstance(module, torchvision.FrozenBatchNorm2d):
-            return why_not(module, torchvision.FrozenBatchNorm2d)
-    reason = why_not(module, nn.BatchNorm2d)
-    if reason is None and module.training and module.track_running_stats and module.momentum is None:
-        return None if module.num_batches_tracked is not None else "has no num_batches_tracked"
+    """Why `module` is neither a BatchNorm2d, nor a frozen norm of torchvision, nor one of timm's with a ReLU inside."""
+    foreign = None if type(module) is nn.BatchNorm2d else _foreign_norm(module)
+    cls, activates = foreign or (nn.BatchNorm2d, False)
+    reason = why_not(module, cls) or (why_not_parts(module, _ACTIVATION) if activates else None)
+    if reason is None and isinstance(module, nn.BatchNorm2d) and module.training and module.track_running_stats:
+        return "has no num_batches_tracked" if module.momentum is module.num_batches_tracked is None else None
     return reason
 
 
@@ -95,9 +126,6 @@ def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) 
         if got != expected and got != (expected, expected):
             return f"has {name}={got}"
     return None
-
-
-Predicate = Callable[[nn.Module], str | None]
 
 
 def why_not_parts(module: nn.Module, parts: Mapping[str, Predicate]) -> str | None:

@@ -1,32 +1,13 @@
 """A layer of a dense block."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..stage import LayerSpec
-from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts
-from .reading import Source, source_of, sources_of, uses_batch
-
-# What the fused path takes children for, by their names.
-_why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
-_PLAIN: dict[str, Predicate] = {
-    "norm1": why_not_norm,
-    "relu1": _why_not_relu,
-    "conv1": partial(why_not_conv, kernel=3),
-}
-_BOTTLENECK: dict[str, Predicate] = {
-    "norm1": why_not_norm,
-    "relu1": _why_not_relu,
-    "conv1": partial(why_not_conv, kernel=1),
-    "norm2": why_not_norm,
-    "relu2": _why_not_relu,
-    "conv2": partial(why_not_conv, kernel=3),
-}
+from .views import LayerView, view_layer
 
 
 def check_counts(**counts: int | None) -> None:
@@ -76,21 +57,6 @@ class DenseLayer(nn.Module):
             self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
         self.drop_rate = drop_rate
 
-    @property
-    def has_bottleneck(self) -> bool:
-        return "conv2" in self._modules
-
-    @property
-    def growth_rate(self) -> int:
-        conv = self.conv2 if self.has_bottleneck else self.conv1
-        weight = conv._parameters.get("weight")  # which may have been cut; not evaluated where it is parametrized
-        return conv.out_channels if weight is None else weight.shape[0]
-
-    @property
-    def norms(self) -> tuple[Any, ...]:
-        children = cast(dict[str, Any], self._modules)
-        return (children["norm1"], children["norm2"]) if self.has_bottleneck else (children["norm1"],)
-
     def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:
         """The new channels [N, k, H, W] from all channels before, given as one tensor, as several or as a list."""
         inputs: list[Any] = list(features)
@@ -98,27 +64,12 @@ class DenseLayer(nn.Module):
             inputs = list(inputs[0])
         x = torch.cat(inputs, 1)  # also of one input: relu1 may then overwrite what norm1, replaced, returns
         x = self.conv1(self.relu1(self.norm1(x)))
-        if self.has_bottleneck:
+        if "conv2" in self._modules:
             x = self.conv2(self.relu2(self.norm2(x)))
         if self.drop_rate > 0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x
 
-    def why_plain(self) -> str | None:
-        """Why this layer cannot run fused, naming the submodule."""
-        return why_not_parts(self, _BOTTLENECK if self.has_bottleneck else _PLAIN)
-
-    def sources(self) -> list[Source | None]:
-        """Of `contract.block.TENSORS`, in the layer's present mode."""
-        children = cast(dict[str, Any], self._modules)
-        found = [*sources_of(children["norm1"]), source_of(children["conv1"], "weight")]
-        if self.has_bottleneck:
-            return [*found, *sources_of(children["norm2"]), source_of(children["conv2"], "weight")]
-        return [*found, None, None, None, None, None]
-
-    def spec(self, width: int, growth: int) -> LayerSpec:
-        """What the layer does in its present mode."""
-        first, *rest = self.norms
-        eps2, batch2 = (rest[0].eps, uses_batch(rest[0])) if rest else (0.0, False)
-        drop_rate = self.drop_rate if self.training else 0.0
-        return LayerSpec(width, growth, first.eps, eps2, uses_batch(first), batch2, drop_rate)
+    def view(self) -> LayerView | str:
+        """What the fused path sees of the layer in its present mode, or why it cannot run fused."""
+        return view_layer(self._modules, self.drop_rate if self.training else 0.0)

@@ -85,9 +85,14 @@ class Reading:
 class BlockReading(Reading):
     """Of a block that can run fused."""
 
-    layers: tuple[Any, ...]
+    layers: tuple[Any, ...]  # views.LayerView
     sources: list[Source | None]  # of the slots of each layer, `contract.block.TENSORS`
     specs: dict[Any, StageSpec] = field(default_factory=dict)  # of its stages, by what tensors and consumers tell
+
+    @property
+    def growth(self) -> int:
+        """Channels that all layers add."""
+        return sum([layer.growth_rate for layer in self.layers])
 
     @cached_property
     def norms(self) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ def run_stage(
     spec = _spec(x.shape[1], block, consumer, tensors)
     wanted = Wanted(layout=layout)
     if following is not None:
-        wanted = Wanted(any(map(uses_batch, following.norms)), following.module.growth)
+        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth)
     y, y_stats, stats = stage.run(
         spec,
         x,
@@ -93,7 +93,7 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
     key = channels, mode, *[tensors[i].shape[0] for i in block.weights]
     if key not in block.specs:
         layers = block.layer_specs(tensors)
-        behind = len(block.module) * len(TENSORS)
+        behind = len(block.layers) * len(TENSORS)
         slots = block.slots
         of_consumer = None
         if consumer is not None:

@@ -1,34 +1,41 @@
 """What halves the image between two blocks."""
 
-from functools import partial
+from abc import abstractmethod
 
 from torch import Tensor, nn
 
 from ..stage.buffer import memory_format
-from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts, why_not_pool
 from .fusable import Fusable
 from .layer import check_counts
 from .reading import Reading
 from .running_stats import Transaction
 from .staging import Consumer, run_stage
-
-_PARTS: dict[str, Predicate] = {
-    "norm": why_not_norm,
-    "relu": partial(why_not, cls=nn.ReLU),
-    "conv": partial(why_not_conv, kernel=1),
-    "pool": partial(
-        why_not_pool,
-        cls=nn.AvgPool2d,
-        kernel_size=2,
-        stride=2,
-        padding=0,
-        ceil_mode=False,
-        divisor_override=None,
-    ),
-}
+from .views import TransitionView, view_transition
 
 
-class Transition(Fusable, nn.Sequential):
+class FusableTransition(Fusable):
+    """A transition of any class; `view` reads it."""
+
+    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
+        """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
+        return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=memory_format(x)).y
+
+    def read(self) -> Reading:
+        view = self.view()
+        return Reading(self, view if isinstance(view, str) else None)
+
+    def consumer(self) -> Consumer:
+        """Of a transition that can run fused."""
+        view = self.view()
+        assert not isinstance(view, str)
+        return Consumer.of("transition", view.norm, view.conv)
+
+    @abstractmethod
+    def view(self) -> TransitionView | str:
+        """What the fused path sees of it, or why it cannot run fused."""
+
+
+class Transition(FusableTransition, nn.Sequential):
     """norm relu conv(1x1) pool(2x2 average) between two blocks (Huang et al. 2017, section 3, "Pooling layers").
 
     Args:
@@ -50,17 +57,10 @@ class Transition(Fusable, nn.Sequential):
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
         self.pool = nn.AvgPool2d(2, 2)
 
-    def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
-        """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
-        return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=memory_format(x)).y
-
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)
 
-    def read(self) -> Reading:
-        if [name for name, _ in self.named_children()] != ["norm", "relu", "conv", "pool"]:
-            return Reading(self, "its children are not norm, relu, conv, pool")
-        return Reading(self, why_not_parts(self, _PARTS))
-
-    def consumer(self) -> Consumer:
-        return Consumer.of("transition", self.norm, self.conv)
+    def view(self) -> TransitionView | str:
+        if list(self._modules) != ["norm", "relu", "conv", "pool"]:
+            return "its children are not norm, relu, conv, pool"
+        return view_transition(self._modules)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from .. import backends
 from ..stage.buffer import convolved_format, memory_format
 from ..uncompiled import uncompiled
-from .block import DenseBlock
-from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
+from .block import FusableBlock
+from .eligibility import has_activation, is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .fusable import Fusable
 from .reading import BlockReading, Readable, Reading
 from .running_stats import Transaction, transaction
 from .staging import Consumer, run_stage
-from .transition import Transition
+from .transition import FusableTransition
 from .validation import check_input
 
 
@@ -135,18 +135,18 @@ class _TrunkReading(NamedTuple):
 
 def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
     """The step that begins with child i."""
-    block = _fused(children[i], DenseBlock)
+    block = _fused(children[i])
     if isinstance(block, BlockReading):
         if i + 1 < len(children):
             following = children[i + 1]
-            if _fused(following, Transition) is not None:
-                assert isinstance(following, Transition)
+            if isinstance(following, FusableTransition) and _fused(following) is not None:
                 return _Step(i + 2, block=block, consumer=following.consumer())
             if pooled and i + 2 == len(children) and why_not_norm(following) is None:
                 return _Step(i + 2, block=block, consumer=Consumer.of("head", following))
         return _Step(i + 1, block=block)
-    if _is_stem(children[i : i + 3]):
-        return _Step(i + 3, consumer=Consumer.of("stem", children[i]))
+    behind = _behind_stem(children, i)
+    if behind is not None:
+        return _Step(behind, consumer=Consumer.of("stem", children[i]))
     return _Step(i + 1, called=children[i])
 
 
@@ -160,10 +160,10 @@ def relu_pool(x: Tensor, *producers: nn.Module) -> Tensor:
     return torch.flatten(F.adaptive_avg_pool2d(F.relu(x, inplace), (1, 1)), 1)
 
 
-def _fused(module: nn.Module, cls: type[Fusable]) -> Reading | None:
-    """The reading of `module` if it is a `cls` that runs fused and whose call nobody watches; warns where its layers
+def _fused(module: nn.Module) -> Reading | None:
+    """The reading of a block or transition that runs fused and whose call nobody watches; warns where its layers
     forbid it."""
-    if isinstance(module, cls) and why_not(module, cls) is None:
+    if isinstance(module, FusableBlock | FusableTransition) and why_not(module, Fusable) is None:
         return module.fusable()
     return None
 
@@ -179,12 +179,16 @@ def _is_seen_by_a_stage_alone(module: nn.Module, x: Tensor) -> TypeGuard[nn.Conv
     )
 
 
-def _is_stem(modules: Sequence[nn.Module]) -> bool:
-    """Whether these are a stock BN, ReLU and 3x3 max pooling."""
+def _behind_stem(children: Sequence[nn.Module], i: int) -> int | None:
+    """The number of the child behind a BN, ReLU and 3x3 max pooling that begin with child i, or None."""
+    if why_not_norm(children[i]) is not None:
+        return None
+    rest = children[i + 1 : i + 2 if has_activation(children[i]) else i + 3]
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
-    return (
-        len(modules) == 3
-        and why_not_norm(modules[0]) is None
-        and why_not(modules[1], nn.ReLU) is None
-        and why_not_pool(modules[2], nn.MaxPool2d, **pool) is None
-    )
+    relu_and_pool = [
+        *[lambda m: why_not(m, nn.ReLU)] * (0 if has_activation(children[i]) else 1),
+        lambda m: why_not_pool(m, nn.MaxPool2d, **pool),
+    ]
+    if len(rest) < len(relu_and_pool) or any(why(m) for why, m in zip(relu_and_pool, rest, strict=True)):
+        return None
+    return i + 1 + len(rest)

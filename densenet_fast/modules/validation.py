@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import stage
-from .block import DenseBlock
+from .block import FusableBlock
 from .eligibility import why_not, why_not_norm
-from .transition import Transition
+from .transition import FusableTransition
 
 
 def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int]]) -> None:
@@ -54,7 +54,7 @@ def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int
 def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Module, int, int]]:
     """Each child with the image size at its input, as far as the children are known."""
     for name, module in trunk.named_children():
-        parts = [*module.children()] if _is_stock(module, Transition) else [module]
+        parts = [*module.children()] if _is_stock(module, FusableTransition) else [module]
         if not all(_is_stock(part, *_SIZED) or why_not_norm(part) is None for part in parts):
             return
         yield name, module, h, w
@@ -66,7 +66,7 @@ def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Modul
     yield "the last module", nn.Identity(), h, w
 
 
-_SIZED = (DenseBlock, nn.ReLU, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # whose output's size can be told
+_SIZED = (FusableBlock, nn.ReLU, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # whose output's size can be told
 
 
 def _is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:

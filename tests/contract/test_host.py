@@ -89,7 +89,7 @@ def seen_through(backend, monkeypatch):
 
 def mixed_momenta_and_dropout(model):
     mixed_momenta(model)
-    for layer in model.features.denseblock1.layers():
+    for layer in model.features.denseblock1.values():
         layer.drop_rate = 0.2
 
 

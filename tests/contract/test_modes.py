@@ -26,8 +26,8 @@ def test_frozen_parts_of_a_layer(backend, frozen, training):
 
     def freeze(model):
         model.train(training)
-        for layer in model.features.denseblock1.layers():
-            parts = [layer.conv1], [layer.conv2], layer.norms
+        for layer in model.features.denseblock1.values():
+            parts = [layer.conv1], [layer.conv2], [layer.norm1, layer.norm2]
             for part, freezes in zip(parts, frozen, strict=True):
                 for module in part:
                     module.requires_grad_(not freezes)

@@ -48,7 +48,7 @@ def test_running_statistics_move_once_for_each_training_forward(backend):
 
 def test_a_shared_norm_is_updated_for_each_use(backend):
     def share(model):
-        first, second = model.features.denseblock1.layers()
+        first, second = model.features.denseblock1.values()
         second.norm2 = first.norm2
 
     nets = trio(backend, share, TWO_LAYERS)

@@ -1,0 +1,103 @@
+"""Other libraries' dense blocks and transitions that run fused: the same objects, of a class made for theirs.
+
+A converted part is of a subclass of its own class, which finds its fused run before it: children, parameters, buffers,
+hooks and the library's methods stay where they are, and its plain run is the library's forward.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..modules import Fusable, Trunk
+from ..modules.block import FusableBlock
+from ..modules.transition import FusableTransition
+from ..modules.views import LayerView, TransitionView
+from .libraries import Library, recomputes, view_of_transition
+
+_OWN = ("backend", "_warned", "_reading", "_recompute")  # attributes that a conversion adds
+
+
+class Converted(Fusable):
+    """What converted blocks and transitions share."""
+
+    stock: type[nn.Module]  # the class that the part had
+    library: Library
+    kind: str  # "dense block" or "transition"
+
+    def plain(self, x: Tensor) -> Tensor:
+        return self.stock.forward(self, x)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuilt, (self.stock, self.library, self.kind), self.__getstate__()
+
+
+class ConvertedBlock(Converted, FusableBlock):
+    _recompute: bool
+
+    @property
+    def efficient(self) -> bool:
+        """Whether to recompute the bottleneck outputs: as the block was told, or as any layer was."""
+        return self._recompute or any(map(recomputes, self.children()))
+
+    @efficient.setter
+    def efficient(self, efficient: bool) -> None:
+        self._recompute = efficient
+
+    def view(self, layer: nn.Module) -> LayerView | str:
+        return self.library.view_layer(layer)
+
+
+class ConvertedTransition(Converted, FusableTransition):
+    def view(self) -> TransitionView | str:
+        return view_of_transition(self)
+
+
+class ConvertedTrunk(Trunk):
+    """An nn.Sequential of converted parts."""
+
+
+_classes: dict[tuple[type[nn.Module], str, str], type[Converted]] = {}
+
+
+def _converted_class(stock: type[nn.Module], library: Library, kind: str) -> type[Converted]:
+    base = ConvertedBlock if kind == "dense block" else ConvertedTransition
+    namespace = {"stock": stock, "library": library, "kind": kind, "__module__": __name__, "__doc__": stock.__doc__}
+    made = type(f"Fused{stock.__name__.lstrip('_')}", (base, stock), namespace)
+    return _classes.setdefault((stock, library.name, kind), made)
+
+
+def _rebuilt(stock: type[nn.Module], library: Library, kind: str) -> nn.Module:
+    """An empty converted part, for copies and for pickled models."""
+    cls = _converted_class(stock, library, kind)
+    return cls.__new__(cls)
+
+
+def change(
+    part: Any, library: Library, kind: str, cls: type[nn.Module], *, efficient: bool, backend: str
+) -> str | None:
+    """Make a converted one of a library's block or transition, which derives from `cls`; or the reason why it cannot
+    run fused, and it stays as it was."""
+    if "forward" in part.__dict__ or type(part).forward is not cls.forward:
+        return f"its forward is not {cls.__name__}'s"
+    part.__class__ = _converted_class(type(part), library, kind)
+    part.backend, part._warned = backend, set()
+    if isinstance(part, ConvertedBlock):
+        part.efficient = efficient
+    reason = part.reading().why_plain
+    if reason is not None:
+        change_back(part)
+    return reason
+
+
+def change_trunk(trunk: Any, backend: str) -> None:
+    trunk.__class__ = ConvertedTrunk
+    trunk.backend = backend
+
+
+def change_back(module: Any) -> None:
+    """Undo `change` and `change_trunk`; other modules stay as they are."""
+    if isinstance(module, Converted | ConvertedTrunk):
+        part: Any = module
+        part.__class__ = nn.Sequential if isinstance(module, ConvertedTrunk) else module.stock
+        for name in _OWN:
+            part.__dict__.pop(name, None)
