@@ -39,7 +39,7 @@ ROOMS = {
         {"trunk"},
         {"__init__"},
     ],
-    "conversion": [{"libraries"}, {"parts"}, {"__init__"}],
+    "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
 }
 
 

@@ -2,10 +2,10 @@
 
     print(densenet_fast.convert(model))
 
-libraries.py says how each library writes a DenseNet's parts, parts.py what becomes of them.
+libraries.py says how each library writes a DenseNet's parts, trial.py tells whether a class that none of them has is a
+dense block, parts.py what becomes of them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +15,9 @@ from .. import backends
 from ..modules import Fusable, Trunk
 from ..modules.block import FusableBlock
 from ..modules.transition import FusableTransition
-from .libraries import library_of
-from .parts import Converted, ConvertedTrunk, change, change_back, change_trunk
+from .libraries import Library, is_transition, known_library
+from .parts import Converted, change_back, change_block, change_transition, change_trunk, is_converted
+from .trial import is_candidate, tried_library
 
 __all__ = ["Part", "Report", "convert", "revert"]
 
@@ -28,13 +29,13 @@ class Part:
     Attributes:
         name: in `model.named_modules()`.
         kind: "dense block", "transition" or "trunk", the nn.Sequential that they are children of.
-        library: whose class it is; "torch" for a trunk.
+        package: whose class it is; "torch" for a trunk.
         why_left: why it was left as it was, as a clause; None if it is converted.
     """
 
     name: str
     kind: str
-    library: str
+    package: str
     why_left: str | None = None
 
 
@@ -54,7 +55,7 @@ class Report(tuple[Part, ...]):
     def __str__(self) -> str:
         if not self:
             return "no dense blocks of a library that convert() knows"
-        rows = [(p.name, p.kind, p.library, "converted" if p.why_left is None else f"left: {p.why_left}") for p in self]
+        rows = [(p.name, p.kind, p.package, "converted" if p.why_left is None else f"left: {p.why_left}") for p in self]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{len(self.converted)} of {len(self)} parts run fused"])
@@ -94,11 +95,15 @@ def convert(
     if on_unsupported not in ("leave", "raise"):
         raise ValueError(f"on_unsupported: got {on_unsupported!r}, expected 'leave' or 'raise'")
     backends.check_name(backend)
-    new: list[nn.Module] = []
-    report = Report(_convert_parts(model, new, efficient=efficient, backend=backend))
+    before = {id(module) for module in model.modules() if is_converted(module)}
+    modules = list(model.named_modules())
+    parts = [_convert_part(name, module, efficient, backend) for name, module in modules]
+    parts = [_convert_trunk(name, module, backend) or part for (name, module), part in zip(modules, parts, strict=True)]
+    report = Report(part for part in parts if part is not None)
     if on_unsupported == "raise" and (report.left or not report):
-        for module in new:
-            change_back(module)
+        for module in model.modules():
+            if id(module) not in before:
+                change_back(module)
         raise ValueError(f"cannot convert all of {type(model).__name__}:\n{report}")
     return report
 
@@ -113,27 +118,28 @@ def revert(model: nn.Module) -> None:
         change_back(module)
 
 
-def _convert_parts(model: nn.Module, new: list[nn.Module], *, efficient: bool, backend: str) -> Iterator[Part]:
-    """Convert what can be, and then the trunks; `new` takes the modules that have changed."""
-    parts: dict[str, Part] = {}
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        known = library_of(module)
-        if isinstance(module, FusableBlock | FusableTransition):
-            kind = "dense block" if isinstance(module, FusableBlock) else "transition"
-            parts[name] = Part(name, kind, module.library.name if isinstance(module, Converted) else "densenet_fast")
-        elif known is not None:
-            library, kind, cls = known
-            reason = change(module, library, kind, cls, efficient=efficient, backend=backend)
-            parts[name] = Part(name, kind, library.name, reason)
-            if reason is None:
-                new.append(module)
-    for name, module in modules.items():
-        if not any(isinstance(child, Fusable) for child in module.children()):
-            continue
-        if type(module) is nn.Sequential:
-            change_trunk(module, backend)
-            new.append(module)
-        if isinstance(module, Trunk):
-            parts[name] = Part(name, "trunk", "torch" if isinstance(module, ConvertedTrunk) else "densenet_fast")
-    return (parts[name] for name in modules if name in parts)
+def _convert_part(name: str, module: nn.Module, efficient: bool, backend: str) -> Part | None:
+    """Convert a dense block or a transition, if `module` is one."""
+    library: Library | str | None
+    if isinstance(module, FusableBlock | FusableTransition):
+        return Part(name, "dense block" if isinstance(module, FusableBlock) else "transition", _package(module))
+    if is_transition(module):
+        return Part(name, "transition", _package(module), change_transition(module, backend))
+    library = known_library(module) or (tried_library(module) if is_candidate(module) else None)
+    if library is None:
+        return None
+    why_left = library if isinstance(library, str) else change_block(module, library, efficient, backend)
+    return Part(name, "dense block", _package(module), why_left)
+
+
+def _convert_trunk(name: str, module: nn.Module, backend: str) -> Part | None:
+    """Convert an nn.Sequential of converted parts, if `module` is one."""
+    if type(module) is nn.Sequential and any(isinstance(child, Fusable) for child in module.children()):
+        change_trunk(module, backend)
+    return Part(name, "trunk", _package(module)) if isinstance(module, Trunk) else None
+
+
+def _package(module: nn.Module) -> str:
+    """The package that a module's class comes from, before its conversion."""
+    stock = module.stock if isinstance(module, Converted) else nn.Sequential if is_converted(module) else type(module)
+    return stock.__module__.partition(".")[0]

@@ -1,6 +1,7 @@
-"""How other libraries write a DenseNet's parts, each over the one view of a layer that the fused path has.
+"""How other libraries write a dense block, each over the one view of a layer that the fused path has.
 
-No library is imported: a part is known by the module and name of a class that it is, or that it derives from.
+No library is imported: a part is known by module and name of a class that it is, or that it derives from. A block of
+another class, such as a project's own copy of a DenseNet, is known if it computes what a dense block does (trial.py).
 """
 
 from collections.abc import Callable
@@ -8,49 +9,53 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.eligibility import has_activation, why_not
+from ..modules.eligibility import has_activation, runs_as, why_not
 from ..modules.views import LayerView, TransitionView, view_layer, view_transition
 
 _LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
 
 
 class Library(NamedTuple):
-    name: str
-    module: str  # in which its classes are
-    block: str
+    block: str  # "module:class"
     layer: str
-    transition: str
     view: Callable[[Any], LayerView | str]  # of a layer that runs as the library's class; reasons as view_layer's
+
+    def runs(self, block: nn.Module) -> bool:
+        """Whether calling `block` does what calling one of the library's does."""
+        cls = _class_of(block, self.block)
+        return cls is not None and runs_as(block, cls)
 
     def view_layer(self, layer: nn.Module) -> LayerView | str:
         """A layer in its present mode, or why it cannot run fused, in words that follow its name."""
-        cls = _base(layer, self.module, self.layer)
-        reason = f"is {type(layer).__name__}, not {self.layer}" if cls is None else why_not(layer, cls)
-        if reason is not None:
-            return f" {reason}"
-        return self.view(layer)
+        cls = _class_of(layer, self.layer)
+        if cls is None:
+            return f" is {type(layer).__name__}, not {self.layer.partition(':')[2]}"
+        reason = why_not(layer, cls)
+        return self.view(layer) if reason is None else f" {reason}"
 
 
-def library_of(module: nn.Module) -> tuple[Library, str, type[nn.Module]] | None:
-    """Whose dense block or transition `module` is: the library, "dense block" or "transition", and the class."""
-    for library in LIBRARIES:
-        for kind, name in ("dense block", library.block), ("transition", library.transition):
-            cls = _base(module, library.module, name)
-            if cls is not None:
-                return library, kind, cls
-    return None
+def name_of(cls: type) -> str:
+    """As `Library.block` and `Library.layer` have it."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _base(module: nn.Module, library: str, name: str) -> type[nn.Module] | None:
-    """The class `name` of `library` among those that `module` is of."""
-    for cls in type(module).__mro__:
-        if cls.__name__ == name and cls.__module__ == library:
-            return cls
-    return None
+def _class_of(module: nn.Module, name: str) -> type[nn.Module] | None:
+    """The class of this name that `module` is of."""
+    return next((cls for cls in type(module).__mro__ if name_of(cls) == name), None)
+
+
+def known_library(block: nn.Module) -> Library | None:
+    """The library that `block` is of."""
+    return next((library for library in LIBRARIES if _class_of(block, library.block) is not None), None)
+
+
+def is_transition(module: nn.Module) -> bool:
+    """Whether `module` is written as all libraries write a transition: by its children."""
+    return isinstance(module, nn.Sequential) and {"norm", "conv", "pool"} <= module._modules.keys()
 
 
 def view_of_transition(transition: nn.Module) -> TransitionView | str:
-    """A transition of any of the libraries, all of which are nn.Sequential."""
+    """A transition that runs as nn.Sequential."""
     parts = transition._modules
     names = ["norm", *([] if has_activation(parts.get("norm")) else ["relu"]), "conv", "pool"]
     if list(parts) != names:
@@ -65,7 +70,7 @@ def recomputes(layer: nn.Module) -> bool:
     return bool(own.get("memory_efficient") or own.get("grad_checkpointing") or own.get("efficient"))
 
 
-def _by_names(layer: Any) -> LayerView | str:
+def by_names(layer: Any) -> LayerView | str:
     """A layer whose forward calls its children by their names."""
     view = view_layer(layer._modules, float(layer.drop_rate) if layer.training else 0.0)
     return f".{view}" if isinstance(view, str) else view
@@ -75,7 +80,7 @@ def _in_turn(layer: Any) -> LayerView | str:
     """A layer that is an nn.Sequential."""
     if list(layer._modules) != _LAYER:
         return f" has {', '.join(layer._modules)}, not {', '.join(_LAYER)}"
-    return _by_names(layer)
+    return by_names(layer)
 
 
 def _in_layers(layer: Any) -> LayerView | str:
@@ -96,9 +101,11 @@ def _in_layers(layer: Any) -> LayerView | str:
     return f".layers.{view}" if isinstance(view, str) else view
 
 
+_TORCHVISION, _TIMM = "torchvision.models.densenet", "timm.models.densenet"
+_MONAI, _XRV = "monai.networks.nets.densenet", "torchxrayvision.models"
 LIBRARIES = (
-    Library("torchvision", "torchvision.models.densenet", "_DenseBlock", "_DenseLayer", "_Transition", _by_names),
-    Library("timm", "timm.models.densenet", "DenseBlock", "DenseLayer", "DenseTransition", _by_names),
-    Library("MONAI", "monai.networks.nets.densenet", "_DenseBlock", "_DenseLayer", "_Transition", _in_layers),
-    Library("torchxrayvision", "torchxrayvision.models", "_DenseBlock", "_DenseLayer", "_Transition", _in_turn),
+    Library(f"{_TORCHVISION}:_DenseBlock", f"{_TORCHVISION}:_DenseLayer", by_names),
+    Library(f"{_TIMM}:DenseBlock", f"{_TIMM}:DenseLayer", by_names),
+    Library(f"{_MONAI}:_DenseBlock", f"{_MONAI}:_DenseLayer", _in_layers),
+    Library(f"{_XRV}:_DenseBlock", f"{_XRV}:_DenseLayer", _in_turn),
 )

@@ -10,28 +10,29 @@ from torch import Tensor, nn
 
 from ..modules import Fusable, Trunk
 from ..modules.block import FusableBlock
+from ..modules.eligibility import runs_as
 from ..modules.transition import FusableTransition
 from ..modules.views import LayerView, TransitionView
 from .libraries import Library, recomputes, view_of_transition
 
-_OWN = ("backend", "_warned", "_reading", "_recompute")  # attributes that a conversion adds
+_ADDED = ("backend", "_warned", "_reading", "_recompute")  # attributes that a conversion adds
 
 
 class Converted(Fusable):
     """What converted blocks and transitions share."""
 
     stock: type[nn.Module]  # the class that the part had
-    library: Library
-    kind: str  # "dense block" or "transition"
+    library: Library | None  # of a block
 
     def plain(self, x: Tensor) -> Tensor:
         return self.stock.forward(self, x)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuilt, (self.stock, self.library, self.kind), self.__getstate__()
+        return _rebuilt, (self.stock, self.library), self.__getstate__()
 
 
 class ConvertedBlock(Converted, FusableBlock):
+    library: Library
     _recompute: bool
 
     @property
@@ -56,34 +57,42 @@ class ConvertedTrunk(Trunk):
     """An nn.Sequential of converted parts."""
 
 
-_classes: dict[tuple[type[nn.Module], str, str], type[Converted]] = {}
+_classes: dict[tuple[type[nn.Module], Library | None], type[Converted]] = {}
 
 
-def _converted_class(stock: type[nn.Module], library: Library, kind: str) -> type[Converted]:
-    base = ConvertedBlock if kind == "dense block" else ConvertedTransition
-    namespace = {"stock": stock, "library": library, "kind": kind, "__module__": __name__, "__doc__": stock.__doc__}
+def _converted_class(stock: type[nn.Module], library: Library | None) -> type[Converted]:
+    base = ConvertedTransition if library is None else ConvertedBlock
+    namespace = {"stock": stock, "library": library, "__module__": __name__, "__doc__": stock.__doc__}
     made = type(f"Fused{stock.__name__.lstrip('_')}", (base, stock), namespace)
-    return _classes.setdefault((stock, library.name, kind), made)
+    return _classes.setdefault((stock, library), made)
 
 
-def _rebuilt(stock: type[nn.Module], library: Library, kind: str) -> nn.Module:
+def _rebuilt(stock: type[nn.Module], library: Library | None) -> nn.Module:
     """An empty converted part, for copies and for pickled models."""
-    cls = _converted_class(stock, library, kind)
+    cls = _converted_class(stock, library)
     return cls.__new__(cls)
 
 
-def change(
-    part: Any, library: Library, kind: str, cls: type[nn.Module], *, efficient: bool, backend: str
-) -> str | None:
-    """Make a converted one of a library's block or transition, which derives from `cls`; or the reason why it cannot
-    run fused, and it stays as it was."""
-    if "forward" in part.__dict__ or type(part).forward is not cls.forward:
-        return f"its forward is not {cls.__name__}'s"
-    part.__class__ = _converted_class(type(part), library, kind)
+def change_block(block: nn.Module, library: Library, efficient: bool, backend: str) -> str | None:
+    """Make a converted one of a library's block, or tell why it cannot run fused; it stays as it was then."""
+    if not library.runs(block):
+        return f"its forward is not {library.block.partition(':')[2]}'s"
+    return _change(block, library, efficient, backend)
+
+
+def change_transition(transition: nn.Module, backend: str) -> str | None:
+    """Make a converted one of a transition, or tell why it cannot run fused; it stays as it was then."""
+    if not runs_as(transition, nn.Sequential):
+        return "its forward is not nn.Sequential's"
+    return _change(transition, None, False, backend)
+
+
+def _change(part: Any, library: Library | None, efficient: bool, backend: str) -> str | None:
+    part.__class__ = _converted_class(type(part), library)
     part.backend, part._warned = backend, set()
     if isinstance(part, ConvertedBlock):
         part.efficient = efficient
-    reason = part.reading().why_plain
+    reason: str | None = part.reading().why_plain
     if reason is not None:
         change_back(part)
     return reason
@@ -94,10 +103,14 @@ def change_trunk(trunk: Any, backend: str) -> None:
     trunk.backend = backend
 
 
+def is_converted(module: nn.Module) -> bool:
+    return isinstance(module, Converted | ConvertedTrunk)
+
+
 def change_back(module: Any) -> None:
     """Undo `change` and `change_trunk`; other modules stay as they are."""
-    if isinstance(module, Converted | ConvertedTrunk):
+    if is_converted(module):
         part: Any = module
         part.__class__ = nn.Sequential if isinstance(module, ConvertedTrunk) else module.stock
-        for name in _OWN:
+        for name in _ADDED:
             part.__dict__.pop(name, None)

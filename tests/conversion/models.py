@@ -1,0 +1,64 @@
+"""Small models of every library that convert() knows, as published: `MODELS[name]()`, and what images they take."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torchxrayvision
+from monai.networks.nets import DenseNet as Monai
+from timm.layers import BlurPool2d, freeze_batch_norm_2d
+from timm.models.densenet import DenseNet as Timm
+from torch import Tensor, nn
+from torchvision.models import DenseNet as Torchvision
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from . import copies
+
+BLOCKS = (2, 3, 2, 2)
+
+
+class Case(NamedTuple):
+    build: Callable[[], nn.Module]
+    channels: int = 3
+    parts: int = 8  # trunk, blocks and transitions
+    moves_twice: bool = False  # running statistics, in a step that recomputes
+
+    def images(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(3, self.channels, 64, 64, dtype=dtype)
+
+
+def _frozen_torchvision() -> nn.Module:
+    """As detection backbones have it."""
+    model = Torchvision(8, BLOCKS, 16, num_classes=5)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                frozen = FrozenBatchNorm2d(child.num_features)
+                frozen.running_mean.normal_()
+                frozen.running_var.uniform_(0.5, 2)
+                setattr(module, name, frozen)
+    return model
+
+
+MODELS = {
+    "torchvision": Case(lambda: Torchvision(8, BLOCKS, 16, num_classes=5)),
+    "torchvision, wide": Case(lambda: Torchvision(12, (3, 2), 24, bn_size=2, num_classes=5), parts=4),
+    "torchvision, frozen norms": Case(_frozen_torchvision),
+    "timm": Case(lambda: Timm(8, BLOCKS, num_classes=5)),
+    "timm, deep stem": Case(lambda: Timm(8, BLOCKS, num_classes=5, stem_type="deep_tiered")),
+    "timm, blur pool": Case(lambda: Timm(8, BLOCKS, num_classes=5, aa_layer=BlurPool2d)),
+    "timm, frozen norms": Case(lambda: freeze_batch_norm_2d(Timm(8, BLOCKS, num_classes=5))),
+    "timm, features only": Case(lambda: timm.create_model("densenet121", features_only=True), parts=7),
+    "monai": Case(lambda: Monai(2, 1, 5, 16, 8, BLOCKS), channels=1),
+    "monai, three channels": Case(lambda: Monai(2, 3, 5, 24, 12, (3, 2), bn_size=2), parts=4),
+    "torchxrayvision": Case(lambda: torchxrayvision.models.DenseNet(8, BLOCKS, 16, in_channels=1), channels=1),
+    "torchxrayvision, wide": Case(
+        lambda: torchxrayvision.models.DenseNet(12, (3, 2, 2), 24, bn_size=2, in_channels=1), channels=1, parts=6
+    ),
+    "smp, Unet": Case(lambda: smp.Unet("densenet121", encoder_weights=None)),
+    "smp, FPN": Case(lambda: smp.FPN("densenet169", encoder_weights=None, decoder_dropout=0)),
+    "a copy": Case(copies.net, parts=4),
+    "a copy that recomputes": Case(lambda: copies.net(efficient=True), parts=4, moves_twice=True),
+}

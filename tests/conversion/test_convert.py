@@ -1,0 +1,291 @@
+"""convert() against every library as published: numbers, identity of what users hold, the libraries' own methods."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import densenet_fast
+from benchmarks.memory import measure
+from densenet_fast.modules import Fusable, Trunk
+
+from . import copies
+from .models import BLOCKS, MODELS, Monai, Timm, Torchvision, smp, torchxrayvision
+
+MODES = {"train": lambda model: model.train(), "eval": lambda model: model.eval()}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    return MODELS[request.param]
+
+
+def relative(ours, theirs) -> float:
+    """The largest difference of two lists of tensors, each relative to the tensor's norm."""
+    return max(
+        (torch.linalg.vector_norm(a - b) / (torch.linalg.vector_norm(b) + 1e-12)).item()
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def outputs(model, x) -> list[torch.Tensor]:
+    y = model(x)
+    return list(y) if isinstance(y, list | tuple) else [y]
+
+
+def step(model, x) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs, and the gradients of all parameters, taken together."""
+    y = outputs(model, x)
+    sum(each.square().mean() for each in y).backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return [each.detach().clone() for each in y], [torch.cat(gradients)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_outputs_gradients_and_steps_are_the_librarys(case, mode, recwarn):
+    stock = MODES[mode](case.build().double())
+    ours = copy.deepcopy(stock)
+    report = densenet_fast.convert(ours, on_unsupported="raise")
+    assert len(report.converted) == len(report) == case.parts, report
+    x = case.images()
+    with torch.no_grad():  # before any statistics have moved
+        assert relative(outputs(copy.deepcopy(ours), x), outputs(copy.deepcopy(stock), x)) <= 1e-10
+    optimizers = [torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9) for model in (ours, stock)]
+    for i in range(3):
+        (y, dy), (exact, dexact) = (step(model, x) for model in (ours, stock))
+        if i == 0:
+            assert relative(y, exact) <= 1e-10
+            assert relative(dy, dexact) <= 1e-9
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert relative(*[[torch.cat([p.flatten() for p in m.parameters()])] for m in (ours, stock)]) <= 1e-8
+    if not case.moves_twice:
+        moved = [
+            [b for name, b in model.named_buffers() if b.is_floating_point() and "op_threshs" not in name]
+            for model in (ours, stock)
+        ]
+        assert relative(*moved) <= 1e-8
+    assert not [w for w in recwarn if "plain layers" in str(w.message)]
+
+
+def test_native_kernels_are_as_exact_as_the_librarys_layers(case):
+    stock = case.build().train()
+    ours, exact = copy.deepcopy(stock), copy.deepcopy(stock).double()
+    densenet_fast.convert(ours, backend="native")
+    x = case.images()
+    (y, dy), (z, dz), (y64, dy64) = step(ours, x.float()), step(stock, x.float()), step(exact, x)
+    assert relative(y, y64) <= 2 * relative(z, y64)
+    assert relative(dy, dy64) <= 2 * relative(dz, dy64)
+
+
+def test_everything_that_users_hold_stays(case):
+    """Module, parameter and buffer objects, keys and their order, hooks, mode, dtype; the state of an optimizer."""
+    model = case.build().double().eval()
+    blocks = [m for n, m in model.named_modules() if n.rpartition(".")[2].startswith(("denseblock", "features_denseb"))]
+    seen = []
+    handles = [block.register_forward_hook(lambda m, args, y: seen.append(m)) for block in blocks]
+    held = list(model.modules()), list(model.parameters()), list(model.buffers())
+    keys, names = list(model.state_dict()), [name for name, _ in model.named_modules()]
+    densenet_fast.convert(model, on_unsupported="raise")
+    after = list(model.modules()), list(model.parameters()), list(model.buffers())
+    for before, now in zip(held, after, strict=True):
+        assert len(before) == len(now)
+        assert all(a is b for a, b in zip(before, now, strict=True))
+    assert keys == list(model.state_dict())
+    assert names == [name for name, _ in model.named_modules()]
+    assert not any(m.training for m in model.modules())
+    with torch.no_grad():
+        model(case.images())
+    assert seen == blocks
+    for handle in handles:
+        handle.remove()
+
+
+def test_copies_and_pickled_models_stay_converted(case):
+    model = case.build().eval()
+    report = densenet_fast.convert(model)
+    x = case.images(torch.float32)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    with torch.no_grad():
+        expected = outputs(model, x)
+        for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+            assert densenet_fast.convert(other) == report
+            assert sum(isinstance(m, Fusable) for m in other.modules()) >= case.parts - 1
+            assert all(map(torch.equal, outputs(other, x), expected))
+
+
+def test_converting_twice_changes_nothing_and_reverting_undoes_it(case):
+    model = case.build().double().eval()
+    x = case.images()
+    stock, state = [type(m) for m in model.modules()], [set(m.__dict__) for m in model.modules()]
+    with torch.no_grad():
+        expected = outputs(model, x)
+        report = densenet_fast.convert(model, efficient=True, backend="eager")
+        converted = [type(m) for m in model.modules()]
+        assert densenet_fast.convert(model) == report
+        assert [type(m) for m in model.modules()] == converted
+        assert {m.backend for m in model.modules() if isinstance(m, Fusable | Trunk)} == {"eager"}
+        model(x)
+        densenet_fast.revert(model)
+        assert [type(m) for m in model.modules()] == stock
+        assert [set(m.__dict__) for m in model.modules()] == state
+        assert all(map(torch.equal, outputs(model, x), expected))
+
+
+@pytest.mark.parametrize(
+    ("build", "channels"),
+    [
+        (lambda: Torchvision(num_classes=18), 3),
+        (lambda: Timm(32, (6, 12, 24, 16), num_classes=18), 3),
+        (lambda: torchxrayvision.models.DenseNet(weights=None), 1),
+        (lambda: Monai(2, 1, 18), 1),
+    ],
+    ids=["torchvision", "timm", "torchxrayvision", "monai"],
+)
+def test_kept_bytes_of_densenet121_at_224(build, channels):
+    """At least 4.5 times fewer than stock; 128 MB an image in all four libraries."""
+    model, x = build(), torch.randn(2, channels, 224, 224)
+    stock = measure(model, x).live
+    densenet_fast.convert(model)
+    assert stock / measure(model, x).live >= 4.5
+
+
+def test_recomputation_follows_the_librarys_own_words():
+    """torchvision's memory_efficient, timm's set_grad_checkpointing, also after the conversion."""
+    model = Torchvision(8, (2, 2), 16, memory_efficient=True)
+    densenet_fast.convert(model)
+    assert model.features.denseblock1.efficient
+    model = Timm(8, (2, 2))
+    densenet_fast.convert(model)
+    assert not model.features.denseblock1.efficient
+    x = torch.randn(2, 3, 64, 64)
+    kept = measure(model, x).live
+    model.set_grad_checkpointing()
+    assert measure(model, x).live < kept
+    assert densenet_fast.convert(Timm(8, (2, 2)), efficient=True).converted
+
+
+def test_timms_methods():
+    model = Timm(8, BLOCKS, num_classes=5).double().eval()
+    stock = copy.deepcopy(model)
+    densenet_fast.convert(model)
+    x = torch.randn(2, 3, 64, 64).double()
+    with torch.no_grad():
+        assert relative([model.forward_features(x)], [stock.forward_features(x)]) <= 1e-10
+        theirs = stock.forward_intermediates(x, indices=3, stop_early=True, intermediates_only=True)
+        ours = model.forward_intermediates(x, indices=3, stop_early=True, intermediates_only=True)
+        assert relative(ours, theirs) <= 1e-10
+        for each in (model, stock):
+            each.reset_classifier(3)
+            nn.init.ones_(each.classifier.weight)
+            nn.init.ones_(each.classifier.bias)
+            each.double()
+        assert relative([model(x)], [stock(x)]) <= 1e-10
+        for each in (model, stock):
+            each.prune_intermediate_layers(2)
+        assert relative([model.forward_features(x)], [stock.forward_features(x)]) <= 1e-10
+    assert model.feature_info == stock.feature_info
+    assert model.group_matcher() == stock.group_matcher()
+
+
+def test_xrays_features_and_smps_taps():
+    model = torchxrayvision.models.DenseNet(8, BLOCKS, 16, in_channels=1).double().eval()
+    stock = copy.deepcopy(model)
+    densenet_fast.convert(model)
+    x = torch.randn(2, 1, 64, 64).double()
+    with torch.no_grad():
+        assert relative([model.features2(x)], [stock.features2(x)]) <= 1e-10
+        encoder = smp.encoders.get_encoder("densenet121", weights=None, depth=5).double().eval()
+        theirs = encoder(x.expand(-1, 3, -1, -1))
+        densenet_fast.convert(encoder)
+        assert relative(encoder(x.expand(-1, 3, -1, -1)), theirs) <= 1e-10
+
+
+def test_what_cannot_run_fused_is_left_or_an_error():
+    model = Torchvision(8, BLOCKS, 16, num_classes=5)
+    model.features.denseblock2.denselayer1.norm1 = nn.GroupNorm(4, 16)
+    model.features.transition3.pool = nn.MaxPool2d(2)
+    classes = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match=r"denseblock2 .* left: denselayer1\.norm1 is GroupNorm, not BatchNorm2d"):
+        densenet_fast.convert(model, on_unsupported="raise")
+    assert [type(m) for m in model.modules()] == classes
+    report = densenet_fast.convert(model)
+    assert [part.name for part in report.left] == ["features.denseblock2", "features.transition3"]
+    assert str(report).endswith("6 of 8 parts run fused")
+    assert "features.transition3  transition   torchvision  left: pool is MaxPool2d, not AvgPool2d" in str(report)
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert densenet_fast.convert(model) == report
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match="cannot convert all"):  # what was converted before stays so
+        densenet_fast.convert(model, on_unsupported="raise")
+    assert [type(m) for m in model.modules()] == before
+
+
+def test_options_are_checked_before_anything_changes():
+    model = Torchvision(8, (2,), 16)
+    for options, error, words in [
+        ({"backend": "cuda"}, ValueError, "backend"),
+        ({"on_unsupported": "ignore"}, ValueError, "on_unsupported: got 'ignore', expected 'leave' or 'raise'"),
+    ]:
+        with pytest.raises(error, match=words):
+            densenet_fast.convert(model, **options)
+    with pytest.raises(TypeError, match=r"model: got list, expected a torch\.nn\.Module"):
+        densenet_fast.convert([model])
+    assert not any(isinstance(m, Fusable | Trunk) for m in model.modules())
+
+
+def test_a_model_without_dense_blocks():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    assert str(densenet_fast.convert(model)) == "no dense blocks of a library that convert() knows"
+    with pytest.raises(ValueError, match="no dense blocks"):
+        densenet_fast.convert(model, on_unsupported="raise")
+    assert type(model) is nn.Sequential
+
+
+def test_our_own_models_are_converted_already():
+    model = densenet_fast.DenseNet(4, (2, 2), efficient=True, backend="eager")
+    report = densenet_fast.convert(model)
+    assert {part.package for part in report} == {"densenet_fast"}
+    assert model.features.denseblock1.efficient
+    densenet_fast.revert(model)
+    assert isinstance(model.features, Trunk)
+
+
+@pytest.mark.parametrize(
+    ("block", "options", "words"),
+    [
+        (copies.ScaledBlock, {}, "tried on numbers, it is no dense block: relative difference"),
+        (copies.DropsChannelsBlock, {"drop_rate": 0.3}, "tried on numbers, it is no dense block: relative difference"),
+    ],
+)
+def test_what_only_looks_like_a_dense_block_is_left(block, options, words):
+    model = copies.net(block, **options)
+    report = densenet_fast.convert(model)
+    assert [words in part.why_left for part in report.left] == [True, True]
+    assert type(model[0].denseblock1) is block
+
+
+def test_a_copy_with_dropout_is_known_by_trial():
+    model = copies.net(drop_rate=0.3).double()
+    x = torch.randn(2, 3, 16, 16).double()
+    state = torch.get_rng_state()
+    assert not densenet_fast.convert(model).left
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(model(x), model(x))
+    stock = copy.deepcopy(model.eval())
+    densenet_fast.revert(stock)
+    assert relative([model(x)], [stock(x)]) <= 1e-10
+
+
+def test_monais_dropout_of_channels_runs_plain_in_training():
+    model = Monai(2, 1, 5, 16, 8, BLOCKS, dropout_prob=0.2)
+    report = densenet_fast.convert(model)
+    assert report.left[0].why_left == "denselayer1.layers.dropout is Dropout2d, not Dropout"
+    assert not densenet_fast.convert(model.eval()).left
+    with pytest.warns(UserWarning, match="Dropout2d"):
+        model.train()(torch.randn(2, 1, 64, 64))
