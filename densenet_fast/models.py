@@ -25,7 +25,8 @@ class DenseNet(nn.Module):
         num_init_features: channels of the first convolution.
         bn_size: bottleneck width in units of k; None for layers without bottleneck (DenseNet without -B).
         drop_rate: dropout probability behind each layer.
-        num_classes: outputs of the classifier; None: 10 for nets of fewer than four blocks, else 1000.
+        num_classes: outputs of the classifier; 0: none, the model returns pooled features; None: 10 for nets of fewer
+            than four blocks, else 1000.
         small_inputs: True for a 3x3 stem (images of about 32x32), False for 7x7, stride 2, and pooling; None: True for
             nets of fewer than four blocks, as in the paper. The last norm is `features.norm_final` with the small stem
             and `features.norm5` with the large one.
@@ -37,6 +38,10 @@ class DenseNet(nn.Module):
             autograd; `set_backend` switches later.
 
     Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W any size the poolings leave a pixel of.
+
+    Attributes:
+        features: the trunk, an nn.Sequential of stem, blocks and transitions, and the last norm.
+        classifier: nn.Linear, or nn.Identity where num_classes is 0.
 
     Raises:
         ValueError: compression outside (0, 1] or so small that it leaves no channel, a count below 1 (layers: below 0),
@@ -70,6 +75,8 @@ class DenseNet(nn.Module):
             raise ValueError(f"compression: got {compression}, expected a number in (0, 1]{hint}")
         if num_init_features < 1:
             raise ValueError(f"num_init_features: got {num_init_features}, expected at least 1")
+        if num_classes is not None and num_classes < 0:
+            raise ValueError(f"num_classes: got {num_classes}, expected at least 0")
         few_blocks = len(block_config) < 4
         small_inputs = few_blocks if small_inputs is None else small_inputs
         num_classes = (10 if few_blocks else 1000) if num_classes is None else num_classes
@@ -94,7 +101,7 @@ class DenseNet(nn.Module):
                 self.features.add_module(f"transition{i}", Transition(channels, kept, backend))
                 channels = kept
         self.features.add_module("norm_final" if small_inputs else "norm5", nn.BatchNorm2d(channels))
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
         self._initialize()
 
     def _initialize(self) -> None:
@@ -104,10 +111,11 @@ class DenseNet(nn.Module):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
                 with torch.no_grad():
                     module.weight.normal_().mul_(math.sqrt(2 / fan_out))
-        nn.init.zeros_(self.classifier.bias)
+        if isinstance(self.classifier, nn.Linear):
+            nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> class scores [N, num_classes]."""
+        """[N, in_channels, H, W] -> class scores [N, num_classes], or pooled features [N, C] without a classifier."""
         features = self.features
         if isinstance(features, Trunk):
             return self.classifier(features.pooled(x))

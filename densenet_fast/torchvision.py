@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from . import models
+from .modules import DenseBlock, DenseLayer, Transition
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -51,7 +52,7 @@ class DenseNet(models.DenseNet):
         num_init_features: channels of the first convolution.
         bn_size: bottleneck width in units of k; None for layers without bottleneck.
         drop_rate: dropout probability behind each layer.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; 0: none, as in `densenet_fast.DenseNet`.
         memory_efficient: recompute the bottleneck outputs in backward; memory is linear in depth either way.
         efficient: the same under densenet_fast's name.
         in_channels: channels of the image.
@@ -95,7 +96,46 @@ class DenseNet(models.DenseNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-        nn.init.zeros_(self.classifier.bias)
+        if isinstance(self.classifier, nn.Linear):
+            nn.init.zeros_(self.classifier.bias)
+
+
+class _DenseLayer(DenseLayer):
+    """A layer with torchvision's arguments; recomputation is its block's business."""
+
+    def __init__(
+        self,
+        num_input_features: int,
+        growth_rate: int,
+        bn_size: int | None,
+        drop_rate: float,
+        memory_efficient: bool = False,
+    ):
+        super().__init__(num_input_features, growth_rate, bn_size, drop_rate)
+        self.memory_efficient = memory_efficient
+
+
+class _DenseBlock(DenseBlock):
+    """A block with torchvision's arguments."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_input_features: int,
+        bn_size: int | None,
+        growth_rate: int,
+        drop_rate: float,
+        memory_efficient: bool = False,
+    ):
+        super().__init__(num_layers, num_input_features, bn_size, growth_rate, drop_rate, memory_efficient)
+
+
+_Transition = Transition
+
+
+def _load_state_dict(model: nn.Module, weights: "WeightsEnum", progress: bool) -> None:
+    """Load what an entry of torchvision's weights enums stands for, downloaded and checked by torchvision."""
+    model.load_state_dict(weights.get_state_dict(progress=progress, check_hash=True))
 
 
 def _positional(build: Callable[..., DenseNet]) -> Callable[..., DenseNet]:
@@ -185,7 +225,7 @@ def _densenet(
             "without num_classes and replace model.classifier"
         )
     model = DenseNet(growth_rate, block_config, num_init_features, **kwargs)
-    model.load_state_dict(chosen.get_state_dict(progress=progress, check_hash=True))
+    _load_state_dict(model, chosen, progress)
     return model
 
 

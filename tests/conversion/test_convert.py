@@ -226,6 +226,19 @@ def test_what_cannot_run_fused_is_left_or_an_error():
     assert [type(m) for m in model.modules()] == before
 
 
+def test_an_overridden_forward_and_another_activation_are_left():
+    class Doubled(Torchvision.__init__.__globals__["_DenseBlock"]):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = Torchvision(8, (2, 2), 16, num_classes=5)
+    model.features.denseblock1 = Doubled(2, 16, 4, 8, 0.0)
+    assert densenet_fast.convert(model).left[0].why_left == "its forward is not _DenseBlock's"
+    model = Timm(8, (2, 2), act_layer="silu")
+    reasons = [part.why_left for part in densenet_fast.convert(model).left]
+    assert reasons[:2] == ["denselayer1.norm1 act is SiLU, not ReLU", "norm act is SiLU, not ReLU"]
+
+
 def test_options_are_checked_before_anything_changes():
     model = Torchvision(8, (2,), 16)
     for options, error, words in [

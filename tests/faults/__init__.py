@@ -11,7 +11,7 @@ and is said to be broken. More faults: a `Fault` in one of the lists here, or a 
 
 from typing import NamedTuple
 
-PARTS = ("stage", "modules", "eager", "triton", "native", "cuda")
+PARTS = ("stage", "modules", "conversion", "eager", "triton", "native", "cuda")
 
 
 class Fault(NamedTuple):

@@ -199,8 +199,8 @@ FAULTS = [
     Fault(
         "a hooked block taken for one that nobody watches",
         f"{MODULES}/trunk.py",
-        "if isinstance(module, cls) and why_not(module, cls) is None:",
-        "if isinstance(module, cls):",
+        "if isinstance(module, FusableBlock | FusableTransition) and why_not(module, Fusable) is None:",
+        "if isinstance(module, FusableBlock | FusableTransition):",
         fallback("hooks_on_blocks"),
     ),
     Fault(
