@@ -74,7 +74,11 @@ def why_not_conv(module: nn.Module, kernel: int) -> str | None:
 
 
 def why_not_norm(module: nn.Module) -> str | None:
-    """Why `module` is neither a BatchNorm2d nor torchvision's FrozenBatchNorm2d, which has no parameters."""
+    """Why `module` is neither a BatchNorm2d, a SyncBatchNorm, nor torchvision's FrozenBatchNorm2d, which has no
+    parameters."""
+    if isinstance(module, nn.SyncBatchNorm):
+        counted = not (module.training and module.track_running_stats) or module.num_batches_tracked is not None
+        return why_not(module, nn.SyncBatchNorm) or (None if counted else "has no num_batches_tracked")
     if not isinstance(module, nn.BatchNorm2d):
         torchvision = sys.modules.get("torchvision.ops.misc")  # where nobody has imported it, there is none
         if torchvision is not None and isinstance(module, torchvision.FrozenBatchNorm2d):

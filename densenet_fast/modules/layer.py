@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..stage import LayerSpec
 from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts
-from .reading import Source, source_of, sources_of, uses_batch
+from .reading import Source, group_of, source_of, sources_of, uses_batch
 
 # What the fused path takes children for, by their names.
 _why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
@@ -119,6 +119,6 @@ class DenseLayer(nn.Module):
     def spec(self, width: int, growth: int) -> LayerSpec:
         """What the layer does in its present mode."""
         first, *rest = self.norms
-        eps2, batch2 = (rest[0].eps, uses_batch(rest[0])) if rest else (0.0, False)
+        eps2, batch2, group2 = (rest[0].eps, uses_batch(rest[0]), group_of(rest[0])) if rest else (0.0, False, None)
         drop_rate = self.drop_rate if self.training else 0.0
-        return LayerSpec(width, growth, first.eps, eps2, uses_batch(first), batch2, drop_rate)
+        return LayerSpec(width, growth, first.eps, eps2, uses_batch(first), batch2, drop_rate, group_of(first), group2)
