@@ -4,7 +4,6 @@ import copy
 import warnings
 
 import pytest
-import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
