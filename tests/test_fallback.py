@@ -37,9 +37,9 @@ class Scaled(nn.Conv2d):
 
 SURGERY = {
     "another norm": (lambda layer: replace(layer, "norm1", nn.GroupNorm(2, 6)), "denselayer1.norm1 is GroupNorm"),
-    "SyncBatchNorm": (
-        lambda layer: replace(layer, "norm2", nn.SyncBatchNorm(16).eval()),
-        "denselayer1.norm2 is SyncBatchNorm",
+    "InstanceNorm2d": (
+        lambda layer: replace(layer, "norm2", nn.InstanceNorm2d(16)),
+        "denselayer1.norm2 is InstanceNorm2d",
     ),
     "another activation": (lambda layer: replace(layer, "relu1", nn.SiLU()), "denselayer1.relu1 is SiLU"),
     "dilation": (

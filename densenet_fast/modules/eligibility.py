@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
 
@@ -75,12 +76,13 @@ def why_not_conv(module: nn.Module, kernel: int) -> str | None:
 
 Predicate = Callable[[nn.Module], str | None]
 
-# Norms that are neither BatchNorm2d nor its subclass, or that apply an activation too: library's module, class, and
+# Norms that are neither BatchNorm2d nor SyncBatchNorm, or that apply an activation too: library's module, class, and
 # whether there is one inside. Where nobody has imported the library, no module is of its classes.
 _FOREIGN_NORMS = (
     ("torchvision.ops.misc", "FrozenBatchNorm2d", False),
     ("timm.layers.norm_act", "BatchNormAct2d", True),
     ("timm.layers.norm_act", "FrozenBatchNormAct2d", True),
+    ("timm.layers.norm_act", "SyncBatchNormAct", True),
 )
 
 
@@ -107,13 +109,16 @@ _ACTIVATION: dict[str, Predicate] = {
 
 
 def why_not_norm(module: nn.Module) -> str | None:
-    """Why `module` is neither a BatchNorm2d, nor a frozen norm of torchvision, nor one of timm's with a ReLU inside."""
+    """Why `module` is neither a BatchNorm2d, a SyncBatchNorm, a frozen norm of torchvision, nor one of timm's with a
+    ReLU inside."""
     foreign = None if type(module) is nn.BatchNorm2d else _foreign_norm(module)
-    cls, activates = foreign or (nn.BatchNorm2d, False)
+    cls, activates = foreign or (nn.SyncBatchNorm if isinstance(module, nn.SyncBatchNorm) else nn.BatchNorm2d, False)
     reason = why_not(module, cls) or (why_not_parts(module, _ACTIVATION) if activates else None)
-    if reason is None and isinstance(module, nn.BatchNorm2d) and module.training and module.track_running_stats:
-        return "has no num_batches_tracked" if module.momentum is module.num_batches_tracked is None else None
-    return reason
+    if reason is not None or not isinstance(module, _BatchNorm):
+        return reason
+    must_count = module.momentum is None or isinstance(module, nn.SyncBatchNorm)
+    counts = not (module.training and module.track_running_stats) or module.num_batches_tracked is not None
+    return None if counts or not must_count else "has no num_batches_tracked"
 
 
 def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) -> str | None:

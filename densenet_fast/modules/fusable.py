@@ -9,7 +9,7 @@ from typing_extensions import Self
 from .. import backends
 from ..uncompiled import uncompiled
 from .eligibility import is_traced, why_not_now
-from .reading import Readable, Reading
+from .reading import Readable, Reading, is_synchronised
 from .running_stats import Transaction, transaction
 
 
@@ -41,7 +41,8 @@ class Fusable(Readable[Reading]):
     @uncompiled
     def _run(self, x: Tensor) -> Tensor:
         with transaction(self) as updates:
-            reading = None if x.shape[:1] == (0,) else self.fusable()
+            is_empty = x.shape[:1] == (0,) and not is_synchronised(self)
+            reading = None if is_empty else self.fusable()
             if reading is None:
                 updates.guard(self)
                 return self.plain(x)

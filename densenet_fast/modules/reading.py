@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..contract.block import TENSORS
 from ..stage import LayerSpec, StageSpec
@@ -70,7 +72,23 @@ def tensors_of(sources: Iterable[Source]) -> list[Any]:
 
 def uses_batch(norm: Any) -> bool:
     """Whether a norm takes statistics of the batch in its present mode."""
-    return isinstance(norm, nn.BatchNorm2d) and (norm.training or norm._buffers["running_mean"] is None)
+    return isinstance(norm, _BatchNorm) and (norm.training or norm._buffers["running_mean"] is None)
+
+
+def group_of(norm: Any) -> str | None:
+    """The name of the process group whose batch an nn.SyncBatchNorm takes statistics of in its present mode; None of
+    any other norm, and where it has nobody to reduce them with."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group: Any = norm.process_group or dist.group.WORLD
+    return group.group_name if dist.get_world_size(group) > 1 else None
+
+
+def is_synchronised(module: nn.Module) -> bool:
+    """Whether any norm of `module` takes statistics over a process group, whose others wait for this process."""
+    return any(group_of(part) is not None for part in module.modules())
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,11 @@ class BlockReading(Reading):
     @cached_property
     def norms(self) -> tuple[Any, ...]:
         return tuple([norm for layer in self.layers for norm in layer.norms])
+
+    @cached_property
+    def synchronised(self) -> list[Any]:
+        """The norms that may take statistics over a process group, which are to be asked at every step."""
+        return [norm for norm in self.norms if isinstance(norm, nn.SyncBatchNorm)]
 
     @cached_property
     def slots(self) -> tuple[int, ...]:

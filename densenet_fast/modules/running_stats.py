@@ -16,12 +16,13 @@ from .. import backends
 
 
 class _Update(NamedTuple):
-    """A stage's report: norm i took columns of `stats` [2, S] from begins[i] on, over `values` a channel."""
+    """A stage's report: norm i took columns of `stats` [2, S] from begins[i] on, over `values` a channel; None if their
+    variances are unbiased already."""
 
-    norms: list[Any]  # BatchNorm2d
+    norms: list[Any]  # BatchNorm2d or SyncBatchNorm
     stats: Tensor
     begins: list[int]
-    values: int
+    values: int | None
     backend: str
 
 
@@ -38,10 +39,15 @@ class Transaction:
         return any(module is part for part in self._owner.modules())
 
     def report(
-        self, norms: Sequence[Any], stats: Tensor, taken: Sequence[tuple[int, int] | None], count: int, backend: str
+        self,
+        norms: Sequence[Any],
+        stats: Tensor,
+        taken: Sequence[tuple[int, int] | None],
+        count: int | None,
+        backend: str,
     ) -> None:
         """What the norms of a stage took from the batch: columns of `stats` [2, S], mean and biased variance, over
-        `count` values for each channel; to be written by `backend`.
+        `count` values for each channel, or with `count` None the unbiased variance; to be written by `backend`.
 
         Dropped for a norm that does not track them in its present mode; one without running statistics is counted.
 
@@ -112,9 +118,13 @@ def _of_different_norms(update: _Update) -> list[_Update]:
     return [_Update([norm], stats, [begin], count, backend) for norm, begin in zip(norms, begins, strict=True)]
 
 
+_MANY = 1 << 53  # values of which the biased variance is the unbiased one: count / (count - 1) rounds to 1
+
+
 def _write(update: _Update) -> None:
     norms, stats, begins, count, backend = update
-    tracked = [norm._buffers["running_mean"] is not None for norm in norms]  # else only counted, as PyTorch does it
+    # Without running statistics, or of an empty batch, only counted, as PyTorch does it.
+    tracked = [norm._buffers["running_mean"] is not None and count != 0 for norm in norms]
     moving = [i for i, norm in enumerate(norms) if tracked[i] and norm.momentum is not None]
     if moving:
         backends.operations(backend, stats.device, stats.dtype).update_running_stats(
@@ -122,7 +132,7 @@ def _write(update: _Update) -> None:
             [norms[i]._buffers["running_var"] for i in moving],
             stats,
             [begins[i] for i in moving],
-            count,
+            _MANY if count is None else count,
             [norms[i].momentum for i in moving],
         )
     counters = [n for norm in norms if (n := norm._buffers["num_batches_tracked"]) is not None]
@@ -131,14 +141,14 @@ def _write(update: _Update) -> None:
     for norm, begin, is_tracked in zip(norms, begins, tracked, strict=True):
         if is_tracked and norm.momentum is None:
             mean, var = stats[:, begin : begin + len(norm.running_mean)]
-            _average(norm, mean, var, count)
+            _average(norm, mean, var if count is None else var * (count / (count - 1)))
 
 
-def _average(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+def _average(norm: Any, mean: Tensor, var: Tensor) -> None:
     """momentum=None: the running statistics are the average over all batches, whose number is on the device."""
     assert norm.num_batches_tracked is not None, "eligibility.why_not_norm lets no such norm run fused"
     weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-    for running, batch in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, var)):
         assert running is not None, "`_write` averages what is tracked"
         running.data.copy_(torch.lerp(running.to(batch.dtype), batch, weight))
 

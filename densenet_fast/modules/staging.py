@@ -10,7 +10,7 @@ from .. import stage
 from ..contract.block import TENSORS
 from ..stage import ConsumerSpec, StageSpec, Wanted
 from ..stage.buffer import convolved_format
-from .reading import BlockReading, Source, source_of, sources_of, tensors_of, uses_batch
+from .reading import BlockReading, Source, group_of, source_of, sources_of, tensors_of, uses_batch
 from .running_stats import Transaction
 
 
@@ -29,7 +29,7 @@ class Consumer(NamedTuple):
         return cls(kind, norm, tuple([source for source in sources if source is not None]), slots)
 
     def spec(self, outputs: int) -> ConsumerSpec:
-        return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm))
+        return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm), group_of(self.norm))
 
 
 class Output(NamedTuple):
@@ -78,7 +78,8 @@ def run_stage(
         extend=extend,
         efficient=block is not None and block.module.efficient,
     )
-    updates.report(norms, stats, spec.taken, x.shape[0] * x.shape[2] * x.shape[3], backend)
+    for values, taken in spec.taken_over(x.shape[0] * x.shape[2] * x.shape[3]):
+        updates.report(norms, stats, taken, values, backend)
     return Output(y, y_stats, layout)
 
 
@@ -90,7 +91,7 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
         return _of_consumer(channels, consumer.spec(outputs), consumer.slots)
     outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
-    key = channels, mode, *[tensors[i].shape[0] for i in block.weights]
+    key = channels, mode, *[tensors[i].shape[0] for i in block.weights], *map(group_of, block.synchronised)
     if key not in block.specs:
         layers = block.layer_specs(tensors)
         behind = len(block.layers) * len(TENSORS)

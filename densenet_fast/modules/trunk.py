@@ -14,7 +14,7 @@ from ..uncompiled import uncompiled
 from .block import FusableBlock
 from .eligibility import has_activation, is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .fusable import Fusable
-from .reading import BlockReading, Readable, Reading
+from .reading import BlockReading, Readable, Reading, is_synchronised
 from .running_stats import Transaction, transaction
 from .staging import Consumer, run_stage
 from .transition import FusableTransition
@@ -58,7 +58,9 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
 
     def _is_plain(self, x: Tensor) -> bool:
         """Whether to leave everything to the children, who know how to run plain."""
-        return self.backend == "plain" or is_traced(x) or x.shape[:1] == (0,) or why_not_now() is not None
+        if self.backend == "plain" or is_traced(x) or why_not_now() is not None:
+            return True
+        return x.shape[:1] == (0,) and not is_synchronised(self)
 
     @uncompiled
     def _run(self, x: Tensor, pooled: bool) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import stage
 from .block import FusableBlock
 from .eligibility import why_not, why_not_norm
+from .reading import group_of, uses_batch
 from .transition import FusableTransition
 
 
@@ -97,6 +98,5 @@ def _too_small(trunk: nn.Sequential, h: int, w: int) -> str | None:
 
 
 def _uses_batch_statistics(module: nn.Module) -> bool:
-    return any(
-        norm.training or norm.running_mean is None for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)
-    )
+    """Whether any norm takes them of this process's batch alone."""
+    return any(uses_batch(norm) and group_of(norm) is None for norm in module.modules())

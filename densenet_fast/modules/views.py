@@ -7,7 +7,7 @@ from torch import nn
 
 from ..stage import LayerSpec
 from .eligibility import has_activation, why_not, why_not_conv, why_not_norm, why_not_pool
-from .reading import Source, source_of, sources_of, uses_batch
+from .reading import Source, group_of, source_of, sources_of, uses_batch
 
 Parts = Mapping[str, nn.Module | None]  # by torchvision's names; without relus where the norms have theirs inside
 
@@ -41,8 +41,9 @@ class LayerView(NamedTuple):
     def spec(self, width: int, growth: int) -> LayerSpec:
         """What the layer does in the present mode."""
         first, *rest = self.norms
-        eps2, batch2 = (rest[0].eps, uses_batch(rest[0])) if rest else (0.0, False)
-        return LayerSpec(width, growth, first.eps, eps2, uses_batch(first), batch2, self.drop_rate)
+        eps2, batch2, group2 = (rest[0].eps, uses_batch(rest[0]), group_of(rest[0])) if rest else (0.0, False, None)
+        batch1, group1 = uses_batch(first), group_of(first)
+        return LayerSpec(width, growth, first.eps, eps2, batch1, batch2, self.drop_rate, group1, group2)
 
 
 class TransitionView(NamedTuple):

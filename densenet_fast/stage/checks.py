@@ -42,11 +42,10 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
     n, _, h, w = x.shape
     if spec.consumer is not None and spec.consumer.kind == "transition" and (h < 2 or w < 2):
         raise ValueError(f"image too small to pool: got {h}x{w}, expected at least 2x2")
-    if n * h * w == 1 and spec.tracked:
-        place = next(spec.places[i] for i, taken in enumerate(spec.taken) if taken is not None)
+    if n * h * w == 1 and spec.alone:
         raise ValueError(
             f"one value per channel: got {list(x.shape)}, expected more than one value to take batch statistics of in "
-            f"{place}"
+            f"{spec.alone[0]}"
         )
     device, autocast = x.device, _is_autocast(x)
     for i in spec.weights:

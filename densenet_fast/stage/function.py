@@ -18,12 +18,13 @@ from .buffer import handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
 from .schedule import Stage, Wanted
 from .spec import StageSpec
+from .synchronised import IDLE
 
 
 class Result(NamedTuple):
     y: Tensor
     y_stats: Tensor | None  # [2, K], if they were wanted
-    stats: Tensor  # [2, S], of which `StageSpec.taken` says which norm took what
+    stats: Tensor  # [2, S], of which `StageSpec.taken_over` says which norm took what
 
 
 def run(
@@ -45,7 +46,7 @@ def run(
     """
     check_stage(spec, x, tensors)
     dtype = compute_dtype(x, spec.convolves)
-    ops = backends.operations(backend, x.device, dtype)
+    ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
@@ -61,7 +62,7 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
         passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
-        return Result(_for_others(stage, passed.y, shared=False), passed.y_stats, passed.stats)
+        return Result(_for_others(stage, passed.y, shared=False), passed.y_stats, passed.reported)
 
 
 class StageFunction(torch.autograd.Function):
@@ -79,8 +80,8 @@ class StageFunction(torch.autograd.Function):
         ctx.dtypes = [t.dtype for t in tensors]
         ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.stats) if s is not None))
-        return y, passed.y_stats, passed.stats
+        ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.reported) if s is not None))
+        return y, passed.y_stats, passed.reported
 
     @staticmethod
     @uncompiled  # the engine may call it inside a frame that torch.compile traces

@@ -14,6 +14,7 @@ from ..contract import BatchNorm, Block, Half, Norm, NormGradient, Operations, a
 from ..contract.block import TENSORS
 from . import buffer
 from .spec import ConsumerSpec, StageSpec
+from .synchronised import Synchronised
 
 
 class Wanted(NamedTuple):
@@ -50,6 +51,7 @@ class Passed(NamedTuple):
     x: Tensor  # the buffer [N, C_total, H, W]
     stats: Tensor  # [2, S], zero where no norm takes them from the batch
     z: Tensor | None  # [Z], if it is kept
+    reported: Tensor  # `stats`; in a synchronised stage with unbiased variances where they are of a group
 
 
 def forward(
@@ -68,10 +70,13 @@ def forward(
             ops.channel_stats(head, of_head)
         else:
             of_head.copy_(x_stats)
-    if spec.layers:
-        ops.block_fwd(x, stats, z, stage.block(slots, seeds), spec.tracked, 0, len(spec.layers), Half.BOTH)
+    block, reported = stage.block(slots, seeds), stats
+    if spec.synchronised:
+        reported = Synchronised(spec, ops, x, block).forward(stats, z)
+    elif spec.layers:
+        ops.block_fwd(x, stats, z, block, spec.tracked, 0, len(spec.layers), Half.BOTH)
     if spec.consumer is None:
-        return Passed(x, None, x, stats, z)
+        return Passed(x, None, x, stats, z, reported)
     norm, weight = _of_consumer(spec, slots, stats)
     y, y_stats = _output(spec.consumer, x, stats, stage.wanted)
     if spec.consumer.kind == "transition":
@@ -80,14 +85,14 @@ def forward(
         ops.stem_fwd(x, norm, y, y_stats)
     else:
         ops.head_fwd(x, norm, y)
-    return Passed(y, y_stats, x, stats, z)
+    return Passed(y, y_stats, x, stats, z, reported)
 
 
 def _of_consumer(spec: StageSpec, slots: list[Tensor | None], stats: Tensor) -> tuple[Norm, Tensor]:
     """The consumer's norm, on the statistics that it normalises by, and its weight, if it has one."""
     mean, var, gamma, beta, weight = slots[-5:]
     assert spec.consumer is not None
-    return BatchNorm(mean, var, gamma, beta, spec.consumer.eps).on(stats[:, : spec.total]), weight  # type: ignore[return-value]
+    return BatchNorm(mean, var, gamma, beta, spec.consumer.eps).on(stats[:, spec.of_consumer]), weight  # type: ignore[return-value]
 
 
 def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
@@ -117,15 +122,16 @@ def backward(
     spec, ops = stage.spec, stage.ops
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
+    like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
     gradients: list[Any] = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if need else None
+        like(tensor, memory_format=torch.contiguous_format) if need else None
         for tensor, need in zip(tensors, needs, strict=True)
     ]
     slots, of_slots = spec.full(tensors), spec.full(gradients)
     if spec.consumer is None:
         g.copy_(dy)
     else:
-        of_buffer = correction[:, : spec.total] if spec.consumer.batch else None
+        of_buffer = correction[:, spec.of_consumer] if spec.consumer.batch else None
         _, _, dgamma, dbeta, dweight = of_slots[-5:]
         dnorm = NormGradient(
             stats.new_empty(spec.total) if dgamma is None else dgamma,
@@ -145,12 +151,18 @@ def backward(
     count = len(spec.layers)
     layers = (slot // len(TENSORS) for slot, need in zip(spec.slots, needs, strict=True) if need)
     lowest = 0 if needs_x else next(layers, count)
-    if lowest < count:
-        block = stage.block(slots, seeds)
-        ops.block_bwd(g, correction, x, stats, z, block, stage.of_block(of_slots), None, lowest, count, Half.BOTH)
+    block, of_x = stage.block(slots, seeds), slice(spec.channels)
+    of_block = stage.of_block(of_slots)
+    if spec.synchronised:
+        synchronised = Synchronised(spec, ops, x, block)
+        stats = stats.clone()
+        synchronised.backward(g, correction, stats, z, of_block, lowest)
+        if needs_x:
+            correction = synchronised.correction(correction, stats, of_x, spec.groups[0])
+    elif lowest < count:
+        ops.block_bwd(g, correction, x, stats, z, block, of_block, None, lowest, count, Half.BOTH)
     if not needs_x:
         return None, gradients
-    of_x = slice(spec.channels)
     dx = buffer.dense((x.shape[0], spec.channels, *x.shape[2:]), like=x)
     ops.bn_bwd_apply(g[:, of_x], x[:, of_x], stats[0, of_x], correction[:, of_x], dx)
     return dx, gradients

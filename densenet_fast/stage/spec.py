@@ -30,6 +30,8 @@ class LayerSpec(NamedTuple):
     batch1: bool  # whether norm1 takes statistics of the batch
     batch2: bool
     drop_rate: float  # 0 where dropout does not run
+    group1: str | None = None  # name of the process group whose batch norm1 takes statistics of; None: this process's
+    group2: str | None = None
 
 
 class ConsumerSpec(NamedTuple):
@@ -45,6 +47,7 @@ class ConsumerSpec(NamedTuple):
     outputs: int  # channels of y
     eps: float
     batch: bool
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,47 @@ class StageSpec:
 
     @cached_property
     def statistics(self) -> int:
-        """Columns of `stats` and `correction`: the buffer's channels and the bottlenecks'."""
-        return self.total + sum(layer.width for layer in self.layers)
+        """Columns of `stats`: the buffer's channels and the bottlenecks' (the former as synchronised.py has them)."""
+        return self.of_channels + sum(layer.width for layer in self.layers)
+
+    @cached_property
+    def of_channels(self) -> int:
+        """Columns before those of the bottlenecks."""
+        return len(self.groups) * self.stretch if self.synchronised else self.total
+
+    @cached_property
+    def stretch(self) -> int:
+        """Columns for each of `groups` in a synchronised stage: the buffer's channels, and room for one bottleneck."""
+        return self.total + max((layer.width for layer in self.layers), default=0)
+
+    @cached_property
+    def groups(self) -> tuple[str | None, ...]:
+        """The process groups over which norms take statistics of the buffer's channels; None: of this process."""
+        found = [layer.group1 for layer in self.layers if layer.batch1]
+        if self.consumer is not None and self.consumer.batch:
+            found.append(self.consumer.group)
+        return tuple(dict.fromkeys(found)) or (None,)
+
+    @cached_property
+    def group_of_norms(self) -> list[str | None]:
+        """For every norm in order."""
+        found = [g for layer in self.layers for g in ((layer.group1, layer.group2) if layer.width else (layer.group1,))]
+        return found if self.consumer is None else [*found, self.consumer.group]
+
+    @cached_property
+    def synchronised(self) -> bool:
+        """Whether any norm takes statistics over a process group."""
+        return any(self.group_of_norms)
+
+    def begin_of(self, group: str | None) -> int:
+        """The column of the buffer's first channel, of a norm that takes statistics over `group` or none of it."""
+        return self.groups.index(group) * self.stretch if group in self.groups else 0
+
+    @cached_property
+    def of_consumer(self) -> slice:
+        """Columns of the buffer's channels for the consumer's norm."""
+        begin = 0 if self.consumer is None else self.begin_of(self.consumer.group)
+        return slice(begin, begin + self.total)
 
     @cached_property
     def numbers(self) -> list[float]:
@@ -98,15 +140,31 @@ class StageSpec:
     def taken(self) -> list[tuple[int, int] | None]:
         """For every norm in order, the columns of `stats` that it took from the batch; None where it took none."""
         found: list[tuple[int, int] | None] = []
-        channels, begin = self.channels, self.total
+        channels, begin = self.channels, self.of_channels
         for layer in self.layers:
-            found.append((0, channels) if layer.batch1 else None)
+            first = self.begin_of(layer.group1)
+            found.append((first, first + channels) if layer.batch1 else None)
             if layer.width:
                 found.append((begin, begin + layer.width) if layer.batch2 else None)
             channels, begin = channels + layer.growth, begin + layer.width
         if self.consumer is not None:
-            found.append((0, channels) if self.consumer.batch else None)
+            found.append((self.of_consumer.start, self.of_consumer.stop) if self.consumer.batch else None)
         return found
+
+    def taken_over(self, values: int) -> list[tuple[int | None, list[tuple[int, int] | None]]]:
+        """`taken` by over how many values each channel's statistics are: `values`, those of this process, or None,
+        where variances are reported unbiased, over the values of a group."""
+        if not self.synchronised:
+            return [(values, self.taken)]
+        norms = list(zip(self.taken, self.group_of_norms, strict=True))
+        alone = [taken if group is None else None for taken, group in norms]
+        return [(values, alone), (None, [None if group is None else taken for taken, group in norms])]
+
+    @cached_property
+    def alone(self) -> list[str]:
+        """What those norms are part of that take statistics of this process's batch."""
+        norms = zip(self.places, self.taken, self.group_of_norms, strict=True)
+        return [place for place, taken, group in norms if taken is not None and group is None]
 
     @cached_property
     def places(self) -> list[str]:

@@ -16,8 +16,8 @@ FAULTS = [
     Fault(
         "a consumer's frozen norm is corrected as if of the batch",
         f"{FOLDER}/schedule.py",
-        "correction[:, : spec.total] if spec.consumer.batch else None",
-        "correction[:, : spec.total]",
+        "correction[:, spec.of_consumer] if spec.consumer.batch else None",
+        "correction[:, spec.of_consumer]",
         (STAGE, "-k", "frozen_norms"),
     ),
     Fault(
@@ -66,7 +66,7 @@ FAULTS = [
     Fault(
         "one value per channel is not refused",
         f"{FOLDER}/checks.py",
-        "if n * h * w == 1 and spec.tracked:",
+        "if n * h * w == 1 and spec.alone:",
         "if False:",
         (ERRORS, "-k", "one_value"),
     ),
@@ -98,5 +98,39 @@ FAULTS = [
         "drop_rate == 0 else self.seeds[i]",
         "drop_rate == 0 else self.seeds[0]",
         contract("eager and stock_layers", "test_dropout.py"),
+    ),
+    *(
+        Fault(name, f"{FOLDER}/synchronised.py", before, after, ("tests/test_synchronised.py", "-k", check))
+        for name, before, after, check in (
+            ("means of processes merged, not their spread", "(means - mean).square()", "0", "uneven"),
+            (
+                "processes count the same in a mean",
+                "share = counts / self._of_group[group]",
+                "share = 1 / len(counts)",
+                "uneven",
+            ),
+            ("a process's correction counts as all others'", "local * self._values", "local", "uneven"),
+            (
+                "a bottleneck's correction is not reduced",
+                "self._reduced(corrected_z, of.group2)",
+                "corrected_z",
+                "uneven",
+            ),
+            ("variances of a group reported biased", "stats[1].mul_(count / (count - 1))", "pass", "without_gradients"),
+            (
+                "a bottleneck recomputed with this process's statistics",
+                "one._replace(tensors=tensors), False",
+                "one, False",
+                "uneven_recomputing",
+            ),
+            ("corrections of different means added", "+= a + b * (mean - ", "+= a + 0 * (mean - ", "mixed_groups"),
+            (
+                "every norm reduced over all processes",
+                "_resolve_process_group(name)",
+                '_resolve_process_group("0")',
+                "mixed_groups",
+            ),
+            ("an empty batch counts", "if self._values == 0:", "if False:", "empty"),
+        )
     ),
 ]

@@ -1,0 +1,225 @@
+"""nn.SyncBatchNorm: several processes give what one gives with the whole batch."""
+
+import copy
+import time
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from densenet_fast import backends
+
+from .contract import nets
+from .contract.backends import Backend
+from .oracle import error
+from .processes import Step, all_norms, batch, chosen, in_parts, net, run
+
+synchronised = nn.SyncBatchNorm.convert_sync_batchnorm
+
+
+def compare(rank, sizes, change=lambda model: None, **config):
+    """A training step, and inference on the statistics that it left."""
+    ours = net(**config)
+    change(ours)
+    one = copy.deepcopy(ours).set_backend("plain")
+    ours = synchronised(ours)
+    x, cotangent, own = batch(sizes, rank)
+    Step.of(ours, x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
+    with torch.no_grad():
+        if sizes[rank]:
+            assert error(ours.eval()(x[own]), one.eval()(x[own])) < 1e-9
+
+
+def uneven(rank):
+    compare(rank, (1, 3, 2))
+
+
+def uneven_recomputing(rank):
+    compare(rank, (1, 3, 2), efficient=True)
+
+
+def without_bottleneck(rank):
+    compare(rank, (1, 3, 2), bn_size=None)
+    compare(rank, (1, 3, 2), bn_size=None, small_inputs=True, efficient=True)
+
+
+def an_empty_batch(rank):
+    compare(rank, (2, 0, 3))
+    compare(rank, (2, 0, 3), efficient=True, small_inputs=True)
+
+
+def one_value_per_channel(rank):
+    """Of one process; of all there are more."""
+    model = net(small_inputs=True, block_config=(1,))
+    one = copy.deepcopy(model).set_backend("plain")
+    x, cotangent, own = batch((1, 1, 1), rank)
+    x = x[:, :, :1, :1]
+    Step.of(synchronised(model), x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
+
+
+def modes(rank):
+    for change in nets.MODES:
+        compare(rank, (1, 3, 2), change, efficient=change in nets.MODES[::2])
+
+
+def mixed_groups(rank):
+    """Norms of one stage over all processes, over a part of them, and by themselves."""
+    parts = {"all": [[0, 1, 2]], "pair": [[0, 1], [2]], "alone": [[0], [1], [2]]}
+    pair = next(group for ranks in parts["pair"] if rank in ranks for group in [_groups()[tuple(ranks)]])
+    sizes = (1, 3, 2)
+    x, cotangent, own = batch(sizes, rank)
+    for orders in (("all", "alone"), ("pair", "all", "alone", "all", "pair"), ("alone", "pair", "pair")):
+        for config in ({}, {"efficient": True}, {"bn_size": None}):
+            ours = net(**config)
+            one = in_parts(copy.deepcopy(ours), sizes, rank, lambda i, orders=orders: parts[orders[i % len(orders)]])
+            for i, (name, norm) in enumerate(all_norms(ours)):
+                kind = orders[i % len(orders)]
+                if kind != "alone":
+                    ours.set_submodule(name, synchronised(norm, pair if kind == "pair" else None))
+            Step.of(ours, x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
+
+
+@cache
+def _groups():
+    return {ranks: dist.new_group(list(ranks)) for ranks in ((0, 1), (2,))}
+
+
+def float32_backends(rank):
+    """As exact as PyTorch's layers are in float32 in one process."""
+    sizes = (1, 3, 2)
+    for name in ("native", "eager"):
+        if backends.why_unavailable(name, torch.device("cpu")) is not None:
+            continue
+        for efficient in (False, True):
+            shape = nets.SHAPES["stem"]._replace(batch=sum(sizes))
+            nets_of = nets.trio(Backend(name), shape=shape, efficient=efficient)
+            x = nets.images(nets_of.exact, shape)
+            cotangent = torch.randn(sum(sizes), 10, generator=torch.Generator().manual_seed(1))
+            begin = sum(sizes[:rank])
+            own = slice(begin, begin + sizes[rank])
+            found = []
+            for model in nets_of:
+                part = own if model is nets_of.ours else slice(None)
+                model = synchronised(model) if model is nets_of.ours else model
+                output, gradients = nets.step(model, x[part], cotangent[part])
+                if part is own:
+                    for gradient in gradients.values():
+                        if gradient is not None:
+                            dist.all_reduce(gradient)
+                else:
+                    output = {"output": output["output"][own]}
+                del gradients["images"]
+                found.append((output, gradients, nets.buffers(model)))
+            for ours, stock, exact in zip(*found, strict=True):
+                Backend(name).check(ours, stock, exact)
+
+
+def parts_by_hand(rank):
+    """A block and a transition that are called by themselves; images that need no gradient, or alone need one."""
+    sizes = (1, 3, 2)
+    *_, own = batch(sizes, rank)
+    for name, channels in (("denseblock1", 7), ("transition1", 19)):
+        ours = net().features.get_submodule(name)
+        one = copy.deepcopy(ours).set_backend("plain")
+        x = torch.randn(6, channels, 8, 9, dtype=torch.float64)
+        cotangent = torch.randn(one(x).shape, dtype=torch.float64)
+        one = copy.deepcopy(ours).set_backend("plain")
+        Step.of(synchronised(ours), x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
+    compare(rank, sizes, lambda model: model.features.conv0.requires_grad_(False))
+    compare(rank, sizes, lambda model: model.requires_grad_(False))
+
+
+def dropout(rank):
+    """What is dropped once is dropped again where it is recomputed, on the statistics that were kept."""
+    sizes = (1, 3, 2)
+    x, cotangent, own = batch(sizes, rank)
+    steps = []
+    for efficient in (False, True):
+        model = synchronised(net(drop_rate=0.4, efficient=efficient))
+        torch.manual_seed(5 + rank)
+        steps.append(Step.of(model, x[own], cotangent[own]))
+    steps[0].check(steps[1])
+
+
+def without_gradients(rank):
+    """A forward in training mode moves running statistics, and keeps nothing."""
+    sizes = (1, 3, 2)
+    model = net()
+    one = copy.deepcopy(model).set_backend("plain")
+    x, _, own = batch(sizes, rank)
+    ours = synchronised(model)
+    with torch.no_grad():
+        assert error(ours(x[own]), one(x)[own]) < 1e-9
+    for name, buffer in ours.named_buffers():
+        assert error(buffer, one.get_buffer(name)) < 1e-9, name
+
+
+def reductions(rank):
+    """One behind each half, one at the head of each stage, and as many in backward."""
+    x, cotangent, own = batch((1, 3, 2), rank)
+    model = synchronised(net())
+    calls = []
+    former = dist.all_gather_into_tensor, dist.all_reduce
+    dist.all_gather_into_tensor = lambda *args, **kwargs: (calls.append("gather"), former[0](*args, **kwargs))
+    dist.all_reduce = lambda *args, **kwargs: (calls.append("reduce"), former[1](*args, **kwargs))
+    try:
+        model(x[own]).backward(cotangent[own])
+    finally:
+        dist.all_gather_into_tensor, dist.all_reduce = former
+    layers, stages = 2 + 3, 3
+    assert (calls.count("gather"), calls.count("reduce")) == (2 * layers + stages, 2 * layers + stages)
+
+
+def alone_in_its_group(rank):
+    """As nn.BatchNorm2d: nobody to wait for."""
+    sizes = (2, 2, 2)
+    groups = [dist.new_group([r]) for r in (1, 1, 2)]  # the first is not process 0's
+    alone = groups[rank]
+    x, cotangent, own = batch(sizes, rank)
+    model = net(small_inputs=True)  # behind a stem's pooling the gradient of norm0's bias cancels in these images
+    one = copy.deepcopy(model).set_backend("plain")
+    Step.of(synchronised(model, alone), x[own], cotangent[own]).check(Step.of(one, x[own], cotangent[own]))
+
+
+CHECKS = (
+    *(uneven, uneven_recomputing, without_bottleneck, an_empty_batch, one_value_per_channel, modes, mixed_groups),
+    *(float32_backends, parts_by_hand, dropout, without_gradients, reductions, alone_in_its_group),
+)
+
+
+@pytest.fixture(scope="module")
+def outcomes(request):
+    return run(chosen(CHECKS, request.session.items), 3)
+
+
+@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+def test_three_processes_give_what_one_gives(outcomes, check):
+    assert outcomes[check] == ""
+
+
+def a_process_dies(rank):
+    model = synchronised(net())
+    x, cotangent, own = batch((2, 2), rank)
+    Step.of(model, x[own], cotangent[own])
+    if rank == 1:
+        dist.destroy_process_group()
+        raise SystemExit("dies")
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?i)gloo|connection|timed out"):
+        model(x[own])
+    assert time.monotonic() - begin < 30
+
+
+def test_a_process_that_dies_is_an_error_in_the_others():
+    outcome = run([a_process_dies], 2, timeout=10)["a_process_dies"]
+    assert "rank 0" not in outcome
+    assert "SystemExit: dies" in outcome
+
+
+def test_without_a_process_group_it_is_batch_norm():
+    model = net()
+    one = copy.deepcopy(model).set_backend("plain")
+    x, cotangent, _ = batch((2,), 0)
+    Step.of(synchronised(model), x, cotangent).check(Step.of(one, x, cotangent))
