@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, contract
 from ..uncompiled import uncompiled
 from . import recompute, schedule
 from .buffer import handed_out, laid_out, memory_format
@@ -90,6 +90,7 @@ class StageFunction(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         x, stats, z, seeds, *tensors = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
+        contract.serve_modes()
         with _without_autocast(x):
             if torch.is_grad_enabled() or recompute.is_batched(dy):
                 dx, *gradients = recompute.backward(ctx, ctx.stage, x[:, : ctx.stage.spec.channels], tensors, seeds, dy)
