@@ -181,14 +181,6 @@ def test_function_transforms(transform):
     assert error(got, run(plain)) < 1e-10
 
 
-def test_double_backward_on_the_plain_layers():
-    model = net().set_backend("plain")
-    x = image().requires_grad_()
-    (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-    first.square().sum().backward()
-    assert model.features.conv0.weight.grad.abs().sum() > 0
-
-
 def test_parametrized_weights_stay_fused(recwarn):
     model = net()
     parametrizations.weight_norm(model.features.denseblock1.denselayer1.conv1)

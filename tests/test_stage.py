@@ -1,6 +1,7 @@
 """`functional.dense_stage` against the oracle: every kind of layer and consumer, every mode, in every dtype."""
 
 import statistics
+import weakref
 
 import pytest
 import torch
@@ -253,11 +254,63 @@ def test_second_backward_through_a_freed_graph_is_an_error():
         y.sum().backward()
 
 
-def test_double_backward_is_an_error_that_names_the_switch():
-    steps = require_grad(make_stage(6, (4,), "transition"))
-    y = dense_stage(torch.randn(3, 6, 6, 5, dtype=torch.float64), *steps).y
-    with pytest.raises(RuntimeError, match="set_backend\\('plain'\\)"):
-        torch.autograd.grad(y.sum(), parameters(steps), create_graph=True)
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("frozen", [(), (0, 3)], ids=str)
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_gradgradcheck(consumer, frozen, extend):
+    """Of x as a leaf, a copy of which begins the buffer, and of a stage that extends another's output."""
+    steps = require_grad(make_stage(5, (2, 3), consumer, bottleneck=1, frozen=frozen, drop_rate=0.4))
+    stem = require_grad(make_stage(5, (), "stem"))
+    x = torch.randn(2, 5, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *_):
+        if extend:
+            y = dense_stage(x, *stem, output_room=5).y
+            return dense_stage(y, *steps, extend=True).y.sin()
+        return dense_stage(x, *steps).y.sin()
+
+    torch.autograd.gradgradcheck(run, (x, *parameters(steps)), fast_mode=True)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.4])
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_a_gradient_to_be_differentiated_is_the_ordinary_one(consumer, drop_rate):
+    steps = require_grad(make_stage(5, (2, 3), consumer, frozen=(1,), drop_rate=drop_rate))
+    x = torch.randn(2, 5, 6, 6, dtype=torch.float64, requires_grad=True)
+    y = dense_stage(x, *steps).y
+    cotangent, wanted = torch.randn_like(y), [x, *parameters(steps)]
+    again, once = (torch.autograd.grad(y, wanted, cotangent, create_graph=create) for create in (True, False))
+    for ours, ordinary in zip(again, once, strict=True):
+        assert ours.requires_grad
+        assert error(ours, ordinary) < 1e-11
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_second_order_of_weights_that_are_no_leaves(autocast):
+    """As parametrized ones are; under autocast the stage keeps copies of them."""
+    steps = make_stage(6, (4,), "transition", dtype=torch.float32)
+    x, first = torch.randn(2, 6, 4, 4), steps[0][0].weight1
+    found = []
+    for run in (oracle.stage, lambda *a: dense_stage(*a).y):
+        v, image = first.clone().requires_grad_(), x.clone().requires_grad_()
+        of_v = ([steps[0][0]._replace(weight1=v * v.norm())], steps[1])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            y = run(image * 2, *of_v).float()
+        (dx,) = torch.autograd.grad(y.square().sum(), image, create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), [v, image]))
+    for theirs, ours in zip(*found, strict=True):
+        assert rms_error(ours, theirs) < (0.1 if autocast else 1e-5)
+
+
+def test_a_second_order_costs_nothing_where_none_is_taken():
+    """Neither x, of which a copy begins the buffer, nor anything else is kept for it."""
+    steps = require_grad(make_stage(6, (4,), None))
+    z = torch.randn(2, 6, 4, 4, dtype=torch.float64, requires_grad=True) * 2
+    x = weakref.ref(z.untyped_storage())
+    y = dense_stage(z, *steps).y
+    del z
+    assert x() is None
+    y.sum().backward()
 
 
 def test_changing_a_saved_tensor_is_detected():

@@ -212,15 +212,6 @@ def test_a_pruned_width_counts_by_its_weight():
     assert error(results[1], results[0]) < 1e-10
 
 
-def test_a_batch_of_gradients_says_what_to_do():
-    _, ours = pair()
-    x = image().requires_grad_()
-    y = ours(x)
-    cotangents = torch.stack([torch.ones_like(y), -torch.ones_like(y)])
-    with pytest.raises(RuntimeError, match=r"one gradient at a time.*set_backend\('plain'\)"):
-        torch.autograd.grad(y, x, cotangents, is_grads_batched=True)
-
-
 @pytest.mark.parametrize("arguments", [(None,), (False,), (None, False)])
 def test_weights_may_come_by_position(arguments):
     """As torchvision takes them, with a warning."""

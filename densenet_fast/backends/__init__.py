@@ -144,4 +144,5 @@ def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float
                 module = import_module(f"{__name__}.{chosen}")
                 contract.register(chosen, module, module.DISPATCH_KEY)
                 _loaded.add(chosen)
+    contract.serve_modes()
     return contract.of(chosen)

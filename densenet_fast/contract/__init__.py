@@ -29,6 +29,7 @@ __all__ = [
     "accumulator",
     "of",
     "register",
+    "serve_modes",
 ]
 
 _library = torch.library.Library("densenet_fast", "FRAGMENT")
@@ -74,3 +75,11 @@ def _on_meta(operation: str) -> Callable[..., None]:
 def of(backend: str) -> Operations:
     """The operations of a loaded backend: `of("eager").head_fwd(x, norm, y)`."""
     return _loaded[backend]
+
+
+def serve_modes() -> None:
+    """Before operations run: counters of FLOPs that are active learn of them."""
+    if torch._C._len_torch_dispatch_stack():
+        from . import flops  # rarely needed
+
+        flops.register()

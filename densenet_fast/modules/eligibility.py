@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _global
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import _has_any_global_hook
 
 
 def is_traced(x: object) -> bool:
@@ -26,9 +26,22 @@ def why_not_now() -> str | None:
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if _has_any_global_hook():
+    if _global._has_any_global_hook() and not _are_trackers():
         return "every module has hooks"
     return None
+
+
+def _are_trackers() -> bool:
+    """Whether all hooks on all modules are those of FlopCounterMode and its kind, which only want to know where a
+    forward is: that must not change what it counts."""
+    trackers = sys.modules.get("torch.utils.module_tracker")  # where nobody has imported it, there is none
+    hooks = [*_global._global_forward_pre_hooks.values(), *_global._global_forward_hooks.values()]
+    others = _global._global_backward_pre_hooks or _global._global_backward_hooks
+    return (
+        trackers is not None
+        and not others
+        and all(isinstance(getattr(hook, "__self__", None), trackers.ModuleTracker) for hook in hooks)
+    )
 
 
 def is_hooked(module: nn.Module) -> bool:

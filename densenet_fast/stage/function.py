@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import backends, contract
 from ..uncompiled import uncompiled
-from . import schedule
+from . import recompute, schedule
 from .buffer import handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
 from .schedule import Stage, Wanted
@@ -74,6 +74,7 @@ class StageFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         with _without_autocast(x):
             fitted = _fitted(stage, _with_own_statistics(stage, tensors))
+            ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=not stage.efficient)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
         ctx.stage, ctx.layout = stage, memory_format(x)
@@ -86,21 +87,15 @@ class StageFunction(torch.autograd.Function):
     @staticmethod
     @uncompiled  # the engine may call it inside a frame that torch.compile traces
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "densenet_fast: a fused stage can be differentiated once, got backward with create_graph=True; "
-                "for double backward run the plain layers: model.set_backend('plain')"
-            )
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        if torch._C._functorch.is_batchedtensor(dy) or torch._C._functorch.is_legacy_batchedtensor(dy):
-            raise RuntimeError(
-                "densenet_fast: a fused stage takes one gradient at a time, got a batch (is_grads_batched=True, "
-                "vectorize=True, vmap); for these run the plain layers: model.set_backend('plain')"
-            )
         x, stats, z, seeds, *tensors = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
+        contract.serve_modes()
         with _without_autocast(x):
+            if torch.is_grad_enabled() or recompute.is_batched(dy):
+                dx, *gradients = recompute.backward(ctx, ctx.stage, x[:, : ctx.stage.spec.channels], tensors, seeds, dy)
+                return None, dx, None, None, *gradients
             dx, gradients = schedule.backward(ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs)
             gradients = _converted(gradients, ctx.dtypes)
         if dx is not None:

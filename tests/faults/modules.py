@@ -84,7 +84,7 @@ FAULTS = [
     Fault(
         "hooks on all modules are not called",
         ELIGIBLE,
-        "if _has_any_global_hook():",
+        "if _global._has_any_global_hook() and not _are_trackers():",
         "if False:",
         fallback("global_hooks"),
     ),

@@ -7,6 +7,41 @@ STAGE, ERRORS = "tests/test_stage.py", "tests/test_errors.py"
 OWN_EPS = contract("eager and own_eps", "test_modes.py")
 FAULTS = [
     Fault(
+        "FLOPs of a transition's convolution are those behind its pooling",
+        "densenet_fast/contract/flops.py",
+        "return counted // pooled_pixels * pixels",
+        "return counted",
+        ("tests/test_flops.py",),
+    ),
+    Fault(
+        "a counter of FLOPs from before the first step counts nothing",
+        "densenet_fast/backends/__init__.py",
+        "    contract.serve_modes()\n",
+        "",
+        ("tests/test_flops.py",),
+    ),
+    Fault(
+        "a gradient of a gradient stops at a buffer's copy of x",
+        f"{FOLDER}/recompute.py",
+        "elif need and not values[i].requires_grad:",
+        "elif need and i and not values[i].requires_grad:",
+        (STAGE, "-k", "gradgrad"),
+    ),
+    Fault(
+        "a recomputed layer drops other values",
+        f"{FOLDER}/recompute.py",
+        "new = new * _dropout_mask(new, layer.drop_rate, layer.seed)",
+        "new = new * _dropout_mask(new, layer.drop_rate, layer.seed + 1)",
+        (STAGE, "-k", "to_be_differentiated"),
+    ),
+    Fault(
+        "a second order keeps x",
+        f"{FOLDER}/recompute.py",
+        "    edge.data = tensor.new_empty(0)\n",
+        "",
+        (STAGE, "-k", "costs_nothing"),
+    ),
+    Fault(
         "backward ends one layer too early",
         f"{FOLDER}/schedule.py",
         "lowest = 0 if needs_x else next(layers, count)",

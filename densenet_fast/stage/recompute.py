@@ -1,0 +1,115 @@
+"""A stage's backward that autograd can differentiate again, or run for a batch of gradients at once.
+
+The stage is recomputed by PyTorch's own operations from what its forward has saved, and autograd differentiates those.
+What they keep, as much as plain layers do, exists only where it is used.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..contract import BatchNorm
+from .schedule import Stage
+
+# To autograd no view, as which it would follow the changes of the buffer that x begins.
+_in_place_of = torch.ops.aten._unsafe_view.default
+
+
+def edges(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """For each an empty tensor in its place in autograd's graph: gradients can go there when the tensor itself has
+    gone. None for leaves, which the graph itself knows."""
+    return [None if tensor.grad_fn is None else _edge(tensor) for tensor in tensors]
+
+
+def _edge(tensor: Tensor) -> Tensor:
+    with torch.enable_grad():
+        edge = _in_place_of(tensor, tensor.shape)
+    edge.data = tensor.new_empty(0)
+    return edge
+
+
+def is_batched(dy: Tensor) -> bool:
+    """Whether dy stands for several gradients: is_grads_batched=True, vectorize=True."""
+    return torch._C._functorch.is_batchedtensor(dy) or torch._C._functorch.is_legacy_batchedtensor(dy)
+
+
+def backward(
+    node: Any, stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None, dy: Tensor
+) -> list[Tensor | None]:
+    """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them.
+
+    x, tensors: their values, as the forward has saved them.
+    """
+    again = torch.is_grad_enabled()
+    needs = [node.needs_input_grad[i] for i in (1, *range(-len(tensors), 0))]
+    values = [x.detach(), *tensors]
+    with torch.enable_grad():
+        for i, need in enumerate(needs):
+            if need and not again:
+                values[i] = values[i].detach().requires_grad_()
+            elif need and not values[i].requires_grad:  # what was saved is a copy
+                values[i] = _Attached.apply(_place(node, i, len(tensors)), values[i])
+        y = _forward(stage, values[0], values[1:], seeds)
+    wanted = [value for value, need in zip(values, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
+    return [next(found) if need else None for need in needs]
+
+
+def _place(node: Any, i: int, count: int) -> Tensor:
+    """A tensor in the place in autograd's graph of x, or of tensor i - 1 of `count`."""
+    edge = node.edges[i] if i < len(node.edges) else None
+    return node.next_functions[i - count - 1 if i else 0][0].variable if edge is None else edge
+
+
+class _Attached(torch.autograd.Function):
+    """(a tensor in autograd's graph, its value) -> the value in its place."""
+
+    @staticmethod
+    def forward(ctx: Any, edge: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy, None
+
+
+def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None) -> Tensor:
+    spec, slots = stage.spec, stage.spec.full(tensors)
+    n, _, h, w = x.shape
+    for layer in stage.block(slots, seeds).layers(spec.total, n * h * w):
+        new = _conv(_bn_relu(x, layer.norm1), layer.weight1)
+        if layer.weight2 is not None:
+            new = _conv(_bn_relu(new, layer.norm2), layer.weight2)
+        if layer.seed is not None:
+            new = new * _dropout_mask(new, layer.drop_rate, layer.seed)
+        x = torch.cat([x, new], 1)
+    if spec.consumer is None:
+        return x
+    mean, var, gamma, beta, weight = slots[-5:]
+    x = _bn_relu(x, BatchNorm(mean, var, gamma, beta, spec.consumer.eps))
+    if spec.consumer.kind == "head":
+        return x.mean((2, 3))
+    if spec.consumer.kind == "stem":
+        return F.max_pool2d(x, 3, 2, 1)
+    assert weight is not None
+    return _conv(F.avg_pool2d(x, 2), weight)
+
+
+def _bn_relu(x: Tensor, norm: BatchNorm) -> Tensor:
+    return F.relu(F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, norm.uses_batch, 0.0, norm.eps))
+
+
+def _conv(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+def _dropout_mask(x: Tensor, drop_rate: float, seed: Tensor) -> Tensor:
+    """The mask that every backend's kernels apply to x [N, G, H, W]."""
+    from ..backends.eager.dropout import dropout_mask  # a backend is imported when it is first used
+
+    n, growth, h, w = x.shape
+    like = x.detach().permute(0, 2, 3, 1).reshape(-1, growth)
+    return dropout_mask(like, drop_rate, seed).view(n, h, w, growth).permute(0, 3, 1, 2)
