@@ -5,15 +5,17 @@ import time
 from functools import cache
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from torch import nn
 
+import densenet_fast
 from densenet_fast import backends
 
 from .contract import nets
 from .contract.backends import Backend
-from .oracle import error
+from .oracle import away_from_start, error
 from .processes import Step, all_norms, batch, chosen, in_parts, net, run
 
 synchronised = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -183,9 +185,41 @@ def alone_in_its_group(rank):
     Step.of(synchronised(model, alone), x[own], cotangent[own]).check(Step.of(one, x[own], cotangent[own]))
 
 
+def a_converted_model(rank):
+    """timm's, whose own conversion keeps the activation in the norm."""
+    sizes = (1, 3, 2)
+    torch.manual_seed(0)
+    ours = away_from_start(timm.models.densenet.DenseNet(6, (2, 3), num_classes=10).double())
+    one = copy.deepcopy(ours)
+    densenet_fast.convert(ours, on_unsupported="raise")
+    ours = timm.layers.convert_sync_batchnorm(ours)
+    for name in ("features.norm0", "features.norm5"):  # called by themselves: PyTorch's own refuses CPUs
+        norm = one.get_submodule(name)
+        ours.set_submodule(name, in_eval(norm))
+        one.set_submodule(name, in_eval(norm))
+    x, cotangent, own = batch(sizes, rank)
+    Step.of(ours, x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
+
+
+def in_eval(norm):
+    """A norm that stays in evaluation."""
+    frozen = copy.deepcopy(norm).eval()
+    frozen.train = lambda mode=True: frozen
+    return frozen
+
+
+def differentiated_twice(rank):
+    """Refused, as PyTorch's own does it, and not computed from the statistics of one process."""
+    x, _, own = batch((1, 3, 2), rank)
+    model = synchronised(net())
+    with pytest.raises(RuntimeError, match="SyncBatchNorm"):
+        torch.autograd.grad(model(x[own]).sum(), [model.features.conv0.weight], create_graph=True)
+
+
 CHECKS = (
     *(uneven, uneven_recomputing, without_bottleneck, an_empty_batch, one_value_per_channel, modes, mixed_groups),
     *(float32_backends, parts_by_hand, dropout, without_gradients, reductions, alone_in_its_group),
+    *(a_converted_model, differentiated_twice),
 )
 
 

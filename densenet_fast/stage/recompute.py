@@ -43,6 +43,11 @@ def backward(
 
     x, tensors: their values, as the forward has saved them.
     """
+    if stage.spec.synchronised:
+        raise RuntimeError(
+            "densenet_fast: statistics of several processes (SyncBatchNorm) can be differentiated once, one gradient "
+            "at a time: got backward with create_graph=True or a batch of gradients, expected neither, or BatchNorm2d"
+        )
     again = torch.is_grad_enabled()
     needs = [node.needs_input_grad[i] for i in (1, *range(-len(tensors), 0))]
     values = [x.detach(), *tensors]
