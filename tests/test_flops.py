@@ -33,7 +33,7 @@ def test_flops_of_forward_and_backward_are_torchvision_s(backend, recwarn):
     assert found[0] == found[1]
     again, (h, w) = 0, (9, 10)
     for block in (ours.features.denseblock1, ours.features.denseblock2):
-        again += sum(2 * x.shape[0] * h * w * layer.conv1.weight.numel() for layer in block.layers())
+        again += sum(2 * x.shape[0] * h * w * layer.conv1.weight.numel() for layer in block.values())
         h, w = h // 2, w // 2
     assert found[2] == (found[0][0], found[0][1] + again)
     assert not [warning for warning in recwarn.list if "plain layers" in str(warning.message)]
