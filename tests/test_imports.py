@@ -27,7 +27,7 @@ LAYERS = [
 ]
 # Within `stage` and `modules`, too.
 ROOMS = {
-    "stage": [{"spec", "buffer"}, {"checks", "synchronised"}, {"schedule"}, {"function"}, {"__init__"}],
+    "stage": [{"spec", "buffer"}, {"checks", "halves", "volumes"}, {"schedule"}, {"function"}, {"__init__"}],
     "modules": [
         {"snapshot", "eligibility", "running_stats"},
         {"reading"},

@@ -6,6 +6,7 @@ its class says: a stock forward, stock attributes, nobody listening.
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,48 +56,62 @@ def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def why_not_conv(module: nn.Module, kernel: int) -> str | None:
-    """Why `module` is not a plain kernel x kernel convolution that keeps the image size."""
-    reason = why_not(module, nn.Conv2d)
+# By dimensions of the image.
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+AVERAGE_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether calling `module` does what a stock convolution does, of any dimensions."""
+    return any(isinstance(module, cls) and why_not(module, cls) is None for cls in CONVOLUTIONS.values())
+
+
+def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
+    """Why `module` is not a plain kernel x kernel convolution that keeps the size of images of `dims` dimensions."""
+    cls = CONVOLUTIONS[dims]
+    reason = why_not(module, cls)
     if reason is not None:
         return reason
     stock = (
-        module.kernel_size == (kernel, kernel)
-        and module.stride == (1, 1)
-        and module.padding == (kernel // 2, kernel // 2)
-        and module.dilation == (1, 1)
+        module.kernel_size == (kernel,) * dims
+        and module.stride == (1,) * dims
+        and module.padding == (kernel // 2,) * dims
+        and module.dilation == (1,) * dims
         and module.groups == 1
         and module.bias is None
         and (module.padding_mode == "zeros" or kernel == 1)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        and type(module)._conv_forward is cls._conv_forward
     )
-    return None if stock else f"is not a plain {kernel}x{kernel} convolution: {module}"
+    return None if stock else f"is not a plain {'x'.join([str(kernel)] * dims)} convolution: {module}"
 
 
-def why_not_norm(module: nn.Module) -> str | None:
-    """Why `module` is neither a BatchNorm2d, a SyncBatchNorm, nor torchvision's FrozenBatchNorm2d, which has no
-    parameters."""
+def why_not_norm(module: nn.Module, dims: int = 2) -> str | None:
+    """Why `module` is neither a BatchNorm of images of `dims` dimensions, a SyncBatchNorm, nor torchvision's
+    FrozenBatchNorm2d, which has no parameters."""
     if isinstance(module, nn.SyncBatchNorm):
         counted = not (module.training and module.track_running_stats) or module.num_batches_tracked is not None
         return why_not(module, nn.SyncBatchNorm) or (None if counted else "has no num_batches_tracked")
-    if not isinstance(module, nn.BatchNorm2d):
+    if dims == 2 and not isinstance(module, nn.BatchNorm2d):
         torchvision = sys.modules.get("torchvision.ops.misc")  # where nobody has imported it, there is none
         if torchvision is not None and isinstance(module, torchvision.FrozenBatchNorm2d):
             return why_not(module, torchvision.FrozenBatchNorm2d)
-    reason = why_not(module, nn.BatchNorm2d)
+    reason = why_not(module, NORMS[dims])
     if reason is None and module.training and module.track_running_stats and module.momentum is None:
         return None if module.num_batches_tracked is not None else "has no num_batches_tracked"
     return reason
 
 
 def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) -> str | None:
-    """Why `module` is not a stock pooling `cls` with the given attributes (a pair and a number mean the same)."""
+    """Why `module` is not a stock pooling `cls` with the given attributes, None for one that it has not. A number means
+    the same as one for each dimension."""
     reason = why_not(module, cls)
     if reason is not None:
         return reason
     for name, expected in attributes.items():
-        got = getattr(module, name)
-        if got != expected and got != (expected, expected):
+        got = getattr(module, name, None)
+        if got != expected and not (isinstance(got, tuple) and {*got} == {expected}):
             return f"has {name}={got}"
     return None
 

@@ -1,7 +1,7 @@
 """A layer of a dense block."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -9,24 +9,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..stage import LayerSpec
-from .eligibility import Predicate, why_not, why_not_conv, why_not_norm, why_not_parts
+from .eligibility import CONVOLUTIONS, NORMS, Predicate, why_not, why_not_conv, why_not_norm, why_not_parts
 from .reading import Source, group_of, source_of, sources_of, uses_batch
 
-# What the fused path takes children for, by their names.
 _why_not_relu: Predicate = partial(why_not, cls=nn.ReLU)
-_PLAIN: dict[str, Predicate] = {
-    "norm1": why_not_norm,
-    "relu1": _why_not_relu,
-    "conv1": partial(why_not_conv, kernel=3),
-}
-_BOTTLENECK: dict[str, Predicate] = {
-    "norm1": why_not_norm,
-    "relu1": _why_not_relu,
-    "conv1": partial(why_not_conv, kernel=1),
-    "norm2": why_not_norm,
-    "relu2": _why_not_relu,
-    "conv2": partial(why_not_conv, kernel=3),
-}
+
+
+@cache
+def _parts(dims: int, has_bottleneck: bool) -> dict[str, Predicate]:
+    """What the fused path takes children for, by their names."""
+    norm, conv = partial(why_not_norm, dims=dims), partial(why_not_conv, dims=dims)
+    if not has_bottleneck:
+        return {"norm1": norm, "relu1": _why_not_relu, "conv1": partial(conv, kernel=3)}
+    return {
+        "norm1": norm,
+        "relu1": _why_not_relu,
+        "conv1": partial(conv, kernel=1),
+        "norm2": norm,
+        "relu2": _why_not_relu,
+        "conv2": partial(conv, kernel=3),
+    }
+
+
+def check_dims(spatial_dims: int) -> int:
+    """`spatial_dims`, if images can have so many."""
+    if spatial_dims not in CONVOLUTIONS:
+        raise ValueError(f"spatial_dims: got {spatial_dims}, expected 1, 2 or 3")
+    return spatial_dims
 
 
 def check_counts(**counts: int | None) -> None:
@@ -46,12 +55,15 @@ class DenseLayer(nn.Module):
         growth_rate: channels k the layer adds.
         bn_size: bottleneck width in units of k, or None.
         drop_rate: dropout probability of the new channels.
+        spatial_dims: 1, 2 or 3, of the images.
 
     Shapes: [N, C, H, W] -> [N, k, H, W], in any floating dtype; by itself a layer runs as plain PyTorch.
 
     Raises:
-        ValueError: a count below 1, or drop_rate outside [0, 1].
+        ValueError: a count below 1, drop_rate outside [0, 1], or spatial_dims that are none of 1, 2, 3.
     """
+
+    spatial_dims = 2
 
     def __init__(
         self,
@@ -59,21 +71,24 @@ class DenseLayer(nn.Module):
         growth_rate: int,
         bn_size: int | None = 4,
         drop_rate: float = 0.0,
+        spatial_dims: int = 2,
     ):
         super().__init__()
+        self.spatial_dims = check_dims(spatial_dims)
+        norm, conv = NORMS[spatial_dims], CONVOLUTIONS[spatial_dims]
         check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size)
         if not 0 <= drop_rate <= 1:
             raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
-        self.norm1 = nn.BatchNorm2d(num_input_features)
+        self.norm1 = norm(num_input_features)
         self.relu1 = nn.ReLU(inplace=True)
         if bn_size is None:
-            self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False)
+            self.conv1 = conv(num_input_features, growth_rate, 3, padding=1, bias=False)
         else:
             width = bn_size * growth_rate
-            self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False)
-            self.norm2 = nn.BatchNorm2d(width)
+            self.conv1 = conv(num_input_features, width, 1, bias=False)
+            self.norm2 = norm(width)
             self.relu2 = nn.ReLU(inplace=True)
-            self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
+            self.conv2 = conv(width, growth_rate, 3, padding=1, bias=False)
         self.drop_rate = drop_rate
 
     @property
@@ -106,7 +121,7 @@ class DenseLayer(nn.Module):
 
     def why_plain(self) -> str | None:
         """Why this layer cannot run fused, naming the submodule."""
-        return why_not_parts(self, _BOTTLENECK if self.has_bottleneck else _PLAIN)
+        return why_not_parts(self, _parts(self.spatial_dims, self.has_bottleneck))
 
     def sources(self) -> list[Source | None]:
         """Of `contract.block.TENSORS`, in the layer's present mode."""
