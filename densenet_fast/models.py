@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from . import backends
 from .checkpoints import rename_keys
 from .modules import DenseBlock, Fusable, Transition, Trunk, relu_pool
+from .modules.eligibility import CONVOLUTIONS, MAX_POOLS, NORMS
+from .modules.layer import check_dims
 
 
 class DenseNet(nn.Module):
@@ -34,10 +36,13 @@ class DenseNet(nn.Module):
             either way; `set_efficient` switches later.
         memory_efficient: torchvision's name for `efficient`; overrides it if given.
         in_channels: channels of the image.
+        spatial_dims: dimensions of the image: 2, 3 for volumes or 1 for signals, whose nets have three-dimensional or
+            one-dimensional kernels and norms under the same names.
         backend: "auto" (the best that runs), "native", "triton", "eager", or "plain" for the layers under ordinary
             autograd; `set_backend` switches later.
 
-    Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W any size the poolings leave a pixel of.
+    Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W any size the poolings leave a pixel of; with
+        spatial_dims=3 [N, in_channels, D, H, W], with spatial_dims=1 [N, in_channels, L].
 
     Attributes:
         features: the trunk, an nn.Sequential of stem, blocks and transitions, and the last norm.
@@ -45,8 +50,10 @@ class DenseNet(nn.Module):
 
     Raises:
         ValueError: compression outside (0, 1] or so small that it leaves no channel, a count below 1 (layers: below 0),
-            a probability outside [0, 1], an unknown backend.
+            a probability outside [0, 1], spatial_dims that are none of 1, 2, 3, an unknown backend.
     """
+
+    spatial_dims = 2
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class DenseNet(nn.Module):
         *,
         memory_efficient: bool | None = None,
         in_channels: int = 3,
+        spatial_dims: int = 2,
         backend: str = "auto",
     ):
         super().__init__()
@@ -82,14 +90,15 @@ class DenseNet(nn.Module):
         num_classes = (10 if few_blocks else 1000) if num_classes is None else num_classes
         efficient = efficient if memory_efficient is None else memory_efficient
 
+        self.spatial_dims = check_dims(spatial_dims)
         self.features = Trunk()
         self.features.backend = backends.check_name(backend)
-        stem = _small_stem if small_inputs else _large_stem
-        for name, module in stem(in_channels, num_init_features):
+        self.features.spatial_dims = spatial_dims
+        for name, module in _stem(in_channels, num_init_features, small_inputs, spatial_dims):
             self.features.add_module(name, module)
         channels = num_init_features
         for i, num_layers in enumerate(block_config, 1):
-            block = DenseBlock(num_layers, channels, bn_size, growth_rate, drop_rate, efficient, backend)
+            block = DenseBlock(num_layers, channels, bn_size, growth_rate, drop_rate, efficient, backend, spatial_dims)
             self.features.add_module(f"denseblock{i}", block)
             channels += num_layers * growth_rate
             if i < len(block_config):
@@ -98,16 +107,16 @@ class DenseNet(nn.Module):
                     raise ValueError(
                         f"compression: got {compression}, which leaves none of the {channels} channels of block {i}"
                     )
-                self.features.add_module(f"transition{i}", Transition(channels, kept, backend))
+                self.features.add_module(f"transition{i}", Transition(channels, kept, backend, spatial_dims))
                 channels = kept
-        self.features.add_module("norm_final" if small_inputs else "norm5", nn.BatchNorm2d(channels))
+        self.features.add_module("norm_final" if small_inputs else "norm5", NORMS[spatial_dims](channels))
         self.classifier = nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
         self._initialize()
 
     def _initialize(self) -> None:
         """Convolutions normal with variance 2 / (out_channels * kernel area), norms 1 and 0, classifier bias 0."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
                 with torch.no_grad():
                     module.weight.normal_().mul_(math.sqrt(2 / fan_out))
@@ -119,7 +128,7 @@ class DenseNet(nn.Module):
         features = self.features
         if isinstance(features, Trunk):
             return self.classifier(features.pooled(x))
-        return self.classifier(relu_pool(features(x), features))  # replaced, or wrapped
+        return self.classifier(relu_pool(features(x), features, dims=self.spatial_dims))  # replaced, or wrapped
 
     def set_efficient(self, efficient: bool = True) -> "DenseNet":
         """Recompute the bottleneck outputs of every block in backward (True) or keep them (False); returns self.
@@ -144,14 +153,13 @@ class DenseNet(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _small_stem(in_channels: int, features: int) -> list[tuple[str, nn.Module]]:
-    return [("conv0", nn.Conv2d(in_channels, features, 3, padding=1, bias=False))]
-
-
-def _large_stem(in_channels: int, features: int) -> list[tuple[str, nn.Module]]:
+def _stem(in_channels: int, features: int, is_small: bool, dims: int) -> list[tuple[str, nn.Module]]:
+    conv, norm, pool = CONVOLUTIONS[dims], NORMS[dims], MAX_POOLS[dims]
+    if is_small:
+        return [("conv0", conv(in_channels, features, 3, padding=1, bias=False))]
     return [
-        ("conv0", nn.Conv2d(in_channels, features, 7, stride=2, padding=3, bias=False)),
-        ("norm0", nn.BatchNorm2d(features)),
+        ("conv0", conv(in_channels, features, 7, stride=2, padding=3, bias=False)),
+        ("norm0", norm(features)),
         ("relu0", nn.ReLU(inplace=True)),
-        ("pool0", nn.MaxPool2d(3, stride=2, padding=1)),
+        ("pool0", pool(3, stride=2, padding=1)),
     ]

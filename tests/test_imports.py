@@ -28,7 +28,14 @@ LAYERS = [
 ]
 # Within `stage` and `modules`, too.
 ROOMS = {
-    "stage": [{"spec", "buffer"}, {"checks", "synchronised"}, {"schedule"}, {"recompute"}, {"function"}, {"__init__"}],
+    "stage": [
+        {"spec", "buffer"},
+        {"checks", "halves", "volumes"},
+        {"schedule"},
+        {"recompute"},
+        {"function"},
+        {"__init__"},
+    ],
     "modules": [
         {"snapshot", "eligibility", "running_stats"},
         {"reading"},

@@ -1,5 +1,7 @@
 """Bytes, from the allocator's own figures: what a forward leaves alive, exactly, and the peak over a step."""
 
+from math import prod
+
 import pytest
 import torch
 import torchvision.models as stock
@@ -7,32 +9,34 @@ import torchvision.models as stock
 import densenet_fast
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
+from densenet_fast.contract.block import z_size
 from densenet_fast.modules import DenseBlock, Transition
-from densenet_fast.stage.buffer import row_stride
+from densenet_fast.stage.buffer import channels_last, row_stride
 
 FLOAT = 4
 
 
 def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
     """What must be alive after a float32 training forward, by the model of docs/memory.md: the image in NHWC, the
-    stem's convolution, one buffer per block, z where it is not recomputed, statistics, and the classifier's input."""
-    n, _, h, w = x.shape
-    floats = 0 if x.is_contiguous(memory_format=torch.channels_last) else x.numel()
-    channels = model.features.conv0.out_channels
+    stem's convolution, one buffer per block, z where it is not recomputed, statistics, and the classifier's input.
+    Where layers run by halves, statistics have room for one more bottleneck."""
+    n, _, *size = x.shape
+    floats = 0 if x.is_contiguous(memory_format=channels_last(x)) else x.numel()
+    channels, halves = model.features.conv0.out_channels, model.spatial_dims != 2
     if hasattr(model.features, "pool0"):
-        h, w = (h + 1) // 2, (w + 1) // 2
-        floats += n * channels * h * w + 2 * channels
-        h, w = (h + 1) // 2, (w + 1) // 2
+        size = [(s + 1) // 2 for s in size]
+        floats += n * channels * prod(size) + 2 * channels
+        size = [(s + 1) // 2 for s in size]
     for module in model.features:
         if isinstance(module, DenseBlock):
-            for layer in module.values():
-                if hasattr(layer, "conv2"):
-                    width = layer.conv1.out_channels
-                    floats += 2 * width + (0 if efficient else n * width * h * w)
-                channels += (layer.conv2 if hasattr(layer, "conv2") else layer.conv1).out_channels
-            floats += n * row_stride(channels, torch.float32) * h * w + 2 * channels
+            layers = [(layer, hasattr(layer, "conv2")) for layer in module.values()]
+            widths = [layer.conv1.out_channels for layer, has_bottleneck in layers if has_bottleneck]
+            channels += sum((layer.conv2 if has else layer.conv1).out_channels for layer, has in layers)
+            floats += 2 * sum(widths) + (0 if efficient else z_size(widths, n * prod(size)))
+            floats += n * row_stride(channels, torch.float32) * prod(size) + 2 * channels
+            floats += 2 * max(widths, default=0) * halves
         elif isinstance(module, Transition):
-            h, w, channels = h // 2, w // 2, module.conv.out_channels
+            size, channels = [s // 2 for s in size], module.conv.out_channels
     floats += n * channels + n * model.classifier.out_features
     return FLOAT * floats
 

@@ -61,6 +61,16 @@ def one_value_per_channel(rank):
     Step.of(synchronised(model), x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
 
 
+def volumes(rank):
+    for config in ({}, {"efficient": True}, {"bn_size": None}):
+        sizes = (1, 0, 2)
+        ours = net(small_inputs=True, spatial_dims=3, **config)
+        one = copy.deepcopy(ours).set_backend("plain")
+        _, cotangent, own = batch(sizes, rank)
+        x = torch.randn(3, 3, 7, 6, 8, dtype=torch.float64)
+        Step.of(synchronised(ours), x[own], cotangent[own]).summed().check(Step.of(one, x, cotangent).of_part(own))
+
+
 def modes(rank):
     for change in nets.MODES:
         compare(rank, (1, 3, 2), change, efficient=change in nets.MODES[::2])
@@ -217,7 +227,16 @@ def differentiated_twice(rank):
 
 
 CHECKS = (
-    *(uneven, uneven_recomputing, without_bottleneck, an_empty_batch, one_value_per_channel, modes, mixed_groups),
+    *(
+        uneven,
+        uneven_recomputing,
+        without_bottleneck,
+        an_empty_batch,
+        one_value_per_channel,
+        volumes,
+        modes,
+        mixed_groups,
+    ),
     *(float32_backends, parts_by_hand, dropout, without_gradients, reductions, alone_in_its_group),
     *(a_converted_model, differentiated_twice),
 )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.eligibility import has_activation, runs_as, why_not
+from ..modules.eligibility import CONVOLUTIONS, has_activation, runs_as, why_not
 from ..modules.views import LayerView, TransitionView, view_layer, view_transition
 
 _LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
@@ -18,20 +18,21 @@ _LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
 class Library(NamedTuple):
     block: str  # "module:class"
     layer: str
-    view: Callable[[Any], LayerView | str]  # of a layer that runs as the library's class; reasons as view_layer's
+    view: Callable[[Any, int], LayerView | str]  # of a layer that runs as the library's class; reasons as view_layer's
 
     def runs(self, block: nn.Module) -> bool:
         """Whether calling `block` does what calling one of the library's does."""
         cls = _class_of(block, self.block)
         return cls is not None and runs_as(block, cls)
 
-    def view_layer(self, layer: nn.Module) -> LayerView | str:
-        """A layer in its present mode, or why it cannot run fused, in words that follow its name."""
+    def view_layer(self, layer: nn.Module, dims: int) -> LayerView | str:
+        """A layer for images of `dims` dimensions in its present mode, or why it cannot run fused, in words that follow
+        its name."""
         cls = _class_of(layer, self.layer)
         if cls is None:
             return f" is {type(layer).__name__}, not {self.layer.partition(':')[2]}"
         reason = why_not(layer, cls)
-        return self.view(layer) if reason is None else f" {reason}"
+        return self.view(layer, dims) if reason is None else f" {reason}"
 
 
 def name_of(cls: type) -> str:
@@ -54,13 +55,22 @@ def is_transition(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and {"norm", "conv", "pool"} <= module._modules.keys()
 
 
-def view_of_transition(transition: nn.Module) -> TransitionView | str:
+def dims_of(part: nn.Module) -> int:
+    """Of how many dimensions a block's or a transition's images are."""
+    for module in part.modules():
+        for dims, cls in CONVOLUTIONS.items():
+            if isinstance(module, cls):
+                return dims
+    return 2
+
+
+def view_of_transition(transition: nn.Module, dims: int) -> TransitionView | str:
     """A transition that runs as nn.Sequential."""
     parts = transition._modules
     names = ["norm", *([] if has_activation(parts.get("norm")) else ["relu"]), "conv", "pool"]
     if list(parts) != names:
         return f"its children are {', '.join(parts)}, not {', '.join(names)}"
-    return view_transition(parts)
+    return view_transition(parts, dims)
 
 
 def recomputes(layer: nn.Module) -> bool:
@@ -70,20 +80,20 @@ def recomputes(layer: nn.Module) -> bool:
     return bool(own.get("memory_efficient") or own.get("grad_checkpointing") or own.get("efficient"))
 
 
-def by_names(layer: Any) -> LayerView | str:
+def by_names(layer: Any, dims: int) -> LayerView | str:
     """A layer whose forward calls its children by their names."""
-    view = view_layer(layer._modules, float(layer.drop_rate) if layer.training else 0.0)
+    view = view_layer(layer._modules, float(layer.drop_rate) if layer.training else 0.0, dims)
     return f".{view}" if isinstance(view, str) else view
 
 
-def _in_turn(layer: Any) -> LayerView | str:
+def _in_turn(layer: Any, dims: int) -> LayerView | str:
     """A layer that is an nn.Sequential."""
     if list(layer._modules) != _LAYER:
         return f" has {', '.join(layer._modules)}, not {', '.join(_LAYER)}"
-    return by_names(layer)
+    return by_names(layer, dims)
 
 
-def _in_layers(layer: Any) -> LayerView | str:
+def _in_layers(layer: Any, dims: int) -> LayerView | str:
     """A layer whose child `layers` is an nn.Sequential, with a dropout at its end if there is one."""
     reason = why_not(layer.layers, nn.Sequential)
     if reason is not None:
@@ -97,7 +107,7 @@ def _in_layers(layer: Any) -> LayerView | str:
         if reason is not None:
             return f".layers.dropout {reason}"
         drop_rate = float(dropout.p)
-    view = view_layer(parts, drop_rate)
+    view = view_layer(parts, drop_rate, dims)
     return f".layers.{view}" if isinstance(view, str) else view
 
 

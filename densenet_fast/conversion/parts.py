@@ -13,9 +13,9 @@ from ..modules.block import FusableBlock
 from ..modules.eligibility import runs_as
 from ..modules.transition import FusableTransition
 from ..modules.views import LayerView, TransitionView
-from .libraries import Library, recomputes, view_of_transition
+from .libraries import Library, dims_of, recomputes, view_of_transition
 
-_ADDED = ("backend", "_warned", "_reading", "_recompute")  # attributes that a conversion adds
+_ADDED = ("backend", "_warned", "_reading", "_recompute", "spatial_dims")  # attributes that a conversion adds
 
 
 class Converted(Fusable):
@@ -45,12 +45,12 @@ class ConvertedBlock(Converted, FusableBlock):
         self._recompute = efficient
 
     def view(self, layer: nn.Module) -> LayerView | str:
-        return self.library.view_layer(layer)
+        return self.library.view_layer(layer, self.spatial_dims)
 
 
 class ConvertedTransition(Converted, FusableTransition):
     def view(self) -> TransitionView | str:
-        return view_of_transition(self)
+        return view_of_transition(self, self.spatial_dims)
 
 
 class ConvertedTrunk(Trunk):
@@ -89,7 +89,7 @@ def change_transition(transition: nn.Module, backend: str) -> str | None:
 
 def _change(part: Any, library: Library | None, efficient: bool, backend: str) -> str | None:
     part.__class__ = _converted_class(type(part), library)
-    part.backend, part._warned = backend, set()
+    part.backend, part._warned, part.spatial_dims = backend, set(), dims_of(part)
     if isinstance(part, ConvertedBlock):
         part.efficient = efficient
     reason: str | None = part.reading().why_plain
@@ -101,6 +101,7 @@ def _change(part: Any, library: Library | None, efficient: bool, backend: str) -
 def change_trunk(trunk: Any, backend: str) -> None:
     trunk.__class__ = ConvertedTrunk
     trunk.backend = backend
+    trunk.spatial_dims = next(child.spatial_dims for child in trunk.children() if isinstance(child, Fusable))
 
 
 def is_converted(module: nn.Module) -> bool:

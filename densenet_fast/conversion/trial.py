@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules.views import LayerView
-from .libraries import Library, by_names, name_of
+from .libraries import Library, by_names, dims_of, name_of
 
 _TOLERANCE = 1e-10  # of float64: an operation left out or added is far off
 
@@ -45,14 +45,15 @@ def tried_library(block: nn.Module) -> Library | str:
 def _why_another(block: nn.Module, library: Library) -> str | None:
     """Why `block`, in float64 on the CPU, does not compute in its present mode what a dense block does."""
     views: list[LayerView] = []
+    dims = dims_of(block)
     for name, layer in block.named_children():
         if not isinstance(getattr(layer, "drop_rate", None), float | int):
             return f"{name} has no drop_rate"
-        view = library.view_layer(layer)
+        view = library.view_layer(layer, dims)
         if isinstance(view, str):
             return f"{name}{view}"
         views.append(view)
-    x = torch.randn(2, views[0].convs[0].in_channels, 5, 4, dtype=torch.float64)
+    x = torch.randn(2, views[0].convs[0].in_channels, *(5, 4, 3)[:dims], dtype=torch.float64)
     parameters = [p for p in block.parameters() if p.requires_grad]
     results = []
     for run in (type(block).forward, lambda _, x: _plain(views, x)):

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from ..stage.buffer import memory_format
 from .eligibility import why_not
 from .fusable import Fusable
-from .layer import DenseLayer
+from .layer import DenseLayer, check_dims
 from .reading import BlockReading, Reading
 from .running_stats import Transaction
 from .staging import run_stage
@@ -63,12 +63,14 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         efficient: recompute the bottleneck outputs in backward. Kept for backward, per pixel: C0 + L * k values with
             it, L * bn_size * k more without.
         backend: see `set_backend`.
+        spatial_dims: 1, 2 or 3, of the images.
 
-    Shapes: [N, C0, H, W] -> [N, C0 + L * k, H, W], floating, in the memory format of the input.
+    Shapes: [N, C0, H, W] -> [N, C0 + L * k, H, W], floating, in the memory format of the input; with spatial_dims 1 and
+    3, [N, C0, L] and [N, C0, D, H, W].
 
     Raises:
-        ValueError: num_layers below 0, another count below 1, drop_rate outside [0, 1], an unknown backend; on the
-            call: what `functional.dense_stage` refuses.
+        ValueError: num_layers below 0, another count below 1, drop_rate outside [0, 1], spatial_dims that are none of
+            1, 2, 3, an unknown backend; on the call: what `functional.dense_stage` refuses.
     """
 
     def __init__(
@@ -80,12 +82,15 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         drop_rate: float = 0.0,
         efficient: bool = False,
         backend: str = "auto",
+        spatial_dims: int = 2,
     ):
         super().__init__(backend)
+        self.spatial_dims = check_dims(spatial_dims)
         if num_layers < 0:
             raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
-            layer = DenseLayer(num_input_features + i * growth_rate, growth_rate, bn_size, drop_rate)
+            channels = num_input_features + i * growth_rate
+            layer = DenseLayer(channels, growth_rate, bn_size, drop_rate, spatial_dims)
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 
@@ -99,5 +104,5 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         reason = why_not(layer, DenseLayer)
         if reason is not None:
             return f" {reason}"
-        view = cast(DenseLayer, layer).view()
+        view = cast(DenseLayer, layer).view(self.spatial_dims)
         return f".{view}" if isinstance(view, str) else view

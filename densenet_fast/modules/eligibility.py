@@ -6,6 +6,7 @@ its class says: a stock forward, stock attributes, nobody listening.
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,22 +70,35 @@ def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     return None
 
 
-def why_not_conv(module: nn.Module, kernel: int) -> str | None:
-    """Why `module` is not a plain kernel x kernel convolution that keeps the image size."""
-    reason = why_not(module, nn.Conv2d)
+# By dimensions of the image.
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+AVERAGE_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether calling `module` does what a stock convolution does, of any dimensions."""
+    return any(isinstance(module, cls) and why_not(module, cls) is None for cls in CONVOLUTIONS.values())
+
+
+def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
+    """Why `module` is not a plain kernel x kernel convolution that keeps the size of images of `dims` dimensions."""
+    cls = CONVOLUTIONS[dims]
+    reason = why_not(module, cls)
     if reason is not None:
         return reason
     stock = (
-        module.kernel_size == (kernel, kernel)
-        and module.stride == (1, 1)
-        and module.padding == (kernel // 2, kernel // 2)
-        and module.dilation == (1, 1)
+        module.kernel_size == (kernel,) * dims
+        and module.stride == (1,) * dims
+        and module.padding == (kernel // 2,) * dims
+        and module.dilation == (1,) * dims
         and module.groups == 1
         and module.bias is None
         and (module.padding_mode == "zeros" or kernel == 1)
-        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        and type(module)._conv_forward is cls._conv_forward
     )
-    return None if stock else f"is not a plain {kernel}x{kernel} convolution: {module}"
+    return None if stock else f"is not a plain {'x'.join([str(kernel)] * dims)} convolution: {module}"
 
 
 Predicate = Callable[[nn.Module], str | None]
@@ -121,11 +135,11 @@ _ACTIVATION: dict[str, Predicate] = {
 }
 
 
-def why_not_norm(module: nn.Module) -> str | None:
-    """Why `module` is neither a BatchNorm2d, a SyncBatchNorm, a frozen norm of torchvision, nor one of timm's with a
-    ReLU inside."""
-    foreign = None if type(module) is nn.BatchNorm2d else _foreign_norm(module)
-    cls, activates = foreign or (nn.SyncBatchNorm if isinstance(module, nn.SyncBatchNorm) else nn.BatchNorm2d, False)
+def why_not_norm(module: nn.Module, dims: int = 2) -> str | None:
+    """Why `module` is neither a BatchNorm of images of `dims` dimensions, a SyncBatchNorm, nor in two dimensions a
+    frozen norm of torchvision or one of timm's with a ReLU inside."""
+    foreign = None if dims != 2 or type(module) is nn.BatchNorm2d else _foreign_norm(module)
+    cls, activates = foreign or (nn.SyncBatchNorm if isinstance(module, nn.SyncBatchNorm) else NORMS[dims], False)
     reason = why_not(module, cls) or (why_not_parts(module, _ACTIVATION) if activates else None)
     if reason is not None or not isinstance(module, _BatchNorm):
         return reason
@@ -135,13 +149,14 @@ def why_not_norm(module: nn.Module) -> str | None:
 
 
 def why_not_pool(module: nn.Module, cls: type[nn.Module], **attributes: object) -> str | None:
-    """Why `module` is not a stock pooling `cls` with the given attributes (a pair and a number mean the same)."""
+    """Why `module` is not a stock pooling `cls` with the given attributes, None for one that it has not. A number means
+    the same as one for each dimension."""
     reason = why_not(module, cls)
     if reason is not None:
         return reason
     for name, expected in attributes.items():
-        got = getattr(module, name)
-        if got != expected and got != (expected, expected):
+        got = getattr(module, name, None)
+        if got != expected and not (isinstance(got, tuple) and {*got} == {expected}):
             return f"has {name}={got}"
     return None
 

@@ -17,6 +17,7 @@ class Fusable(Readable[Reading]):
     """What blocks and transitions share: a backend, a fused run, and plain layers with one warning for each reason."""
 
     backend: str
+    spatial_dims = 2  # of the images
     _warned: set[str]
 
     def __init__(self, backend: str):

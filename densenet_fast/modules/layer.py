@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .eligibility import CONVOLUTIONS, NORMS
 from .views import LayerView, view_layer
+
+
+def check_dims(spatial_dims: int) -> int:
+    """`spatial_dims`, if images can have so many."""
+    if spatial_dims not in CONVOLUTIONS:
+        raise ValueError(f"spatial_dims: got {spatial_dims}, expected 1, 2 or 3")
+    return spatial_dims
 
 
 def check_counts(**counts: int | None) -> None:
@@ -27,12 +35,15 @@ class DenseLayer(nn.Module):
         growth_rate: channels k the layer adds.
         bn_size: bottleneck width in units of k, or None.
         drop_rate: dropout probability of the new channels.
+        spatial_dims: 1, 2 or 3, of the images.
 
     Shapes: [N, C, H, W] -> [N, k, H, W], in any floating dtype; by itself a layer runs as plain PyTorch.
 
     Raises:
-        ValueError: a count below 1, or drop_rate outside [0, 1].
+        ValueError: a count below 1, drop_rate outside [0, 1], or spatial_dims that are none of 1, 2, 3.
     """
+
+    spatial_dims = 2
 
     def __init__(
         self,
@@ -40,21 +51,24 @@ class DenseLayer(nn.Module):
         growth_rate: int,
         bn_size: int | None = 4,
         drop_rate: float = 0.0,
+        spatial_dims: int = 2,
     ):
         super().__init__()
+        self.spatial_dims = check_dims(spatial_dims)
+        norm, conv = NORMS[spatial_dims], CONVOLUTIONS[spatial_dims]
         check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size)
         if not 0 <= drop_rate <= 1:
             raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
-        self.norm1 = nn.BatchNorm2d(num_input_features)
+        self.norm1 = norm(num_input_features)
         self.relu1 = nn.ReLU(inplace=True)
         if bn_size is None:
-            self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False)
+            self.conv1 = conv(num_input_features, growth_rate, 3, padding=1, bias=False)
         else:
             width = bn_size * growth_rate
-            self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False)
-            self.norm2 = nn.BatchNorm2d(width)
+            self.conv1 = conv(num_input_features, width, 1, bias=False)
+            self.norm2 = norm(width)
             self.relu2 = nn.ReLU(inplace=True)
-            self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
+            self.conv2 = conv(width, growth_rate, 3, padding=1, bias=False)
         self.drop_rate = drop_rate
 
     def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:
@@ -70,6 +84,7 @@ class DenseLayer(nn.Module):
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x
 
-    def view(self) -> LayerView | str:
-        """What the fused path sees of the layer in its present mode, or why it cannot run fused."""
-        return view_layer(self._modules, self.drop_rate if self.training else 0.0)
+    def view(self, dims: int) -> LayerView | str:
+        """What the fused path sees of the layer in its present mode, or why it cannot run fused, as one for images of
+        `dims` dimensions."""
+        return view_layer(self._modules, self.drop_rate if self.training else 0.0, dims)

@@ -21,12 +21,15 @@ class Consumer(NamedTuple):
     norm: Any
     sources: tuple[Source, ...]
     slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
+    dims: int  # of the images
 
     @classmethod
-    def of(cls, kind: Literal["transition", "stem", "head"], norm: Any, conv: nn.Module | None = None) -> "Consumer":
+    def of(
+        cls, kind: Literal["transition", "stem", "head"], norm: Any, conv: nn.Module | None = None, dims: int = 2
+    ) -> "Consumer":
         sources = [*sources_of(norm), None if conv is None else source_of(conv, "weight")]
         slots = tuple([i for i, source in enumerate(sources) if source is not None])
-        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots)
+        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims)
 
     def spec(self, outputs: int) -> ConsumerSpec:
         return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm), group_of(self.norm))
@@ -55,14 +58,16 @@ def run_stage(
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
     see. layout: the memory format that PyTorch's layers give x.
     """
-    stage.check_image(x)
+    dims = block.module.spatial_dims if block is not None else 2 if consumer is None else consumer.dims
+    stage.check_image(x, dims)
     tensors = [] if block is None else block.tensors()
     norms = () if block is None else block.norms
     if consumer is not None:
         tensors += tensors_of(consumer.sources)
         norms = (*norms, consumer.norm)
         if consumer.kind == "transition":
-            layout = convolved_format(layout, tensors[-1])
+            # PyTorch's poolings of volumes return them in its own format.
+            layout = convolved_format(layout, tensors[-1]) if dims == 2 else torch.contiguous_format
     spec = _spec(x.shape[1], block, consumer, tensors)
     wanted = Wanted(layout=layout)
     if following is not None:
@@ -78,7 +83,7 @@ def run_stage(
         extend=extend,
         efficient=block is not None and block.module.efficient,
     )
-    for values, taken in spec.taken_over(x.shape[0] * x.shape[2] * x.shape[3]):
+    for values, taken in spec.taken_over(x.numel() // x.shape[1]):
         updates.report(norms, stats, taken, values, backend)
     return Output(y, y_stats, layout)
 
@@ -88,7 +93,7 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
     if block is None:
         assert consumer is not None
         outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
-        return _of_consumer(channels, consumer.spec(outputs), consumer.slots)
+        return _of_consumer(channels, consumer.spec(outputs), consumer.slots, consumer.dims)
     outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
     key = channels, mode, *[tensors[i].shape[0] for i in block.weights], *map(group_of, block.synchronised)
@@ -100,10 +105,10 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
         if consumer is not None:
             of_consumer = consumer.spec(outputs or channels + sum(layer.growth for layer in layers))
             slots = (*slots, *(behind + slot for slot in consumer.slots))
-        block.specs[key] = StageSpec(channels, layers, of_consumer, slots)
+        block.specs[key] = StageSpec(channels, layers, of_consumer, slots, block.module.spatial_dims)
     return block.specs[key]
 
 
 @lru_cache(maxsize=64)
-def _of_consumer(channels: int, consumer: ConsumerSpec, slots: tuple[int, ...]) -> StageSpec:
-    return StageSpec(channels, (), consumer, slots)
+def _of_consumer(channels: int, consumer: ConsumerSpec, slots: tuple[int, ...], dims: int) -> StageSpec:
+    return StageSpec(channels, (), consumer, slots, dims)

@@ -5,8 +5,9 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from ..stage.buffer import memory_format
+from .eligibility import AVERAGE_POOLS, CONVOLUTIONS, NORMS
 from .fusable import Fusable
-from .layer import check_counts
+from .layer import check_counts, check_dims
 from .reading import Reading
 from .running_stats import Transaction
 from .staging import Consumer, run_stage
@@ -28,7 +29,7 @@ class FusableTransition(Fusable):
         """Of a transition that can run fused."""
         view = self.view()
         assert not isinstance(view, str)
-        return Consumer.of("transition", view.norm, view.conv)
+        return Consumer.of("transition", view.norm, view.conv, dims=self.spatial_dims)
 
     @abstractmethod
     def view(self) -> TransitionView | str:
@@ -42,20 +43,24 @@ class Transition(FusableTransition, nn.Sequential):
         num_input_features: channels C of the input.
         num_output_features: channels C' of the output.
         backend: see `set_backend`.
+        spatial_dims: 1, 2 or 3, of the images.
 
-    Shapes: [N, C, H, W] -> [N, C', H // 2, W // 2], floating, H and W at least 2.
+    Shapes: [N, C, H, W] -> [N, C', H // 2, W // 2], floating, H and W at least 2; with spatial_dims 1 and 3 one and
+    three such sizes.
 
     Raises:
-        ValueError: a count below 1, an unknown backend; on the call: what `functional.dense_stage` refuses.
+        ValueError: a count below 1, spatial_dims that are none of 1, 2, 3, an unknown backend; on the call: what
+            `functional.dense_stage` refuses.
     """
 
-    def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto"):
+    def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto", spatial_dims: int = 2):
         super().__init__(backend)
+        self.spatial_dims = check_dims(spatial_dims)
         check_counts(num_input_features=num_input_features, num_output_features=num_output_features)
-        self.norm = nn.BatchNorm2d(num_input_features)
+        self.norm = NORMS[spatial_dims](num_input_features)
         self.relu = nn.ReLU(inplace=True)
-        self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False)
-        self.pool = nn.AvgPool2d(2, 2)
+        self.conv = CONVOLUTIONS[spatial_dims](num_input_features, num_output_features, 1, bias=False)
+        self.pool = AVERAGE_POOLS[spatial_dims](2, 2)
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)
@@ -63,4 +68,4 @@ class Transition(FusableTransition, nn.Sequential):
     def view(self) -> TransitionView | str:
         if list(self._modules) != ["norm", "relu", "conv", "pool"]:
             return "its children are not norm, relu, conv, pool"
-        return view_transition(self._modules)
+        return view_transition(self._modules, self.spatial_dims)

@@ -2,17 +2,29 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .. import backends
-from ..stage.buffer import convolved_format, memory_format
+from ..stage.buffer import channels_last, convolved_format, memory_format
 from ..uncompiled import uncompiled
 from .block import FusableBlock
-from .eligibility import has_activation, is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
+from .eligibility import (
+    MAX_POOLS,
+    has_activation,
+    is_convolution,
+    is_hooked,
+    is_traced,
+    runs_as,
+    why_not,
+    why_not_norm,
+    why_not_now,
+    why_not_pool,
+)
 from .fusable import Fusable
 from .reading import BlockReading, Readable, Reading, is_synchronised
 from .running_stats import Transaction, transaction
@@ -30,11 +42,12 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
     """
 
     backend = "auto"
+    spatial_dims = 2  # of the images
 
     def __getitem__(self, index: slice | int) -> "Trunk | nn.Module":
         part = super().__getitem__(index)
         if isinstance(part, Trunk):
-            part.backend = self.backend
+            part.backend, part.spatial_dims = self.backend, self.spatial_dims
         return part
 
     def set_backend(self, backend: str) -> None:
@@ -53,7 +66,7 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
     def pooled(self, x: Tensor) -> Tensor:
         """ReLU and global average of `forward`, [N, C]."""
         if self._is_plain(x) or is_hooked(self) or not runs_as(self, Trunk):
-            return relu_pool(self(x), self, *list(self.children())[-1:])
+            return relu_pool(self(x), self, *list(self.children())[-1:], dims=self.spatial_dims)
         return self._run(x, pooled=True)
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -68,7 +81,9 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
         check_input(self, x, reading.passed)
         with transaction(self) as updates:
             y, is_pooled = self._run_steps(x, reading.steps[pooled], updates, pooled)
-        return relu_pool(y, self, *list(self.children())[-1:]) if pooled and not is_pooled else y
+        if not pooled or is_pooled:
+            return y
+        return relu_pool(y, self, *list(self.children())[-1:], dims=self.spatial_dims)
 
     def _run_steps(self, x: Tensor, steps: "list[_Step]", updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
         """The last output, and whether the head has already pooled it."""
@@ -84,11 +99,11 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                 updates.guard(module)
                 if waiting and waiting[0].called is None and _is_seen_by_a_stage_alone(module, x):
                     layout = convolved_format(layout, module.weight)
-                    x = module(x.contiguous(memory_format=torch.channels_last))
+                    x = module(x.contiguous(memory_format=channels_last(x)))
                     continue
                 x = module(x)
                 layout = memory_format(x)
-                if why_not(module, nn.Conv2d) is not None:  # it may have changed those behind it
+                if not is_convolution(module):  # it may have changed those behind it
                     waiting = deque(self._steps(step.behind, pooled))
                 continue
             following = next_block if step.consumer is not None else None
@@ -132,7 +147,7 @@ class _Step(NamedTuple):
 
 class _TrunkReading(NamedTuple):
     steps: tuple[list[_Step], list[_Step]]  # for the trunk's own output, and for what is pooled of it
-    passed: set[tuple[int, int, int]]  # shapes N, H, W of images that are known to be large enough
+    passed: set[tuple[int, ...]]  # shapes N, H, W of images that are known to be large enough
 
 
 def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
@@ -141,56 +156,55 @@ def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
     if isinstance(block, BlockReading):
         if i + 1 < len(children):
             following = children[i + 1]
-            if isinstance(following, FusableTransition) and _fused(following) is not None:
+            if isinstance(following, FusableTransition) and _fused(following, block.module.spatial_dims) is not None:
                 return _Step(i + 2, block=block, consumer=following.consumer())
-            if pooled and i + 2 == len(children) and why_not_norm(following) is None:
-                return _Step(i + 2, block=block, consumer=Consumer.of("head", following))
+            dims = block.module.spatial_dims
+            if pooled and i + 2 == len(children) and why_not_norm(following, dims) is None:
+                return _Step(i + 2, block=block, consumer=Consumer.of("head", following, dims=dims))
         return _Step(i + 1, block=block)
-    behind = _behind_stem(children, i)
-    if behind is not None:
-        return _Step(behind, consumer=Consumer.of("stem", children[i]))
+    stem = _stem(children, i)
+    if stem is not None:
+        behind, dims = stem
+        return _Step(behind, consumer=Consumer.of("stem", children[i], dims=dims))
     return _Step(i + 1, called=children[i])
 
 
-def relu_pool(x: Tensor, *producers: nn.Module) -> Tensor:
+def relu_pool(x: Tensor, *producers: nn.Module, dims: int = 2) -> Tensor:
     """ReLU and global average: [N, C, H, W] -> [N, C].
 
     In place as in torchvision, so that who keeps what the `producers` of x return finds it rectified; not where a full
     backward hook returned it, which autograd does not let anybody change.
     """
     inplace = not any(module._backward_hooks or module._backward_pre_hooks for module in producers)
-    return torch.flatten(F.adaptive_avg_pool2d(F.relu(x, inplace), (1, 1)), 1)
+    pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[dims - 1]
+    return torch.flatten(pool(F.relu(x, inplace), (1,) * dims), 1)
 
 
-def _fused(module: nn.Module) -> Reading | None:
-    """The reading of a block or transition that runs fused and whose call nobody watches; warns where its layers
-    forbid it."""
-    if isinstance(module, FusableBlock | FusableTransition) and why_not(module, Fusable) is None:
-        return module.fusable()
-    return None
+def _fused(module: nn.Module, dims: int | None = None) -> Reading | None:
+    """The reading of a block or transition, of images of `dims` dimensions, that runs fused and whose call nobody
+    watches; warns where its layers forbid it."""
+    if not isinstance(module, FusableBlock | FusableTransition) or why_not(module, Fusable) is not None:
+        return None
+    reading = module.fusable()
+    return reading if dims in (None, module.spatial_dims) else None
 
 
-def _is_seen_by_a_stage_alone(module: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
+def _is_seen_by_a_stage_alone(module: nn.Module, x: Tensor) -> TypeGuard[_ConvNd]:
     """Whether `module`, with a stage behind it, which reads channels_last, is a convolution of which nobody else sees
     input and output. Gradients of x would show, and so would a parametrization that is evaluated once more."""
     return (
-        isinstance(module, nn.Conv2d)
-        and why_not(module, nn.Conv2d) is None
-        and "weight" in module._parameters
-        and not (x.requires_grad and torch.is_grad_enabled())
+        is_convolution(module) and "weight" in module._parameters and not (x.requires_grad and torch.is_grad_enabled())
     )
 
 
-def _behind_stem(children: Sequence[nn.Module], i: int) -> int | None:
-    """The number of the child behind a BN, ReLU and 3x3 max pooling that begin with child i, or None."""
-    if why_not_norm(children[i]) is not None:
-        return None
-    rest = children[i + 1 : i + 2 if has_activation(children[i]) else i + 3]
+def _stem(children: Sequence[nn.Module], i: int) -> tuple[int, int] | None:
+    """If a BN, ReLU and 3x3 max pooling begin with child i: the number of the child behind them, and of how many
+    dimensions their images are."""
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
-    relu_and_pool = [
-        *[lambda m: why_not(m, nn.ReLU)] * (0 if has_activation(children[i]) else 1),
-        lambda m: why_not_pool(m, nn.MaxPool2d, **pool),
-    ]
-    if len(rest) < len(relu_and_pool) or any(why(m) for why, m in zip(relu_and_pool, rest, strict=True)):
+    last = i + 1 if has_activation(children[i]) else i + 2
+    if last >= len(children) or (last == i + 2 and why_not(children[i + 1], nn.ReLU) is not None):
         return None
-    return i + 1 + len(rest)
+    for dims, cls in MAX_POOLS.items():
+        if why_not_pool(children[last], cls, **pool) is None and why_not_norm(children[i], dims) is None:
+            return last + 1, dims
+    return None

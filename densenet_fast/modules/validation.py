@@ -1,18 +1,19 @@
 """What a trunk refuses before anything has run: one sentence with what was got and what was expected."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import stage
 from .block import FusableBlock
-from .eligibility import why_not, why_not_norm
+from .eligibility import AVERAGE_POOLS, CONVOLUTIONS, MAX_POOLS, is_convolution, why_not, why_not_norm
 from .reading import group_of, uses_batch
 from .transition import FusableTransition
 
 
-def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int]]) -> None:
+def check_input(trunk: Any, x: Tensor, passed: set[tuple[int, ...]]) -> None:
     """Refuse what the trunk cannot process, before anything has run. `passed`: shapes N, H, W of images that are known
     to be large enough, to which x's is added.
 
@@ -21,10 +22,12 @@ def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int
             norm uses batch statistics.
         RuntimeError: wrong dtype or device.
     """
-    if x.dim() != 4:
-        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
-    first = next(trunk.children(), None)
-    if isinstance(first, nn.Conv2d) and why_not(first, nn.Conv2d) is None:  # else it may convert x, or its own weight
+    dims = x.dim() - 2
+    if dims != trunk.spatial_dims:
+        expected = stage.SHAPES[trunk.spatial_dims]
+        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected {expected}")
+    first: Any = next(trunk.children(), None)
+    if first is not None and is_convolution(first):  # else it may convert x, or its own weight
         if not x.is_floating_point():
             raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
         if x.shape[1] != first.in_channels:
@@ -33,41 +36,47 @@ def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int
             )
         if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
             stage.check_weight("conv0.weight", weight, x)
-    shape = x.shape[0], x.shape[2], x.shape[3]
+    shape = x.shape[0], *x.shape[2:]
     if shape in passed:
         return
-    bad = _too_small(trunk, *x.shape[2:])
+    bad = _too_small(trunk, shape[1:])
     if bad is not None:
-        least = next(s for s in range(1, 1 << 20) if _too_small(trunk, s, s) is None)
+        least = next(s for s in range(1, 1 << 20) if _too_small(trunk, (s,) * dims) is None)
         raise ValueError(
-            f"image too small for the poolings: got {x.shape[2]}x{x.shape[3]}, of which nothing is left behind {bad}, "
-            f"expected at least {least}x{least}"
+            f"image too small for the poolings: got {_text(shape[1:])}, of which nothing is left behind {bad}, "
+            f"expected at least {_text((least,) * dims)}"
         )
-    for name, module, h, w in _sizes(trunk, *x.shape[2:]):
-        if x.shape[0] * h * w == 1 and _uses_batch_statistics(module):
+    for name, module, size in _sizes(trunk, shape[1:]):
+        if x.shape[0] * prod(size) == 1 and _uses_batch_statistics(module):
             raise ValueError(
-                f"one value per channel: got batch size 1 and a 1x1 image at {name} from input {list(x.shape)}, "
+                f"one value per channel: got batch size 1 and a {_text(size)} image at {name} from input "
+                f"{list(x.shape)}, "
                 "expected more than one value to take batch statistics of; use a larger batch or image, or model.eval()"
             )
     passed.add(shape)
 
 
-def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Module, int, int]]:
+def _text(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _sizes(trunk: Any, size: Sequence[int]) -> Iterator[tuple[str, nn.Module, Sequence[int]]]:
     """Each child with the image size at its input, as far as the children are known."""
     for name, module in trunk.named_children():
         parts = [*module.children()] if _is_stock(module, FusableTransition) else [module]
-        if not all(_is_stock(part, *_SIZED) or why_not_norm(part) is None for part in parts):
+        if not all(_is_stock(part, *_SIZED) or why_not_norm(part, len(size)) is None for part in parts):
             return
-        yield name, module, h, w
+        yield name, module, size
         for part in parts:
-            if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            if isinstance(part, _RESIZING):
                 if isinstance(part.padding, str) or getattr(part, "ceil_mode", False):
                     return
-                h, w = (_pooled_size(part, size, i) for i, size in enumerate((h, w)))
-    yield "the last module", nn.Identity(), h, w
+                size = [_pooled_size(part, s, i) for i, s in enumerate(size)]
+    yield "the last module", nn.Identity(), size
 
 
-_SIZED = (FusableBlock, nn.ReLU, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # whose output's size can be told
+_RESIZING = (*CONVOLUTIONS.values(), *MAX_POOLS.values(), *AVERAGE_POOLS.values())
+_SIZED = (FusableBlock, nn.ReLU, *_RESIZING)  # whose output's size can be told
 
 
 def _is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:
@@ -79,7 +88,7 @@ def _is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:
 def _pooled_size(module: Any, size: int, axis: int) -> int:
     """The size along `axis` behind a convolution or pooling."""
 
-    def of(value: int | tuple[int, int]) -> int:
+    def of(value: int | tuple[int, ...]) -> int:
         return value if isinstance(value, int) else value[axis]
 
     span = of(getattr(module, "dilation", 1)) * (of(module.kernel_size) - 1) + 1
@@ -87,11 +96,11 @@ def _pooled_size(module: Any, size: int, axis: int) -> int:
     return max(0, room // of(module.stride) + 1)
 
 
-def _too_small(trunk: nn.Sequential, h: int, w: int) -> str | None:
-    """The name of the child behind which nothing of an h x w image is left, or None."""
+def _too_small(trunk: nn.Sequential, size: Sequence[int]) -> str | None:
+    """The name of the child behind which nothing of an image of this size is left, or None."""
     before = "the input"
-    for name, _, height, width in _sizes(trunk, h, w):
-        if height == 0 or width == 0:
+    for name, _, left in _sizes(trunk, size):
+        if 0 in left:
             return before
         before = name
     return None

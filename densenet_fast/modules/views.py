@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..stage import LayerSpec
-from .eligibility import has_activation, why_not, why_not_conv, why_not_norm, why_not_pool
+from .eligibility import AVERAGE_POOLS, Predicate, has_activation, why_not, why_not_conv, why_not_norm, why_not_pool
 from .reading import Source, group_of, source_of, sources_of, uses_batch
 
 Parts = Mapping[str, nn.Module | None]  # by torchvision's names; without relus where the norms have theirs inside
+
+
+_HALVES: dict[str, Any] = {"kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": False, "divisor_override": None}
 
 
 class LayerView(NamedTuple):
@@ -53,37 +56,35 @@ class TransitionView(NamedTuple):
     conv: Any
 
 
-def view_layer(parts: Parts, drop_rate: float) -> LayerView | str:
-    """The layer that norm1 relu1 conv1 [norm2 relu2 conv2] make, or the reason why it cannot run fused."""
+def view_layer(parts: Parts, drop_rate: float, dims: int) -> LayerView | str:
+    """The layer that norm1 relu1 conv1 [norm2 relu2 conv2] make for images of `dims` dimensions, or the reason why it
+    cannot run fused."""
     if "conv2" not in parts:
-        reason = _why_not_bn_relu_conv(parts, "1", 3)
+        reason = _why_not_bn_relu_conv(parts, "1", 3, dims)
         return reason or LayerView((parts["norm1"],), (parts["conv1"],), drop_rate)
-    reason = _why_not_bn_relu_conv(parts, "1", 1) or _why_not_bn_relu_conv(parts, "2", 3)
+    reason = _why_not_bn_relu_conv(parts, "1", 1, dims) or _why_not_bn_relu_conv(parts, "2", 3, dims)
     return reason or LayerView((parts["norm1"], parts["norm2"]), (parts["conv1"], parts["conv2"]), drop_rate)
 
 
-def view_transition(parts: Parts) -> TransitionView | str:
-    """The transition that norm relu conv pool make, or the reason why it cannot run fused."""
-    reason = _why_not_bn_relu_conv(parts, "", 1) or _why_not_part(parts, "pool", _why_not_average)
+def view_transition(parts: Parts, dims: int) -> TransitionView | str:
+    """The transition that norm relu conv pool make for images of `dims` dimensions, or the reason why it cannot run
+    fused."""
+    reason = _why_not_bn_relu_conv(parts, "", 1, dims) or _why_not_part(
+        parts, "pool", lambda m: why_not_pool(m, AVERAGE_POOLS[dims], **_HALVES)
+    )
     return reason or TransitionView(parts["norm"], parts["conv"])
 
 
-def _why_not_bn_relu_conv(parts: Parts, suffix: str, kernel: int) -> str | None:
+def _why_not_bn_relu_conv(parts: Parts, suffix: str, kernel: int, dims: int) -> str | None:
     norm = parts.get(f"norm{suffix}")
     return (
-        _why_not_part(parts, f"norm{suffix}", why_not_norm)
+        _why_not_part(parts, f"norm{suffix}", lambda m: why_not_norm(m, dims))
         or (None if has_activation(norm) else _why_not_part(parts, f"relu{suffix}", lambda m: why_not(m, nn.ReLU)))
-        or _why_not_part(parts, f"conv{suffix}", lambda m: why_not_conv(m, kernel))
+        or _why_not_part(parts, f"conv{suffix}", lambda m: why_not_conv(m, kernel, dims))
     )
 
 
-def _why_not_part(parts: Parts, name: str, why: Any) -> str | None:
+def _why_not_part(parts: Parts, name: str, why: Predicate) -> str | None:
     part = parts.get(name)
     reason = "is missing" if part is None else why(part)
     return None if reason is None else f"{name} {reason}"
-
-
-def _why_not_average(module: nn.Module) -> str | None:
-    return why_not_pool(
-        module, nn.AvgPool2d, kernel_size=2, stride=2, padding=0, ceil_mode=False, divisor_override=None
-    )

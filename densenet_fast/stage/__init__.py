@@ -4,9 +4,9 @@ spec.py says what a stage is, checks.py what it refuses, function.py makes it on
 its passes on operations, buffer.py knows how activations lie in memory.
 """
 
-from .checks import check_image, check_weight
+from .checks import SHAPES, check_image, check_weight
 from .function import Result, run
 from .schedule import Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
 
-__all__ = ["ConsumerSpec", "LayerSpec", "Result", "StageSpec", "Wanted", "check_image", "check_weight", "run"]
+__all__ = ["SHAPES", "ConsumerSpec", "LayerSpec", "Result", "StageSpec", "Wanted", "check_image", "check_weight", "run"]

@@ -1,10 +1,13 @@
 """Memory of activations: a stage's concatenation buffer, and how tensors lie that come in and are handed out.
 
 A buffer is [N, C_total, H, W] in NHWC memory. A layer that has C channels before it reads `x[:, :C]` and owns the slice
-behind it. docs/internals/algorithm.md, "One buffer per block".
+behind it. docs/internals/algorithm.md, "One buffer per block". Images of one dimension, [N, C, L], and of three,
+[N, C, D, H, W], lie alike: NHWC stands for channels innermost.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -18,29 +21,37 @@ def row_stride(channels: int, dtype: torch.dtype) -> int:
 
 def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory, its rows on 16-byte boundaries."""
-    n, channels, h, w = shape
+    n, channels, *size = shape
     stride = row_stride(channels, like.dtype)
-    whole = dense((n, stride, h, w), like)
+    whole = dense((n, stride, *size), like)
     return whole if stride == channels else whole[:, :channels]
 
 
 def dense(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory without gaps."""
+    if len(shape) != 4:
+        n, channels, *size = shape
+        return torch.empty((n, *size, channels), dtype=like.dtype, device=like.device).movedim(-1, 1)
     return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def nhwc_strides(shape: Sequence[int], row: int) -> tuple[int, ...]:
+    """Of [N, C, H, W] in NHWC memory, `row` elements from one pixel to the next."""
+    strides = list(accumulate(shape[:1:-1], mul, initial=row))
+    return strides[-1], 1, *strides[-2::-1]
 
 
 def extended(head: Tensor, channels: int) -> Tensor:
     """The tensor of `channels` channels, made by `allocate`, that begins with `head` [N, C0, H, W]."""
-    n, _, h, w = head.shape
     row = row_stride(channels, head.dtype)
-    strides = (h * w * row, 1, w * row, row)
-    end = (head.storage_offset() + n * h * w * row) * head.itemsize
+    strides = nhwc_strides(head.shape, row)
+    end = (head.storage_offset() + head.shape[0] * strides[0]) * head.itemsize
     if head.stride() != strides or head.untyped_storage().nbytes() < end:
         raise ValueError(
             f"no room behind x: got strides {head.stride()}, expected {strides}, the head of a buffer of {channels} "
             "channels, as a stage with `output_room` returns it"
         )
-    return head.as_strided((n, channels, h, w), strides)
+    return head.as_strided((head.shape[0], channels, *head.shape[2:]), strides)
 
 
 def started(x0: Tensor, channels: int, extend: bool) -> Tensor:
@@ -48,46 +59,52 @@ def started(x0: Tensor, channels: int, extend: bool) -> Tensor:
 
     Where x0 already is the whole buffer, or its head (`extend`), it is used as it is, not copied.
     """
-    n, c0, h, w = x0.shape
+    n, c0, *size = x0.shape
     if extend:
         return extended(x0, channels)
     if c0 == channels and is_nhwc(x0):
         return x0
-    x = allocate((n, channels, h, w), like=x0)
+    x = allocate((n, channels, *size), like=x0)
     x[:, :c0].copy_(x0)
     return x
 
 
 def is_nhwc(x: Tensor) -> bool:
     """Whether the pixels of [N, C, H, W] are rows of contiguous channels at one constant stride."""
-    n, c, h, w = x.shape
-    row = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
-    return (
-        (c == 1 or x.stride(1) == 1)
-        and row >= c
-        and (w == 1 or h == 1 or x.stride(2) == w * row)
-        and (n == 1 or h * w == 1 or x.stride(0) == h * w * row)
-    )
+    c, strides = x.shape[1], x.stride()
+    outwards = [dim for dim in (*range(x.dim() - 1, 1, -1), 0) if x.shape[dim] != 1]
+    row = strides[outwards[0]] if outwards else c
+    step = row
+    for dim in outwards:
+        if strides[dim] != step:
+            return False
+        step *= x.shape[dim]
+    return (c == 1 or strides[1] == 1) and row >= c
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format that PyTorch's layers give their outputs for an input or a weight with the strides of x
     [N, C, H, W]: channels_last where, from one dimension to the next, C, W, H, N are ever further apart."""
-    if x.dim() != 4:
-        return torch.contiguous_format  # to be refused
+    if x.dim() not in (4, 5):
+        return torch.contiguous_format
     span = 0
-    for dim in (1, 3, 2, 0):
+    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
         size, stride = x.shape[dim], x.stride(dim)
         ambiguous = (dim == 1 and stride == 0) or (dim == 0 and span == x.stride(1))
         if size == 0 or stride < span or ambiguous:
             return torch.contiguous_format
         span = stride * size
-    return torch.channels_last
+    return channels_last(x)
+
+
+def channels_last(x: Tensor) -> torch.memory_format:
+    """PyTorch's name for NHWC; for images of one dimension it has none."""
+    return torch.channels_last_3d if x.dim() == 5 else torch.channels_last if x.dim() == 4 else torch.contiguous_format
 
 
 def convolved_format(layout: torch.memory_format, weight: Tensor) -> torch.memory_format:
     """The memory format that PyTorch gives the convolution of an input in `layout`."""
-    return layout if layout == torch.channels_last else memory_format(weight)
+    return memory_format(weight) if layout == torch.contiguous_format else layout
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -97,7 +114,8 @@ def laid_out(x: Tensor) -> Tensor:
 
 def handed_out(y: Tensor, layout: torch.memory_format, shared: bool) -> Tensor:
     """y [N, C, H, W] in NHWC memory as others may have and change it: dense in `layout`, not `shared` with anybody."""
-    _, c, h, w = y.shape
-    nhwc = layout == torch.channels_last
-    strides = (c * h * w, 1, w * c, c) if nhwc else (c * h * w, h * w, w, 1)
+    if layout == torch.contiguous_format:
+        strides = tuple([*accumulate(y.shape[:0:-1], mul, initial=1)][::-1])
+    else:
+        strides = nhwc_strides(y.shape, y.shape[1])
     return y.clone(memory_format=layout) if shared or y.stride() != strides else y

@@ -1,6 +1,7 @@
 """What a stage refuses before anything runs, and the dtype that it computes in."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,15 +19,18 @@ def _is_autocast(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
-def check_image(x: Tensor) -> None:
-    """Refuse what is no image.
+SHAPES = {1: "[N, C, L]", 2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}
+
+
+def check_image(x: Tensor, dims: int = 2) -> None:
+    """Refuse what is no image of `dims` dimensions.
 
     Raises:
-        ValueError: x has not four dimensions.
+        ValueError: x has not as many and two.
         RuntimeError: its dtype is not floating.
     """
-    if x.dim() != 4:
-        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected [N, C, H, W]")
+    if x.dim() != dims + 2:
+        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected {SHAPES[dims]}")
     if not x.is_floating_point():
         raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
 
@@ -39,10 +43,11 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
             statistics.
         RuntimeError: dtypes or devices differ.
     """
-    n, _, h, w = x.shape
-    if spec.consumer is not None and spec.consumer.kind == "transition" and (h < 2 or w < 2):
-        raise ValueError(f"image too small to pool: got {h}x{w}, expected at least 2x2")
-    if n * h * w == 1 and spec.alone:
+    size = x.shape[2:]
+    if spec.consumer is not None and spec.consumer.kind == "transition" and min(size) < 2:
+        got, least = ("x".join(map(str, sizes)) for sizes in (size, [2] * len(size)))
+        raise ValueError(f"image too small to pool: got {got}, expected at least {least}")
+    if x.shape[0] * prod(size) == 1 and spec.alone:
         raise ValueError(
             f"one value per channel: got {list(x.shape)}, expected more than one value to take batch statistics of in "
             f"{spec.alone[0]}"

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from .. import backends, contract
 from ..uncompiled import uncompiled
-from . import recompute, schedule
-from .buffer import handed_out, laid_out, memory_format
+from . import recompute, schedule, volumes
+from .buffer import channels_last, handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
+from .halves import IDLE
 from .schedule import Stage, Wanted
 from .spec import StageSpec
-from .synchronised import IDLE
 
 
 class Result(NamedTuple):
@@ -47,6 +47,8 @@ def run(
     check_stage(spec, x, tensors)
     dtype = compute_dtype(x, spec.convolves)
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
+    if spec.dims != 2:
+        ops = volumes.operations(ops, backends.operations("eager", x.device, dtype) if x.shape[0] else IDLE)
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
@@ -56,7 +58,7 @@ def run(
 
 def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None) -> Result:
     if not stage.spec.layers and stage.spec.consumer is None:
-        copy = x.clone(memory_format=stage.wanted.layout or torch.channels_last)
+        copy = x.clone(memory_format=stage.wanted.layout or channels_last(x))
         return Result(copy, None, x.new_empty((2, 0)))
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
@@ -111,7 +113,7 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _for_others(stage: Stage, y: Tensor, shared: bool) -> Tensor:
-    if stage.wanted.layout is None or y.dim() != 4:
+    if stage.wanted.layout is None or y.dim() == 2:
         return y
     return handed_out(y, stage.wanted.layout, shared)
 

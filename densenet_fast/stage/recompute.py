@@ -83,8 +83,8 @@ class _Attached(torch.autograd.Function):
 
 def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None) -> Tensor:
     spec, slots = stage.spec, stage.spec.full(tensors)
-    n, _, h, w = x.shape
-    for layer in stage.block(slots, seeds).layers(spec.total, n * h * w):
+    values = x.numel() // x.shape[1]  # of a channel
+    for layer in stage.block(slots, seeds).layers(spec.total, values):
         new = _conv(_bn_relu(x, layer.norm1), layer.weight1)
         if layer.weight2 is not None:
             new = _conv(_bn_relu(new, layer.norm2), layer.weight2)
@@ -96,11 +96,17 @@ def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor |
     mean, var, gamma, beta, weight = slots[-5:]
     x = _bn_relu(x, BatchNorm(mean, var, gamma, beta, spec.consumer.eps))
     if spec.consumer.kind == "head":
-        return x.mean((2, 3))
+        return x.flatten(2).mean(2)
     if spec.consumer.kind == "stem":
-        return F.max_pool2d(x, 3, 2, 1)
+        return _MAX_POOLS[spec.dims](x, 3, 2, 1)
     assert weight is not None
-    return _conv(F.avg_pool2d(x, 2), weight)
+    return _conv(_AVERAGE_POOLS[spec.dims](x, 2), weight)
+
+
+# By the number of the images' dimensions.
+_CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_AVERAGE_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def _bn_relu(x: Tensor, norm: BatchNorm) -> Tensor:
@@ -108,13 +114,12 @@ def _bn_relu(x: Tensor, norm: BatchNorm) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    return _CONVOLUTIONS[x.dim() - 2](x, weight, padding=weight.shape[-1] // 2)
 
 
 def _dropout_mask(x: Tensor, drop_rate: float, seed: Tensor) -> Tensor:
     """The mask that every backend's kernels apply to x [N, G, H, W]."""
     from ..backends.eager.dropout import dropout_mask  # a backend is imported when it is first used
 
-    n, growth, h, w = x.shape
-    like = x.detach().permute(0, 2, 3, 1).reshape(-1, growth)
-    return dropout_mask(like, drop_rate, seed).view(n, h, w, growth).permute(0, 3, 1, 2)
+    pixels = x.detach().movedim(1, -1)
+    return dropout_mask(pixels.reshape(-1, x.shape[1]), drop_rate, seed).view(pixels.shape).movedim(-1, 1)

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..contract import BatchNorm, Block, Half, Norm, NormGradient, Operations, accumulator
 from ..contract.block import TENSORS
 from . import buffer
+from .halves import HalfByHalf
 from .spec import ConsumerSpec, StageSpec
-from .synchronised import Synchronised
 
 
 class Wanted(NamedTuple):
@@ -60,10 +60,10 @@ def forward(
     """x [N, C0, H, W] with its statistics [2, C0], if its producer has them."""
     spec, ops = stage.spec, stage.ops
     slots = spec.full(tensors)
-    n, _, h, w = x.shape
+    pixels = x.numel() // x.shape[1]
     x = buffer.started(x, spec.total, stage.extend)
     stats = x.new_zeros((2, spec.statistics), dtype=accumulator(x.dtype))
-    z = x.new_empty(spec.z_size(n * h * w)) if keep_z and spec.layers else None
+    z = x.new_empty(spec.z_size(pixels)) if keep_z and spec.layers else None
     if spec.tracked:
         head, of_head = x[:, : spec.channels], stats[:, : spec.channels]
         if x_stats is None:
@@ -71,8 +71,8 @@ def forward(
         else:
             of_head.copy_(x_stats)
     block, reported = stage.block(slots, seeds), stats
-    if spec.synchronised:
-        reported = Synchronised(spec, ops, x, block).forward(stats, z)
+    if spec.by_halves:
+        reported = HalfByHalf(spec, ops, x, block).forward(stats, z)
     elif spec.layers:
         ops.block_fwd(x, stats, z, block, spec.tracked, 0, len(spec.layers), Half.BOTH)
     if spec.consumer is None:
@@ -97,11 +97,11 @@ def _of_consumer(spec: StageSpec, slots: list[Tensor | None], stats: Tensor) -> 
 
 def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
     """Uninitialised, in NHWC memory: y is dense for others; for the next stage, it is the head of that one's buffer."""
-    n, _, h, w = x.shape
+    n, _, *size = x.shape
     if consumer.kind == "head":
         return x.new_empty((n, consumer.outputs)), None
-    h, w = (h // 2, w // 2) if consumer.kind == "transition" else ((h + 1) // 2, (w + 1) // 2)
-    shape = (n, consumer.outputs + wanted.room, h, w)
+    rounds_up = consumer.kind == "stem"
+    shape = (n, consumer.outputs + wanted.room, *[(s + rounds_up) // 2 for s in size])
     y = buffer.allocate(shape, like=x) if wanted.layout is None else buffer.dense(shape, like=x)
     y = y[:, : consumer.outputs] if wanted.room else y
     return y, stats.new_empty((2, consumer.outputs)) if wanted.stats else None
@@ -142,7 +142,7 @@ def backward(
         if spec.consumer.kind == "head":
             ops.head_bwd(dy, x, norm, g, dnorm)
         else:
-            dy = dy.contiguous(memory_format=torch.channels_last)
+            dy = dy.contiguous(memory_format=torch.channels_last) if dy.dim() == 4 else buffer.laid_out(dy)
             if spec.consumer.kind == "transition":
                 ops.transition_bwd(dy, x, norm, weight, g, dnorm, dweight)
             else:
@@ -153,12 +153,12 @@ def backward(
     lowest = 0 if needs_x else next(layers, count)
     block, of_x = stage.block(slots, seeds), slice(spec.channels)
     of_block = stage.of_block(of_slots)
-    if spec.synchronised:
-        synchronised = Synchronised(spec, ops, x, block)
+    if spec.by_halves:
+        walk = HalfByHalf(spec, ops, x, block)
         stats = stats.clone()
-        synchronised.backward(g, correction, stats, z, of_block, lowest)
+        walk.backward(g, correction, stats, z, of_block, lowest)
         if needs_x:
-            correction = synchronised.correction(correction, stats, of_x, spec.groups[0])
+            correction = walk.correction(correction, stats, of_x, spec.groups[0])
     elif lowest < count:
         ops.block_bwd(g, correction, x, stats, z, block, of_block, None, lowest, count, Half.BOTH)
     if not needs_x:

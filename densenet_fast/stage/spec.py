@@ -56,6 +56,7 @@ class StageSpec:
     layers: tuple[LayerSpec, ...]
     consumer: ConsumerSpec | None
     slots: tuple[int, ...]  # of the tensors that there are
+    dims: int = 2  # of the images
 
     def full(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """A tensor, or None, for every slot."""
@@ -71,17 +72,17 @@ class StageSpec:
 
     @cached_property
     def statistics(self) -> int:
-        """Columns of `stats`: the buffer's channels and the bottlenecks' (the former as synchronised.py has them)."""
+        """Columns of `stats`: the buffer's channels and the bottlenecks' (the former as halves.py has them)."""
         return self.of_channels + sum(layer.width for layer in self.layers)
 
     @cached_property
     def of_channels(self) -> int:
         """Columns before those of the bottlenecks."""
-        return len(self.groups) * self.stretch if self.synchronised else self.total
+        return len(self.groups) * self.stretch if self.by_halves else self.total
 
     @cached_property
     def stretch(self) -> int:
-        """Columns for each of `groups` in a synchronised stage: the buffer's channels, and room for one bottleneck."""
+        """Columns for each of `groups` where layers run by halves: the buffer's channels, and room for a bottleneck."""
         return self.total + max((layer.width for layer in self.layers), default=0)
 
     @cached_property
@@ -102,6 +103,11 @@ class StageSpec:
     def synchronised(self) -> bool:
         """Whether any norm takes statistics over a process group."""
         return any(self.group_of_norms)
+
+    @cached_property
+    def by_halves(self) -> bool:
+        """Whether a layer runs half by half (halves.py)."""
+        return self.synchronised or self.dims != 2
 
     def begin_of(self, group: str | None) -> int:
         """The column of the buffer's first channel, of a norm that takes statistics over `group` or none of it."""
@@ -203,12 +209,13 @@ class StageSpec:
         """Of the tensors."""
         begins = accumulate((layer.growth for layer in self.layers), initial=self.channels)
         found: list[tuple[int, ...]] = []
+        one, three = (1,) * self.dims, (3,) * self.dims
         for layer, c in zip(self.layers, begins, strict=False):
             k, g = layer.width, layer.growth
-            weights = ((k, c, 1, 1), (g, k, 3, 3)) if k else ((g, c, 3, 3), ())
+            weights = ((k, c, *one), (g, k, *three)) if k else ((g, c, *three), ())
             found += [*[(c,)] * 4, weights[0], *[(k,)] * 4, weights[1]]
         if self.consumer is not None:
-            found += [*[(self.total,)] * 4, (self.consumer.outputs, self.total, 1, 1)]
+            found += [*[(self.total,)] * 4, (self.consumer.outputs, self.total, *one)]
         return [found[slot] for slot in self.slots]
 
     def dtypes(self, dtype: torch.dtype) -> list[torch.dtype]:

@@ -23,10 +23,11 @@ class Case(NamedTuple):
     build: Callable[[], nn.Module]
     channels: int = 3
     parts: int = 8  # trunk, blocks and transitions
+    size: tuple[int, ...] = (64, 64)  # of the images
     moves_twice: bool = False  # running statistics, in a step that recomputes
 
     def images(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.randn(3, self.channels, 64, 64, dtype=dtype)
+        return torch.randn(3, self.channels, *self.size, dtype=dtype)
 
 
 def _frozen_torchvision() -> nn.Module:
@@ -53,6 +54,9 @@ MODELS = {
     "timm, features only": Case(lambda: timm.create_model("densenet121", features_only=True), parts=7),
     "monai": Case(lambda: Monai(2, 1, 5, 16, 8, BLOCKS), channels=1),
     "monai, three channels": Case(lambda: Monai(2, 3, 5, 24, 12, (3, 2), bn_size=2), parts=4),
+    "monai, volumes": Case(lambda: Monai(3, 1, 5, 16, 8, (2, 3)), channels=1, parts=4, size=(20, 24, 16)),
+    "monai, more volumes": Case(lambda: Monai(3, 2, 5, 24, 12, (3, 2, 2), bn_size=2), 2, parts=6, size=(40, 40, 40)),
+    "monai, signals": Case(lambda: Monai(1, 2, 5, 16, 8, (2, 3)), channels=2, parts=4, size=(120,)),
     "torchxrayvision": Case(lambda: torchxrayvision.models.DenseNet(8, BLOCKS, 16, in_channels=1), channels=1),
     "torchxrayvision, wide": Case(
         lambda: torchxrayvision.models.DenseNet(12, (3, 2, 2), 24, bn_size=2, in_channels=1), channels=1, parts=6

@@ -81,7 +81,7 @@ FAULTS = [
     Fault(
         "the kernel is not turned round in dgrad",
         f"{FOLDER}/_common.py",
-        "weight.flip(2, 3).transpose(0, 1)",
+        "weight.flip(*range(2, weight.dim())).transpose(0, 1)",
         "weight.transpose(0, 1)",
         MODES,
     ),
@@ -130,8 +130,8 @@ FAULTS = [
     Fault(
         "a stem's window that is one pixel off",
         f"{FOLDER}/stem.py",
-        "([3, 3], [2, 2], [1, 1], [1, 1], False)",
-        "([3, 3], [2, 2], [0, 0], [1, 1], False)",
+        "plane(x), *_settings(x), positions)",
+        "plane(x), *_settings(x), (positions - 1).clamp_min(0))",
         ("tests/test_stage.py", "tests/test_operations.py"),
     ),
     Fault(
@@ -144,8 +144,27 @@ FAULTS = [
     Fault(
         "the transition's average divided by one",
         f"{FOLDER}/transition.py",
-        "[2, 2], [2, 2], [0, 0], False, True, None",
-        "[2, 2], [2, 2], [0, 0], False, True, 1",
+        "window(x, 0, 0), False, True, None",
+        "window(x, 0, 0), False, True, 1",
         MODES,
+    ),
+    *(
+        Fault(name, f"densenet_fast/backends/eager/{file}.py", before, after, ("tests/test_dimensions.py", "-x"))
+        for name, file, before, after in (
+            ("a signal pooled across channels of nothing", "_common", "[across, size] if", "[size, across] if"),
+            (
+                "a kernel turned round in two of three dimensions",
+                "_common",
+                "range(2, weight.dim())",
+                "range(2, min(4, weight.dim()))",
+            ),
+            ("narrow volumes averaged as they are", "transition", "x.to(accumulator(x.dtype)) if x.is_cpu else x", "x"),
+            (
+                "a volume's maxima spread over windows of two",
+                "stem",
+                "return window(x, 3, 1), window(x, 2, 1)",
+                "return window(x, 2, 1), window(x, 2, 1)",
+            ),
+        )
     ),
 ]

@@ -101,7 +101,7 @@ FAULTS = [
     Fault(
         "one value per channel is not refused",
         f"{FOLDER}/checks.py",
-        "if n * h * w == 1 and spec.alone:",
+        "if x.shape[0] * prod(size) == 1 and spec.alone:",
         "if False:",
         (ERRORS, "-k", "one_value"),
     ),
@@ -135,7 +135,7 @@ FAULTS = [
         contract("eager and stock_layers", "test_dropout.py"),
     ),
     *(
-        Fault(name, f"{FOLDER}/synchronised.py", before, after, ("tests/test_synchronised.py", "-k", check))
+        Fault(name, f"{FOLDER}/halves.py", before, after, ("tests/test_synchronised.py", "-k", check))
         for name, before, after, check in (
             ("means of processes merged, not their spread", "(means - mean).square()", "0", "uneven"),
             (
@@ -166,6 +166,27 @@ FAULTS = [
                 "mixed_groups",
             ),
             ("an empty batch counts", "if self._values == 0:", "if False:", "empty"),
+        )
+    ),
+    *(
+        Fault(name, f"{FOLDER}/{file}", before, after, ("tests/test_dimensions.py", "-x"))
+        for name, file, before, after in (
+            (
+                "a volume's first half run twice",
+                "volumes.py",
+                "eager.block_fwd(x, stats, z, block, tracked, begin, end, halves)",
+                "eager.block_fwd(x, stats, None, block, tracked, begin, end, Half.BOTH)",
+            ),
+            (
+                "a volume's first weight has no gradient",
+                "volumes.py",
+                "wanted[_WEIGHT1] = _pointwise(wanted[_WEIGHT1])",
+                "wanted[_WEIGHT1] = None",
+            ),
+            ("the parts of a volume's buffer in another order", "buffer.py", "shape[:1:-1], mul", "shape[2:], mul"),
+            ("a volume's output laid out as its buffer", "function.py", "or y.dim() == 2", "or y.dim() != 4"),
+            ("halves of a volume run together", "halves.py", "self._spec.dims != 2 or ", ""),
+            ("a signal's sizes counted as a plane's", "checks.py", "min(size) < 2", "size[0] < 1"),
         )
     ),
 ]

@@ -1,4 +1,8 @@
-"""What the eager operations share: the row view of an NHWC tensor, BN-ReLU, and the masked sums of its backward."""
+"""What the eager operations share: the row view of an NHWC tensor, BN-ReLU, and the masked sums of its backward.
+
+Beyond the contract, the eager operations also take images of one dimension, [N, C, L], and of three, [N, C, D, H, W],
+with weights to fit, channels innermost in memory as in NHWC (`stage/volumes.py`).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +13,19 @@ from ...contract import Norm, NormGradient
 
 def rows(x: Tensor) -> Tensor:
     """The `[M, C]` view, M = N*H*W, of `[N, C, H, W]` in NHWC memory; an error where that would need a copy."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+    return x.movedim(1, -1).view(-1, x.shape[1])
 
 
 def image(x: Tensor, like: Tensor) -> Tensor:
     """The `[N, C, H, W]` view of rows `[M, C]`, with N, H, W of `like`."""
-    n, _, h, w = like.shape
-    return x.view(n, h, w, x.shape[1]).permute(0, 3, 1, 2)
+    n, _, *size = like.shape
+    return x.view(n, *size, x.shape[1]).movedim(-1, 1)
 
 
 def nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    if x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def pixels(x: Tensor) -> int:
@@ -119,17 +125,28 @@ def bn_relu_bwd(v: Tensor, x: Tensor, norm: Norm, dx: Tensor | None, gradient: N
 
 def conv_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
     """Input gradient of `conv`: the convolution with the kernel turned round and its channels exchanged."""
-    return conv(dy, weight.flip(2, 3).transpose(0, 1))
+    return conv(dy, weight.flip(*range(2, weight.dim())).transpose(0, 1))
 
 
 def conv_wgrad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Weight gradient of `conv`; of weight only the shape matters."""
-    pad = weight.shape[-1] // 2
+    pad, one, zero = ([value] * (weight.dim() - 2) for value in (weight.shape[-1] // 2, 1, 0))
     return torch.ops.aten.convolution_backward(
-        dy, x, weight, None, [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, [False, True, False]
+        dy, x, weight, None, one, pad, one, False, zero, 1, [False, True, False]
     )[1].contiguous()
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Stride-1 convolution that keeps the image size (kernel 1x1 or 3x3), dense NHWC."""
-    return nhwc(F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2))
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
+    return nhwc(convolve(x, weight, bias, padding=weight.shape[-1] // 2))
+
+
+def plane(x: Tensor) -> Tensor:
+    """What poolings take: an image of one dimension as one row of two."""
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def window(x: Tensor, size: int, across: int) -> list[int]:
+    """A pooling's number for each dimension of `plane(x)`: `across` for that which x has not."""
+    return [across, size] if x.dim() == 3 else [size] * (x.dim() - 2)

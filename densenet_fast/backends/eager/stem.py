@@ -1,29 +1,47 @@
 """BN, ReLU and 3x3 max pooling of a large-image net."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...contract import Norm, NormGradient
-from ._common import NormSums, bn_relu, bn_scale, pieces, pixels, relu_bwd_, rows
+from ._common import NormSums, bn_relu, bn_scale, nhwc, pieces, pixels, plane, relu_bwd_, rows, window
 from .batch_norm import channel_stats
 
 
 def stem_fwd(x: Tensor, norm: Norm, y: Tensor, stats: Tensor | None) -> None:
-    new = F.max_pool2d(bn_relu(x, norm), 3, 2, 1)
+    new, _ = _maxima(bn_relu(x, norm))
     y.copy_(new)
     if stats is not None:
         channel_stats(new, stats)
 
 
 def stem_bwd(dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
-    window = ([3, 3], [2, 2], [1, 1], [1, 1], False)
     scale, sums = bn_scale(norm), NormSums(norm)
     for i in pieces(x):
         activated = bn_relu(x[i], norm)
-        _, positions = torch.ops.aten.max_pool2d_with_indices(activated, *window)
-        v = torch.ops.aten.max_pool2d_with_indices_backward(dy[i], activated, *window, positions)
+        _, positions = _maxima(activated)
+        v = _maxima_bwd(dy[i], activated, positions)
         relu_bwd_(v, activated)
         torch.mul(rows(v), scale, out=rows(dx[i]))
         sums.add(v, x[i], scratch=activated)
     sums.write(dnorm, pixels(x))
+
+
+def _maxima(x: Tensor) -> tuple[Tensor, Tensor]:
+    """And their positions."""
+    if x.dim() == 5:
+        return torch.ops.aten.max_pool3d_with_indices(x, *_settings(x))
+    y, positions = torch.ops.aten.max_pool2d_with_indices(plane(x), *_settings(x))
+    return y.squeeze(2) if x.dim() == 3 else y, positions
+
+
+def _maxima_bwd(dy: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    if x.dim() == 5:
+        return nhwc(torch.ops.aten.max_pool3d_with_indices_backward(dy, x, *_settings(x), positions))
+    dx = torch.ops.aten.max_pool2d_with_indices_backward(plane(dy), plane(x), *_settings(x), positions)
+    return nhwc(dx.squeeze(2)) if x.dim() == 3 else dx
+
+
+def _settings(x: Tensor) -> tuple[list[int], list[int], list[int], list[int], bool]:
+    """Size, stride, padding, dilation, and whether the output's size is rounded up."""
+    return window(x, 3, 1), window(x, 2, 1), window(x, 1, 0), window(x, 1, 1), False

@@ -1,16 +1,29 @@
 """BN-ReLU, 2x2 average, conv1x1. The average commutes with the convolution, and first it quarters it."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...contract import Norm, NormGradient
-from ._common import NormSums, bn_relu, bn_scale, conv, conv_dgrad, conv_wgrad, pieces, pixels, relu_bwd_, rows
+from ...contract import Norm, NormGradient, accumulator
+from ._common import (
+    NormSums,
+    bn_relu,
+    bn_scale,
+    conv,
+    conv_dgrad,
+    conv_wgrad,
+    nhwc,
+    pieces,
+    pixels,
+    plane,
+    relu_bwd_,
+    rows,
+    window,
+)
 from .batch_norm import channel_stats
 
 
 def transition_fwd(x: Tensor, norm: Norm, weight: Tensor, y: Tensor, stats: Tensor | None) -> None:
-    new = conv(F.avg_pool2d(bn_relu(x, norm), 2), weight)
+    new = conv(_averages(bn_relu(x, norm)), weight)
     y.copy_(new)
     if stats is not None:
         channel_stats(new, stats)
@@ -20,15 +33,36 @@ def transition_bwd(
     dy: Tensor, x: Tensor, norm: Norm, weight: Tensor, dx: Tensor, dnorm: NormGradient, dweight: Tensor | None
 ) -> None:
     if dweight is not None:
-        pooled = torch.cat([F.avg_pool2d(bn_relu(x[i], norm), 2) for i in pieces(x)])
+        pooled = torch.cat([_averages(bn_relu(x[i], norm)) for i in pieces(x)])
         dweight.copy_(conv_wgrad(dy, pooled, weight))
         del pooled
     dpooled = conv_dgrad(dy, weight)
     scale, sums = bn_scale(norm), NormSums(norm)
     for i in pieces(x):
         activated = bn_relu(x[i], norm)
-        v = torch.ops.aten.avg_pool2d_backward(dpooled[i], activated, [2, 2], [2, 2], [0, 0], False, True, None)
+        v = _averages_bwd(dpooled[i], activated)
         relu_bwd_(v, activated)
         torch.mul(rows(v), scale, out=rows(dx[i]))
         sums.add(v, x[i], scratch=activated)
     sums.write(dnorm, pixels(x))
+
+
+def _averages(x: Tensor) -> Tensor:
+    size = window(x, 2, 1)
+    if x.dim() == 5:
+        return nhwc(torch.ops.aten.avg_pool3d(_poolable(x), size, size)).to(x.dtype)
+    y = torch.ops.aten.avg_pool2d(plane(x), size, size)
+    return y.squeeze(2) if x.dim() == 3 else y
+
+
+def _poolable(x: Tensor) -> Tensor:
+    """On the CPU PyTorch averages volumes in no narrow dtype."""
+    return x.to(accumulator(x.dtype)) if x.is_cpu else x
+
+
+def _averages_bwd(dy: Tensor, x: Tensor) -> Tensor:
+    settings = window(x, 2, 1), window(x, 2, 1), window(x, 0, 0), False, True, None
+    if x.dim() == 5:
+        return nhwc(torch.ops.aten.avg_pool3d_backward(_poolable(dy), _poolable(x), *settings)).to(x.dtype)
+    dx = torch.ops.aten.avg_pool2d_backward(plane(dy), plane(x), *settings)
+    return nhwc(dx.squeeze(2)) if x.dim() == 3 else dx

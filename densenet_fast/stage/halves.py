@@ -1,14 +1,17 @@
-"""A stage whose norms take statistics over process groups (SyncBatchNorm): half by half, with a reduction behind each.
+"""A stage layer by layer and half by half, for what steps in between: reductions of statistics over process groups
+(SyncBatchNorm), and other convolutions (volumes.py).
 
 Several norms read a channel, perhaps over different groups. So `stats` and `correction` [2, S] begin with a stretch of
 columns for each of `StageSpec.groups`: the buffer's channels, and room for the bottleneck of a layer that runs. Behind
 the stretches lie the bottlenecks' columns, as in any stage. A layer runs as a block of one on the stretch of norm1's
 group.
 
-Every process of a group makes the same reductions in the same order, one for each half, also with an empty batch.
+Behind each half its statistics are merged, if a group of processes takes them. Every process of a group makes the same
+reductions in the same order, also with an empty batch.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -30,7 +33,7 @@ def _nothing(*_: Any) -> None:
 IDLE = cast(Operations, SimpleNamespace(**dict.fromkeys(DECLARATIONS, _nothing)))
 
 
-class Synchronised:
+class HalfByHalf:
     """One pass over a stage."""
 
     def __init__(self, spec: StageSpec, ops: Operations, x: Tensor, block: Block):
@@ -49,18 +52,20 @@ class Synchronised:
             of, one = spec.layers[layer.number], self._alone(layer)
             own = self._stretch(stats, of.group1, layer.width)
             of_z = own[:, spec.total :]
-            place = None if z is None else z[layer.z.start :][: aligned(self._values * layer.width)]
-            if of.group2 is None:
-                self._ops.block_fwd(self._x, own, place, one, True, 0, 1, Half.BOTH)
-            else:
-                place = self._scratch(layer) if place is None else place
-                self._ops.block_fwd(self._x, own, place, one, True, 0, 1, Half.FIRST)
+            place = self._place(layer, z)
+            if place is None and self._is_parted(layer):
+                place = self._scratch(layer)
+            run = partial(self._ops.block_fwd, self._x, own, place, one, spec.tracked, 0, 1)
+            if self._is_parted(layer):
+                run(Half.FIRST)
                 of_z.copy_(self._merged(of_z, of.group2))
-                self._ops.block_fwd(self._x, own, place, one, True, 0, 1, Half.SECOND)
+                run(Half.SECOND)
+            else:
+                run(Half.BOTH)
             stats[:, layer.of_z].copy_(of_z)
             if self._is_read(layer):
                 self._share(stats, slice(layer.begin, layer.end), own[:, layer.begin : layer.end])
-        return self._unbiased(stats)
+        return self._unbiased(stats) if spec.synchronised else stats
 
     def backward(
         self,
@@ -82,18 +87,18 @@ class Synchronised:
             if self._is_read(layer):
                 new = slice(layer.begin, layer.end)
                 corrected[:, new].copy_(self.correction(correction, stats, new, of.group1))
-            place = None if z is None else z[layer.z.start :][: aligned(self._values * layer.width)]
-            wanted = gradients[len(TENSORS) * layer.number :][: len(TENSORS)]
-            given = g, corrected, x, own
-            if of.group2 is None:
-                self._ops.block_bwd(*given, place, one, wanted, None, 0, 1, Half.BOTH)
-                continue
-            if place is None:
+            place = self._place(layer, z)
+            if place is None and self._is_parted(layer):
                 place = self._recomputed(layer, one, own)
-            u = dense((x.shape[0], layer.width, *x.shape[2:]), like=x)
-            self._ops.block_bwd(*given, place, one, wanted, u, 0, 1, Half.SECOND)
-            corrected_z.copy_(self._reduced(corrected_z, of.group2))
-            self._ops.block_bwd(*given, place, one, wanted, u, 0, 1, Half.FIRST)
+            u = dense((x.shape[0], layer.width, *x.shape[2:]), like=x) if self._is_parted(layer) else None
+            wanted = gradients[len(TENSORS) * layer.number :][: len(TENSORS)]
+            run = partial(self._ops.block_bwd, g, corrected, x, own, place, one, wanted, u, 0, 1)
+            if self._is_parted(layer):
+                run(Half.SECOND)
+                corrected_z.copy_(self._reduced(corrected_z, of.group2))
+                run(Half.FIRST)
+            else:
+                run(Half.BOTH)
 
     def correction(self, correction: Tensor, stats: Tensor, columns: slice, group: str | None) -> Tensor:
         """a and b [2, c] of channels that all their readers have added to, for the mean that they have in `group`.
@@ -110,6 +115,13 @@ class Synchronised:
 
     def _layers(self) -> Iterator[Layer]:
         return self._block.layers(self._spec.of_channels, self._values)
+
+    def _is_parted(self, layer: Layer) -> bool:
+        """Whether something happens between the layer's halves."""
+        return layer.width > 0 and (self._spec.dims != 2 or self._spec.layers[layer.number].group2 is not None)
+
+    def _place(self, layer: Layer, z: Tensor | None) -> Tensor | None:
+        return None if z is None else z[layer.z.start :][: aligned(self._values * layer.width)]
 
     def _alone(self, layer: Layer) -> Block:
         """A block of this layer."""
@@ -144,14 +156,17 @@ class Synchronised:
 
     def _share(self, stats: Tensor, columns: slice, local: Tensor) -> None:
         """Statistics of channels into the stretch of every group, from those of this process [2, c]."""
-        merged = [self._merged(local, group) for group in self._spec.groups]  # all, before `local` is overwritten
+        if not self._spec.synchronised:
+            return  # they are there
+        local = local.clone()  # which is overwritten
+        merged = [self._merged(local, group) for group in self._spec.groups]
         for group, found in zip(self._spec.groups, merged, strict=True):
             self._stretch(stats, group)[:, columns].copy_(found)
 
     def _merged(self, local: Tensor, group: str | None) -> Tensor:
         """Statistics [2, c] over all processes of a group, from those of each (Chan, Golub and LeVeque 1983)."""
         if group is None:
-            return local.clone()
+            return local
         of_each = _gathered(self._packed(local), group)  # [P, 2 * c + 1]
         means, variances = of_each[:, :-1].unflatten(1, local.shape).unbind(1)
         counts = of_each[:, -1:]
