@@ -70,7 +70,7 @@ def convert(
 ) -> Report:
     """Run the dense blocks, transitions and stem of a live model fused, in place.
 
-    Known are the DenseNets of torchvision, timm, MONAI (2-D) and torchxrayvision, and what is built of their parts,
+    Known are the DenseNets of torchvision, timm, MONAI and torchxrayvision, and what is built of their parts,
     such as segmentation_models_pytorch's encoders. Modules, parameters, buffers, hooks, names and the library's own
     methods stay: an optimizer goes on, a checkpoint loads. Parts that are converted already stay as they are, and so do
     densenet_fast's own; `revert` undoes it.
