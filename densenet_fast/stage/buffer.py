@@ -21,10 +21,9 @@ def row_stride(channels: int, dtype: torch.dtype) -> int:
 
 def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory, its rows on 16-byte boundaries."""
-    n, channels, *size = shape
-    stride = row_stride(channels, like.dtype)
-    whole = dense((n, stride, *size), like)
-    return whole if stride == channels else whole[:, :channels]
+    stride = row_stride(shape[1], like.dtype)
+    whole = dense((shape[0], stride, *shape[2:]), like)
+    return whole if stride == shape[1] else whole[:, : shape[1]]
 
 
 def dense(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -37,6 +36,9 @@ def dense(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def nhwc_strides(shape: Sequence[int], row: int) -> tuple[int, ...]:
     """Of [N, C, H, W] in NHWC memory, `row` elements from one pixel to the next."""
+    if len(shape) == 4:
+        _, _, h, w = shape
+        return h * w * row, 1, w * row, row
     strides = list(accumulate(shape[:1:-1], mul, initial=row))
     return strides[-1], 1, *strides[-2::-1]
 
@@ -71,6 +73,15 @@ def started(x0: Tensor, channels: int, extend: bool) -> Tensor:
 
 def is_nhwc(x: Tensor) -> bool:
     """Whether the pixels of [N, C, H, W] are rows of contiguous channels at one constant stride."""
+    if x.dim() == 4:
+        n, c, h, w = x.shape
+        row = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
+        return (
+            (c == 1 or x.stride(1) == 1)
+            and row >= c
+            and (w == 1 or h == 1 or x.stride(2) == w * row)
+            and (n == 1 or h * w == 1 or x.stride(0) == h * w * row)
+        )
     c, strides = x.shape[1], x.stride()
     outwards = [dim for dim in (*range(x.dim() - 1, 1, -1), 0) if x.shape[dim] != 1]
     row = strides[outwards[0]] if outwards else c
@@ -114,8 +125,11 @@ def laid_out(x: Tensor) -> Tensor:
 
 def handed_out(y: Tensor, layout: torch.memory_format, shared: bool) -> Tensor:
     """y [N, C, H, W] in NHWC memory as others may have and change it: dense in `layout`, not `shared` with anybody."""
-    if layout == torch.contiguous_format:
-        strides = tuple([*accumulate(y.shape[:0:-1], mul, initial=1)][::-1])
-    else:
+    if layout != torch.contiguous_format:
         strides = nhwc_strides(y.shape, y.shape[1])
+    elif y.dim() == 4:
+        _, c, h, w = y.shape
+        strides = c * h * w, h * w, w, 1
+    else:
+        strides = tuple([*accumulate(y.shape[:0:-1], mul, initial=1)][::-1])
     return y.clone(memory_format=layout) if shared or y.stride() != strides else y

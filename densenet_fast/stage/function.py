@@ -47,8 +47,8 @@ def run(
     check_stage(spec, x, tensors)
     dtype = compute_dtype(x, spec.convolves)
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
-    if spec.dims != 2:
-        ops = volumes.operations(ops, backends.operations("eager", x.device, dtype) if x.shape[0] else IDLE)
+    if spec.dims != 2 and ops is not IDLE:
+        ops = volumes.operations(ops)
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):

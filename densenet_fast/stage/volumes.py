@@ -8,17 +8,18 @@ The operations of a block run one layer, one half at a time where it has a bottl
 """
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
+from ..backends import eager
 from ..contract import Block, Half, Norm, NormGradient, Operations
 from ..contract.block import TENSORS
 
 _WEIGHT1, _WEIGHT2 = TENSORS.index("weight1"), TENSORS.index("weight2")
 
 
-def operations(ops: Operations, eager: Operations) -> Operations:
+def operations(ops: Operations) -> Operations:
     """Those of a backend, `ops`, on such images."""
 
     def channel_stats(x: Tensor, stats: Tensor) -> None:
@@ -63,11 +64,9 @@ def operations(ops: Operations, eager: Operations) -> Operations:
     def head_bwd(dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
         ops.head_bwd(dy, flat(x), norm, flat(dx), dnorm)
 
-    found: dict[str, Any] = {
-        **vars(eager),
-        **{f.__name__: f for f in (channel_stats, bn_bwd_apply, block_fwd, block_bwd, head_fwd, head_bwd)},
-    }
-    return cast(Operations, SimpleNamespace(**found))
+    on_any = channel_stats, bn_bwd_apply, block_fwd, block_bwd, head_fwd, head_bwd
+    on_eager = eager.transition_fwd, eager.transition_bwd, eager.stem_fwd, eager.stem_bwd
+    return cast(Operations, SimpleNamespace(**{f.__name__: f for f in (*on_any, *on_eager)}))
 
 
 def flat(x: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ from ...contract import Norm, NormGradient
 
 def rows(x: Tensor) -> Tensor:
     """The `[M, C]` view, M = N*H*W, of `[N, C, H, W]` in NHWC memory; an error where that would need a copy."""
-    return x.movedim(1, -1).view(-1, x.shape[1])
+    return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x.movedim(1, -1)).view(-1, x.shape[1])
 
 
 def image(x: Tensor, like: Tensor) -> Tensor:
     """The `[N, C, H, W]` view of rows `[M, C]`, with N, H, W of `like`."""
     n, _, *size = like.shape
-    return x.view(n, *size, x.shape[1]).movedim(-1, 1)
+    rows = x.view(n, *size, x.shape[1])
+    return rows.permute(0, 3, 1, 2) if len(size) == 2 else rows.movedim(-1, 1)
 
 
 def nhwc(x: Tensor) -> Tensor:
