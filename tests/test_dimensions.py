@@ -219,7 +219,7 @@ def test_blocks_against_layers_that_are_not_ours(dims):
     conv = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
     x = torch.randn(2, 5, *SIZE[dims], dtype=torch.float64)
     y = x
-    for layer in block.layers():
+    for layer in block.values():
         a = F.relu(F.batch_norm(y, None, None, layer.norm1.weight, layer.norm1.bias, True))
         a = F.batch_norm(conv(a, layer.conv1.weight), None, None, layer.norm2.weight, layer.norm2.bias, True)
         y = torch.cat([y, conv(F.relu(a), layer.conv2.weight, padding=1)], 1)

@@ -104,5 +104,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         reason = why_not(layer, DenseLayer)
         if reason is not None:
             return f" {reason}"
+        if layer.spatial_dims != self.spatial_dims:
+            return f" is for images of {layer.spatial_dims} dimensions"
         view = cast(DenseLayer, layer).view(self.spatial_dims)
         return f".{view}" if isinstance(view, str) else view
