@@ -14,8 +14,7 @@ from torch.nn.modules import module as _global
 
 def is_traced(x: object) -> bool:
     """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx."""
-    # Dynamo answers True to is_exporting also under torch.compile, which is to break the graph instead.
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    exporting = torch.compiler._is_exporting_flag  # to `is_exporting` Dynamo answers True under torch.compile, too
     return not isinstance(x, Tensor) or torch.jit.is_tracing() or exporting
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .. import backends
-from ..uncompiled import uncompiled
 from .eligibility import is_traced, why_not_now
 from .reading import Readable, Reading
 from .running_stats import Transaction, transaction
@@ -38,7 +37,6 @@ class Fusable(Readable[Reading]):
             return self.plain(x)
         return self._run(x)
 
-    @uncompiled
     def _run(self, x: Tensor) -> Tensor:
         with transaction(self) as updates:
             reading = None if x.shape[:1] == (0,) else self.fusable()

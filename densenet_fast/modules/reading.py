@@ -6,9 +6,10 @@ A module is read once, and again when it has changed (snapshot.py).
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from ..uncompiled import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 
 from ..contract.block import TENSORS
@@ -26,6 +27,8 @@ class Readable(nn.Module, Generic[_Read]):
 
     def reading(self) -> _Read:
         """What the module is at present."""
+        if torch.compiler.is_compiling():
+            return self.read()  # what it looks at is guarded by the compiler
         kept = self.__dict__.get("_reading")
         if kept is None or not kept[0].holds(self):
             reading = self.read()  # first, since what parts remember of themselves counts among their attributes

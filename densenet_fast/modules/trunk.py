@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..stage.buffer import convolved_format, memory_format
-from ..uncompiled import uncompiled
 from .block import DenseBlock
 from .eligibility import is_hooked, is_traced, runs_as, why_not, why_not_norm, why_not_now, why_not_pool
 from .fusable import Fusable
@@ -60,12 +59,11 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
         """Whether to leave everything to the children, who know how to run plain."""
         return self.backend == "plain" or is_traced(x) or x.shape[:1] == (0,) or why_not_now() is not None
 
-    @uncompiled
     def _run(self, x: Tensor, pooled: bool) -> Tensor:
         reading = self.reading()
         check_input(self, x, reading.passed)
         with transaction(self) as updates:
-            y, is_pooled = self._run_steps(x, reading.steps[pooled], updates, pooled)
+            y, is_pooled = self._run_steps(x, reading.steps[int(pooled)], updates, pooled)
         return relu_pool(y, self, *list(self.children())[-1:]) if pooled and not is_pooled else y
 
     def _run_steps(self, x: Tensor, steps: "list[_Step]", updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:

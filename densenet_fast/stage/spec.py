@@ -7,7 +7,7 @@ list: a norm that takes statistics of the batch has none of its own, another may
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from ..uncompiled import cached_property
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -155,12 +155,12 @@ class StageSpec:
 
     def dtypes(self, dtype: torch.dtype) -> list[torch.dtype]:
         """Of the tensors as operations take them for activations of `dtype`."""
-        if dtype not in self._dtypes:
-            found = [accumulator(dtype)] * len(self.slots)
+        found = self._dtypes.get(dtype)
+        if found is None:
+            found = self._dtypes[dtype] = [accumulator(dtype)] * len(self.slots)
             for i in self.weights:
                 found[i] = dtype
-            self._dtypes[dtype] = found
-        return self._dtypes[dtype]
+        return found
 
     @cached_property
     def _dtypes(self) -> dict[torch.dtype, list[torch.dtype]]:
