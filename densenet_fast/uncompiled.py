@@ -38,7 +38,7 @@ def constant(function: _Function) -> _Function:
     return function
 
 
-class cached_property:  # noqa: N801, as functools'
+class cached_property:
     """functools.cached_property, which torch.compile can trace: it takes no lock."""
 
     def __init__(self, function: Callable[[Any], Any]):
@@ -50,6 +50,5 @@ class cached_property:  # noqa: N801, as functools'
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         value = self.function(instance)
-        if not torch.compiler.is_compiling():
-            instance.__dict__[self.name] = value
+        object.__setattr__(instance, self.name, value)
         return value

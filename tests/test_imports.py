@@ -27,7 +27,7 @@ LAYERS = [
 ]
 # Within `stage` and `modules`, too.
 ROOMS = {
-    "stage": [{"spec", "buffer"}, {"checks", "schedule"}, {"recompute"}, {"function"}, {"__init__"}],
+    "stage": [{"spec", "buffer"}, {"checks", "schedule"}, {"recompute", "operator"}, {"function"}, {"__init__"}],
     "modules": [
         {"snapshot", "eligibility", "running_stats"},
         {"reading"},

@@ -3,13 +3,24 @@
 import warnings
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from .. import backends
+from ..uncompiled import constant
 from .eligibility import is_traced, why_not_now
 from .reading import Readable, Reading
 from .running_stats import Transaction, transaction
+
+
+@constant
+def _warn(name: str, reason: str) -> None:
+    warnings.warn(
+        f"{name} runs its plain layers (same results, more memory and time): {reason}; "
+        "set_backend('plain') silences this",
+        stacklevel=3,
+    )
 
 
 class Fusable(Readable[Reading]):
@@ -51,13 +62,12 @@ class Fusable(Readable[Reading]):
             return None
         reading = self.reading()
         reason = why_not_now() or reading.why_plain
-        if reason is not None and reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(
-                f"{type(self).__name__} runs its plain layers (same results, more memory and time): {reason}; "
-                "set_backend('plain') silences this",
-                stacklevel=2,
-            )
+        if reason is not None:
+            if torch.compiler.is_compiling():
+                _warn(type(self).__name__, reason)
+            elif reason not in self._warned:
+                self._warned.add(reason)
+                _warn(type(self).__name__, reason)
         return reading if reason is None else None
 
     @abstractmethod

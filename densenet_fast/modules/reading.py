@@ -6,7 +6,6 @@ A module is read once, and again when it has changed (snapshot.py).
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ..uncompiled import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from ..contract.block import TENSORS
 from ..stage import LayerSpec, StageSpec
+from ..uncompiled import cached_property
 from .snapshot import Snapshot
 
 _Read = TypeVar("_Read")

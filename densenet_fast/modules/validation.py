@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import stage
@@ -33,7 +34,7 @@ def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int
         if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
             stage.check_weight("conv0.weight", weight, x)
     shape = x.shape[0], x.shape[2], x.shape[3]
-    if shape in passed:
+    if not torch.compiler.is_compiling() and shape in passed:  # sizes in a graph may be variables
         return
     bad = _too_small(trunk, *x.shape[2:])
     if bad is not None:
@@ -48,7 +49,8 @@ def check_input(trunk: nn.Sequential, x: Tensor, passed: set[tuple[int, int, int
                 f"one value per channel: got batch size 1 and a 1x1 image at {name} from input {list(x.shape)}, "
                 "expected more than one value to take batch statistics of; use a larger batch or image, or model.eval()"
             )
-    passed.add(shape)
+    if not torch.compiler.is_compiling():
+        passed.add(shape)
 
 
 def _sizes(trunk: nn.Sequential, h: int, w: int) -> Iterator[tuple[str, nn.Module, int, int]]:

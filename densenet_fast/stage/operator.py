@@ -71,7 +71,7 @@ def run(
     tensors = [tensor.to(dtype) for tensor, dtype in zip(tensors, spec.dtypes(x.dtype), strict=True)]
     if not spec.layers:  # x itself is the buffer
         x = x.contiguous(memory_format=torch.channels_last)
-    keep = torch.is_grad_enabled() and (x.requires_grad or any([tensor.requires_grad for tensor in tensors]))
+    keep = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
     nhwc = wanted.layout is None or wanted.layout == torch.channels_last
     sizes, numbers = encoded(spec)
     y, y_stats, _, stats, _, _ = torch.ops.densenet_fast.stage.default(
@@ -217,7 +217,8 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]
             dy, x, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
         )
     each = iter(found)
-    dx, *gradients = (next(each) if need and found else None for need in (needs_x, *needs))
+    dx = next(each) if needs_x and found else None
+    gradients = [next(each) if need and found else None for need in needs]
     return dx, None, gradients, *[None] * 8
 
 
@@ -235,7 +236,13 @@ def _update_running_stats(
 
 
 def dropout_seeds(layers: int, device: torch.device) -> Tensor:
-    """A fresh seed for each layer, int64 [layers]."""
+    """A fresh seed for each layer, int64 [layers]. A compiler leaves the drawing to PyTorch: the same under a seed."""
+    if torch.compiler.is_compiling():
+        return torch.ops.densenet_fast.dropout_seeds.default(layers, device)
+    return _dropout_seeds(layers, device)
+
+
+def _dropout_seeds(layers: int, device: torch.device) -> Tensor:
     limits = torch.iinfo(torch.int64)
     return torch.randint(limits.min, limits.max, (layers,), device=device)
 
@@ -270,7 +277,7 @@ def _register() -> None:
     operator(
         "dropout_seeds",
         "(int layers, Device device) -> Tensor",
-        dropout_seeds,
+        _dropout_seeds,
         lambda layers, device: torch.empty(layers, dtype=torch.int64, device=device),
         [torch.Tag.nondeterministic_seeded],
     )

@@ -7,7 +7,6 @@ list: a norm that takes statistics of the batch has none of its own, another may
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from ..uncompiled import cached_property
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..contract import accumulator
 from ..contract.block import TENSORS, z_size
+from ..uncompiled import cached_property
 
 CONSUMER_TENSORS = ("mean", "var", "gamma", "beta", "weight")
 _WEIGHTS = ("weight1", "weight2", "weight")
@@ -88,7 +88,7 @@ class StageSpec:
 
     @cached_property
     def convolves(self) -> bool:
-        return bool(self.layers) or (self.consumer is not None and self.consumer.kind == "transition")
+        return len(self.layers) > 0 or (self.consumer is not None and self.consumer.kind == "transition")
 
     def z_size(self, pixels: int) -> int:
         """Elements of all bottlenecks of N * H * W = `pixels`."""
