@@ -28,3 +28,27 @@ def uncompiled(function: _Function) -> _Function:
         return _disabled[function](*args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def constant(function: _Function) -> _Function:
+    """Have torch.compile call `function` as it is, while it traces, and take the result for a constant.
+
+    `torch.compiler.assume_constant_result` without importing the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+class cached_property:
+    """functools.cached_property, which torch.compile can trace: it takes no lock."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        value = self.function(instance)
+        object.__setattr__(instance, self.name, value)
+        return value

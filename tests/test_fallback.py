@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from benchmarks.memory import measure
 from densenet_fast import DenseNet
 from densenet_fast.modules import DenseBlock, DenseLayer
 
@@ -203,30 +202,6 @@ def test_a_subclass_with_its_own_forward_is_called():
     block.load_state_dict(model.features.denseblock1.state_dict())
     expected = 2 * model.features.denseblock1(x := torch.randn(2, 6, 8, 8, dtype=torch.float64))
     assert error(block(x), expected) < 1e-12
-
-
-@pytest.mark.parametrize("small", [True, False])
-def test_torch_compile_keeps_the_stages(recwarn, small):
-    """The same step, the graph broken around the trunk, nothing of it compiled, and the same bytes kept."""
-    model, compiled, graphs = net(small_inputs=small), net(small_inputs=small), []
-
-    def record(graph, _):
-        graphs.append(graph)
-        return graph
-
-    x = torch.randn(4, 3, 48, 48, dtype=torch.float64)
-    model(x).square().sum().backward()
-    call = torch.compile(compiled, backend=record)
-    call(x).square().sum().backward()
-    for got, expected in zip(compiled.parameters(), model.parameters(), strict=True):
-        assert error(got.grad, expected.grad) < 1e-12
-    for got, expected in zip(compiled.buffers(), model.buffers(), strict=True):
-        assert error(got, expected) < 1e-12
-    called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
-    assert any("linear" in name for name in called)
-    assert not any("conv2d" in name or "batch_norm" in name for name in called)
-    assert measure(compiled, x, call=call).live == measure(model, x).live
-    assert not recwarn.list
 
 
 def test_export_trace_and_fx_record_the_plain_layers(recwarn):

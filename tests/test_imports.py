@@ -32,7 +32,7 @@ ROOMS = {
         {"spec", "buffer"},
         {"checks", "halves", "volumes"},
         {"schedule"},
-        {"recompute"},
+        {"recompute", "operator"},
         {"function"},
         {"__init__"},
     ],

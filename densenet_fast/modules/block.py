@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..stage import dropout_seeds
 from ..stage.buffer import memory_format
 from .eligibility import why_not
 from .fusable import Fusable
@@ -47,8 +48,7 @@ class FusableBlock(Fusable):
 
     def seeds(self, device: torch.device) -> Tensor:
         """A fresh dropout seed for each layer."""
-        limits = torch.iinfo(torch.int64)
-        return torch.randint(limits.min, limits.max, (len(self._modules),), device=device)
+        return dropout_seeds(len(self._modules), device)
 
 
 class DenseBlock(FusableBlock, nn.ModuleDict):

@@ -16,8 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 def is_traced(x: object) -> bool:
     """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx."""
-    # Dynamo answers True to is_exporting also under torch.compile, which is to break the graph instead.
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    exporting = torch.compiler._is_exporting_flag  # to `is_exporting` Dynamo answers True under torch.compile, too
     return not isinstance(x, Tensor) or torch.jit.is_tracing() or exporting
 
 
@@ -54,14 +53,21 @@ def is_hooked(module: nn.Module) -> bool:
 
 def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether calling `module` runs the forward that `cls` defines (a subclass may add anything else)."""
-    return type(module).forward is cls.forward and "forward" not in module.__dict__
+    return type(module).forward is cls.forward and not _has_own_forward(module)
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether `forward` was replaced on the instance."""
+    if torch.compiler.is_compiling():
+        hasattr(module, "forward")  # which the compiler guards; a look into __dict__ it does not
+    return "forward" in module.__dict__
 
 
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
     if not isinstance(module, cls):
         return f"is {type(module).__name__}, not {cls.__name__}"
-    if "forward" in module.__dict__:
+    if _has_own_forward(module):
         return "has a forward that was replaced on the instance"
     if type(module).forward is not cls.forward:
         return f"is {type(module).__name__}, whose forward is not {cls.__name__}'s"

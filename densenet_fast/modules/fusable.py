@@ -3,21 +3,30 @@
 import warnings
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from .. import backends
-from ..uncompiled import uncompiled
+from ..uncompiled import constant
 from .eligibility import is_traced, why_not_now
 from .reading import Readable, Reading, is_synchronised
 from .running_stats import Transaction, transaction
+
+
+@constant
+def _warn(name: str, reason: str) -> None:
+    warnings.warn(
+        f"{name} runs its plain layers (same results, more memory and time): {reason}; "
+        "set_backend('plain') silences this",
+        stacklevel=3,
+    )
 
 
 class Fusable(Readable[Reading]):
     """What blocks and transitions share: a backend, a fused run, and plain layers with one warning for each reason."""
 
     backend: str
-    spatial_dims = 2  # of the images
     _warned: set[str]
 
     def __init__(self, backend: str):
@@ -39,7 +48,6 @@ class Fusable(Readable[Reading]):
             return self.plain(x)
         return self._run(x)
 
-    @uncompiled
     def _run(self, x: Tensor) -> Tensor:
         with transaction(self) as updates:
             is_empty = x.shape[:1] == (0,) and not is_synchronised(self)
@@ -54,14 +62,13 @@ class Fusable(Readable[Reading]):
         if self.backend == "plain":
             return None
         reading = self.reading()
-        reason = why_not_now() or reading.why_plain
-        if reason is not None and reason not in self._warned:
-            self._warned.add(reason)
-            warnings.warn(
-                f"{type(self).__name__} runs its plain layers (same results, more memory and time): {reason}; "
-                "set_backend('plain') silences this",
-                stacklevel=2,
-            )
+        reason = why_not_now() or self.why_not_compiled() or reading.why_plain
+        if reason is not None:
+            if torch.compiler.is_compiling():
+                _warn(type(self).__name__, reason)
+            elif reason not in self._warned:
+                self._warned.add(reason)
+                _warn(type(self).__name__, reason)
         return reading if reason is None else None
 
     @abstractmethod

@@ -6,15 +6,16 @@ A module is read once, and again when it has changed (snapshot.py).
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..contract.block import TENSORS
 from ..stage import LayerSpec, StageSpec
+from ..uncompiled import cached_property
 from .snapshot import Snapshot
 
 _Read = TypeVar("_Read")
@@ -23,16 +24,28 @@ _Read = TypeVar("_Read")
 class Readable(nn.Module, Generic[_Read]):
     """A module that remembers what was read of it, which neither a copy nor a checkpoint of it has."""
 
+    spatial_dims = 2  # of the images
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_reading"}
 
     def reading(self) -> _Read:
         """What the module is at present."""
+        if torch.compiler.is_compiling():
+            return self.read()  # what it looks at is guarded by the compiler
         kept = self.__dict__.get("_reading")
         if kept is None or not kept[0].holds(self):
             reading = self.read()  # first, since what parts remember of themselves counts among their attributes
             kept = self.__dict__["_reading"] = Snapshot(self), reading
         return kept[1]
+
+    def why_not_compiled(self) -> str | None:
+        """Why a graph that is being compiled cannot have the module's stages, where one is."""
+        if not torch.compiler.is_compiling():
+            return None
+        if self.spatial_dims != 2:
+            return f"torch.compile has no operator for images of {self.spatial_dims} dimensions"
+        return "torch.compile has no operator for statistics over processes" if is_synchronised(self) else None
 
     @abstractmethod
     def read(self) -> _Read:

@@ -101,13 +101,13 @@ class Transaction:
             for buffer, former in reversed(self._former):
                 buffer.copy_(former)
 
-    @torch.no_grad()
     def commit(self) -> None:
         """Write all reports, in order."""
         updates, self._updates = self._updates, []
-        for update in updates:
-            for part in _of_different_norms(update):
-                _write(part)
+        with torch.no_grad():
+            for update in updates:
+                for part in _of_different_norms(update):
+                    _write(part)
 
 
 def _of_different_norms(update: _Update) -> list[_Update]:
@@ -127,7 +127,7 @@ def _write(update: _Update) -> None:
     tracked = [norm._buffers["running_mean"] is not None and count != 0 for norm in norms]
     moving = [i for i, norm in enumerate(norms) if tracked[i] and norm.momentum is not None]
     if moving:
-        backends.operations(backend, stats.device, stats.dtype).update_running_stats(
+        arguments = (
             [norms[i]._buffers["running_mean"] for i in moving],
             [norms[i]._buffers["running_var"] for i in moving],
             stats,
@@ -135,7 +135,12 @@ def _write(update: _Update) -> None:
             _MANY if count is None else count,
             [norms[i].momentum for i in moving],
         )
-    counters = [n for norm in norms if (n := norm._buffers["num_batches_tracked"]) is not None]
+        if torch.compiler.is_compiling():
+            torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
+        else:
+            backends.operations(backend, stats.device, stats.dtype).update_running_stats(*arguments)
+    counted = [norm._buffers["num_batches_tracked"] for norm in norms]
+    counters = [counter for counter in counted if counter is not None]
     if counters:
         torch._foreach_add_(counters, 1)
     for norm, begin, is_tracked in zip(norms, begins, tracked, strict=True):
@@ -160,6 +165,11 @@ _current: ContextVar[Transaction | None] = ContextVar("running statistics", defa
 def transaction(module: nn.Module) -> Iterator[Transaction]:
     """The enclosing transaction if `module` is a part of its owner; else a new one, owned by `module`, that commits at
     the end and rolls back on an exception."""
+    if torch.compiler.is_compiling():  # a graph that fails leaves nothing half done
+        new = Transaction(module)
+        yield new
+        new.commit()
+        return
     outer = _current.get()
     if outer is not None and outer.covers(module):
         yield outer

@@ -93,7 +93,8 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
     if block is None:
         assert consumer is not None
         outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
-        return _of_consumer(channels, consumer.spec(outputs), consumer.slots, consumer.dims)
+        make = _of_consumer.__wrapped__ if torch.compiler.is_compiling() else _of_consumer
+        return make(channels, consumer.spec(outputs), consumer.slots, consumer.dims)
     outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
     key = channels, mode, *[tensors[i].shape[0] for i in block.weights], *map(group_of, block.synchronised)

@@ -11,7 +11,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from .. import backends
 from ..stage.buffer import channels_last, convolved_format, memory_format
-from ..uncompiled import uncompiled
 from .block import FusableBlock
 from .eligibility import (
     MAX_POOLS,
@@ -42,7 +41,6 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
     """
 
     backend = "auto"
-    spatial_dims = 2  # of the images
 
     def __getitem__(self, index: slice | int) -> "Trunk | nn.Module":
         part = super().__getitem__(index)
@@ -71,16 +69,18 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
 
     def _is_plain(self, x: Tensor) -> bool:
         """Whether to leave everything to the children, who know how to run plain."""
-        if self.backend == "plain" or is_traced(x) or why_not_now() is not None:
+        if self.backend == "plain" or is_traced(x) or why_not_now() is not None or self.why_not_compiled() is not None:
             return True
         return x.shape[:1] == (0,) and not is_synchronised(self)
 
-    @uncompiled
     def _run(self, x: Tensor, pooled: bool) -> Tensor:
-        reading = self.reading()
+        if torch.compiler.is_compiling():
+            reading = _TrunkReading((self._steps(0, pooled),) * 2, set())  # what is traced twice takes twice as long
+        else:
+            reading = self.reading()
         check_input(self, x, reading.passed)
         with transaction(self) as updates:
-            y, is_pooled = self._run_steps(x, reading.steps[pooled], updates, pooled)
+            y, is_pooled = self._run_steps(x, reading.steps[int(pooled)], updates, pooled)
         if not pooled or is_pooled:
             return y
         return relu_pool(y, self, *list(self.children())[-1:], dims=self.spatial_dims)

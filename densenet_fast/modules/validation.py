@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import stage
@@ -37,7 +38,7 @@ def check_input(trunk: Any, x: Tensor, passed: set[tuple[int, ...]]) -> None:
         if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
             stage.check_weight("conv0.weight", weight, x)
     shape = x.shape[0], *x.shape[2:]
-    if shape in passed:
+    if not torch.compiler.is_compiling() and shape in passed:  # sizes in a graph may be variables
         return
     bad = _too_small(trunk, shape[1:])
     if bad is not None:
@@ -53,7 +54,8 @@ def check_input(trunk: Any, x: Tensor, passed: set[tuple[int, ...]]) -> None:
                 f"{list(x.shape)}, "
                 "expected more than one value to take batch statistics of; use a larger batch or image, or model.eval()"
             )
-    passed.add(shape)
+    if not torch.compiler.is_compiling():
+        passed.add(shape)
 
 
 def _text(size: Sequence[int]) -> str:

@@ -6,7 +6,19 @@ its passes on operations, buffer.py knows how activations lie in memory.
 
 from .checks import SHAPES, check_image, check_weight
 from .function import Result, run
+from .operator import dropout_seeds
 from .schedule import Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
 
-__all__ = ["SHAPES", "ConsumerSpec", "LayerSpec", "Result", "StageSpec", "Wanted", "check_image", "check_weight", "run"]
+__all__ = [
+    "SHAPES",
+    "ConsumerSpec",
+    "LayerSpec",
+    "Result",
+    "StageSpec",
+    "Wanted",
+    "check_image",
+    "check_weight",
+    "dropout_seeds",
+    "run",
+]

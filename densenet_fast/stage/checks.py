@@ -6,6 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..uncompiled import constant
 from .spec import StageSpec
 
 
@@ -14,9 +15,12 @@ def compute_dtype(x: Tensor, convolves: bool) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if convolves and _is_autocast(x) else x.dtype
 
 
+_is_autocast_available = constant(lambda device: torch.amp.is_autocast_available(device))
+
+
 def _is_autocast(x: Tensor) -> bool:
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return _is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
 
 SHAPES = {1: "[N, C, L]", 2: "[N, C, H, W]", 3: "[N, C, D, H, W]"}

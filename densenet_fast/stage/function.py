@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends, contract
 from ..uncompiled import uncompiled
-from . import recompute, schedule, volumes
+from . import operator, recompute, schedule, volumes
 from .buffer import channels_last, handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
 from .halves import IDLE
@@ -46,14 +46,32 @@ def run(
     """
     check_stage(spec, x, tensors)
     dtype = compute_dtype(x, spec.convolves)
+    if torch.compiler.is_compiling() and (spec.layers or spec.consumer is not None):
+        result = Result(
+            *operator.run(
+                spec,
+                x.to(dtype),
+                tensors,
+                seeds,
+                backend=backend,
+                wanted=wanted,
+                x_stats=x_stats,
+                efficient=efficient,
+            )
+        )
+        return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
     if spec.dims != 2 and ops is not IDLE:
         ops = volumes.operations(ops)
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
+    return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
+
+
+def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtype) -> Result:
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
         return result  # for a stage, or the end of a convolution
-    return result._replace(y=result.y.to(torch.promote_types(x.dtype, dtype)))
+    return result._replace(y=result.y.to(dtype))
 
 
 def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None) -> Result:

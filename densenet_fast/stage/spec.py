@@ -7,7 +7,6 @@ list: a norm that takes statistics of the batch has none of its own, another may
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..contract import accumulator
 from ..contract.block import TENSORS, z_size
+from ..uncompiled import cached_property
 
 CONSUMER_TENSORS = ("mean", "var", "gamma", "beta", "weight")
 _WEIGHTS = ("weight1", "weight2", "weight")
@@ -83,7 +83,7 @@ class StageSpec:
     @cached_property
     def stretch(self) -> int:
         """Columns for each of `groups` where layers run by halves: the buffer's channels, and room for a bottleneck."""
-        return self.total + max((layer.width for layer in self.layers), default=0)
+        return self.total + max([0, *[layer.width for layer in self.layers]])
 
     @cached_property
     def groups(self) -> tuple[str | None, ...]:
@@ -136,7 +136,7 @@ class StageSpec:
 
     @cached_property
     def convolves(self) -> bool:
-        return bool(self.layers) or (self.consumer is not None and self.consumer.kind == "transition")
+        return len(self.layers) > 0 or (self.consumer is not None and self.consumer.kind == "transition")
 
     def z_size(self, pixels: int) -> int:
         """Elements of all bottlenecks of N * H * W = `pixels`."""
@@ -220,12 +220,12 @@ class StageSpec:
 
     def dtypes(self, dtype: torch.dtype) -> list[torch.dtype]:
         """Of the tensors as operations take them for activations of `dtype`."""
-        if dtype not in self._dtypes:
-            found = [accumulator(dtype)] * len(self.slots)
+        found = self._dtypes.get(dtype)
+        if found is None:
+            found = self._dtypes[dtype] = [accumulator(dtype)] * len(self.slots)
             for i in self.weights:
                 found[i] = dtype
-            self._dtypes[dtype] = found
-        return self._dtypes[dtype]
+        return found
 
     @cached_property
     def _dtypes(self) -> dict[torch.dtype, list[torch.dtype]]:

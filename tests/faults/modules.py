@@ -91,7 +91,7 @@ FAULTS = [
     Fault(
         "a forward replaced on an instance is not called",
         ELIGIBLE,
-        '    if "forward" in module.__dict__:\n',
+        "    if _has_own_forward(module):\n",
         "    if False:\n",
         CHANGED,
     ),

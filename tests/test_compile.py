@@ -1,0 +1,160 @@
+"""torch.compile: one graph, in which a stage is one operator, that does what the net does by itself."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import densenet_fast
+from benchmarks.memory import measure
+
+from .contract.nets import MODES
+from .oracle import error
+from .pairs import BACKENDS, image
+from .test_changes import CHANGES
+
+LARGE, SMALL = {"small_inputs": False}, {"small_inputs": True}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.compiler.reset()
+    counters.clear()
+
+
+def net(**config):
+    torch.manual_seed(0)
+    return densenet_fast.DenseNet(**({"growth_rate": 4, "block_config": (2, 1), "num_init_features": 6} | config))
+
+
+class Recorder:
+    """A compiler that keeps the graphs that Dynamo gives it, and runs them as they are."""
+
+    def __init__(self):
+        self.called = []
+
+    def __call__(self, graph, _):
+        self.called.append([str(node.target) for node in graph.graph.nodes if node.op != "placeholder"])
+        return graph
+
+
+def step(call, model, x, **options):
+    """Output, gradients, buffers after it."""
+    torch.manual_seed(1)
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_(x.requires_grad)
+    with torch.autocast("cpu", **({"enabled": False} | options)):
+        y = call(x)
+    if y.requires_grad:
+        y.square().sum().backward()
+    found = [y.detach(), x.grad, *[p.grad for p in model.parameters()], *[b.clone() for b in model.buffers()]]
+    return [value for value in found if value is not None]
+
+
+def check(model, x, backend="aot_eager", tolerance=0.0, steps=2, **options):
+    """A few steps of `model`, and of a compiled copy, which are one graph."""
+    counters.clear()
+    compiled = copy.deepcopy(model)
+    call = torch.compile(compiled, backend=backend, fullgraph=True)
+    for _ in range(steps):
+        found, expected = step(call, compiled, x, **options), step(model, model, x, **options)
+        assert len(found) == len(expected)
+        for got, right in zip(found, expected, strict=True):
+            assert got.dtype == right.dtype
+            assert error(got, right) <= tolerance
+    assert counters["stats"]["unique_graphs"] == 1
+    return call
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("config", [SMALL, LARGE, {"efficient": True}, {"bn_size": None}], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_step_is_that_of_the_net_itself(training, config, backend):
+    model = net(backend=backend, **config).train(training)
+    check(model, torch.randn(4, 3, 33, 40))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which the compiler uses
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inductor(backend):
+    x = torch.randn(4, 3, 32, 32)
+    model = net(backend=backend, small_inputs=False, drop_rate=0.2)
+    check(model, x, "inductor", 1e-5)
+    with torch.no_grad():
+        check(model.eval(), x, "inductor", 1e-5)
+
+
+@pytest.mark.parametrize("change", MODES)
+def test_modes_of_norms_and_weights(change):
+    model = net(small_inputs=False)
+    change(model)
+    check(model, torch.randn(4, 3, 32, 32))
+
+
+def test_dropout_is_the_same_under_a_seed():
+    model = net(drop_rate=0.3)
+    check(model, torch.randn(4, 3, 16, 16))
+
+
+@pytest.mark.parametrize("needs", [True, False])
+def test_autocast(needs):
+    model = net(small_inputs=False)
+    check(model, torch.randn(4, 3, 32, 32).requires_grad_(needs), enabled=True, dtype=torch.bfloat16, tolerance=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "a module replaced",
+        "a forward on an instance",
+        "a forward hook",
+        "the mode of a transition's norm",
+        "eps",
+        "a norm's statistics taken away",
+        "a bias taken away",
+        "dropout",
+    ],
+)
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)  # else hooks that come later are never called, as in stock
+def test_a_change_between_two_steps_is_compiled_anew(change):
+    model = net(small_inputs=False).double()
+    compiled, x = copy.deepcopy(model), image()
+    call = torch.compile(compiled, backend="eager", fullgraph=True)
+    for m, c in ((model, model), (compiled, call)):
+        step(c, m, x)
+        CHANGES[change](m)
+    for got, right in zip(step(call, compiled, x), step(model, model, x), strict=True):
+        assert error(got, right) < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("config", [SMALL, LARGE | {"efficient": True}], ids=str)
+def test_the_bytes_kept_are_those_of_the_net_itself(config, compiler):
+    model, x = net(**config, growth_rate=8), torch.randn(4, 3, 64, 64)
+    call = check(model, x, compiler, 1e-5)
+    kept, compiled = measure(model, x), measure(model, x, call=call)
+    assert compiled.live <= 1.01 * kept.live
+    assert compiled.peak <= 1.01 * kept.peak
+
+
+def test_a_batch_of_another_size_is_compiled_once():
+    model = net(small_inputs=False)
+    compiled = copy.deepcopy(model)
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    for n in range(4, 9):
+        x = torch.randn(n, 3, 32, 32)
+        for got, right in zip(step(call, compiled, x), step(model, model, x), strict=True):
+            assert error(got, right) <= 1e-6
+    assert counters["stats"]["unique_graphs"] == 2  # of one size, then of any
+
+
+def test_a_graph_has_one_operator_for_each_stage(recwarn):
+    model, recorder = net(small_inputs=False), Recorder()
+    torch.compile(model, backend=recorder, fullgraph=True)(torch.randn(4, 3, 32, 32)).sum().backward()
+    (called,) = recorder.called
+    assert sum("densenet_fast.stage" in name for name in called) == 3
+    assert not any("batch_norm" in name for name in called)
+    assert not recwarn.list
