@@ -112,20 +112,20 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
 
 Predicate = Callable[[nn.Module], str | None]
 
-# Norms that are neither BatchNorm2d nor SyncBatchNorm, or that apply an activation too: library's module, class, and
-# whether there is one inside. Where nobody has imported the library, no module is of its classes.
-_FOREIGN_NORMS = (
-    ("torchvision.ops.misc", "FrozenBatchNorm2d", False),
-    ("timm.layers.norm_act", "BatchNormAct2d", True),
-    ("timm.layers.norm_act", "FrozenBatchNormAct2d", True),
-    ("timm.layers.norm_act", "SyncBatchNormAct", True),
-)
+# Norms that are neither BatchNorm2d nor SyncBatchNorm, or that apply an activation too: a class by its library's module
+# and its name, which imports nothing, and whether there is an activation inside.
+_FOREIGN_NORMS = {
+    ("torchvision.ops.misc", "FrozenBatchNorm2d"): False,
+    ("timm.layers.norm_act", "BatchNormAct2d"): True,
+    ("timm.layers.norm_act", "FrozenBatchNormAct2d"): True,
+    ("timm.layers.norm_act", "SyncBatchNormAct"): True,
+}
 
 
 def _foreign_norm(module: nn.Module | None) -> tuple[type[nn.Module], bool] | None:
-    for library, name, activates in _FOREIGN_NORMS:
-        cls = getattr(sys.modules.get(library), name, None)
-        if cls is not None and isinstance(module, cls):
+    for cls in type(module).__mro__:
+        activates = _FOREIGN_NORMS.get((cls.__module__, cls.__name__))
+        if activates is not None:
             return cls, activates
     return None
 

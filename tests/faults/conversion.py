@@ -15,8 +15,8 @@ FAULTS = [
     Fault(
         "a norm of timm's is taken for one without its ReLU",
         "densenet_fast/modules/eligibility.py",
-        '("timm.layers.norm_act", "BatchNormAct2d", True)',
-        '("timm.layers.norm_act", "BatchNormAct2d", False)',
+        '("timm.layers.norm_act", "BatchNormAct2d"): True',
+        '("timm.layers.norm_act", "BatchNormAct2d"): False',
         tests("outputs and timm"),
     ),
     Fault(

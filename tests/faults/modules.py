@@ -18,6 +18,20 @@ def changes(words: str) -> tuple[str, ...]:
 CHANGED = fallback("changed")
 FAULTS = [
     Fault(
+        "a forward replaced on an instance is not compiled anew",
+        ELIGIBLE,
+        '        hasattr(module, "forward")',
+        "        pass",
+        ("tests/test_compile.py", "-k", "forward and instance"),
+    ),
+    Fault(
+        "a compiled stage keeps its bottlenecks, efficient or not",
+        "densenet_fast/stage/operator.py",
+        "keep, keep and not efficient",
+        "keep, keep",
+        ("tests/test_compile.py", "-k", "bytes_kept and aot_eager"),
+    ),
+    Fault(
         "a biased variance in the running average",
         RUNNING,
         "var * (count / (count - 1))",
