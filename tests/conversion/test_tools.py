@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import densenet_fast
 from densenet_fast.torchvision import DenseNet
 
-from .models import BLOCKS, Torchvision
+from .models import BLOCKS, MODELS, Torchvision
 
 LAYERS = ("features", "features.norm5", "features.denseblock3", "features.denseblock4.denselayer2")
 
@@ -77,3 +77,18 @@ def test_feature_extraction(training):
         for name in returned:
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-10)
     assert get_graph_node_names(others[0]) == (train_names, eval_names)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm", "monai", "torchxrayvision", "a copy"])
+def test_compiled_as_one_graph(library):
+    """A training step of a converted model: bitwise what it is without a compiler."""
+    case = MODELS[library]
+    converted = case.build().double()
+    densenet_fast.convert(converted, on_unsupported="raise")
+    again, x, results = copy.deepcopy(converted), case.images(), []
+    torch._dynamo.reset()
+    for model, call in ((converted, converted), (again, torch.compile(again, fullgraph=True, backend="aot_eager"))):
+        y = call(x)
+        y.square().sum().backward()
+        results.append([y, *[p.grad for p in model.parameters()], *model.buffers()])
+    assert all(map(torch.equal, *results))

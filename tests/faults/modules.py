@@ -215,8 +215,8 @@ FAULTS = [
     Fault(
         "a hooked block taken for one that nobody watches",
         f"{MODULES}/trunk.py",
-        "if isinstance(module, FusableBlock | FusableTransition) and why_not(module, Fusable) is None:",
-        "if isinstance(module, FusableBlock | FusableTransition):",
+        "if not isinstance(module, FusableBlock | FusableTransition) or why_not(module, Fusable) is not None:",
+        "if not isinstance(module, FusableBlock | FusableTransition):",
         fallback("hooks_on_blocks"),
     ),
     Fault(
