@@ -170,6 +170,37 @@ sys.exit("; ".join(failures) or 0)
     assert done.returncode == 0, done.stderr
 
 
+def test_training_from_several_threads_is_that_of_one():
+    """Fifty steps in each of eight threads at once, the first calls of their process: bitwise what one thread gives."""
+    program = """
+import copy, sys, threading, torch
+from densenet_fast import DenseNet
+sys.setswitchinterval(1e-5)
+start = threading.Barrier(8)
+models = [DenseNet(4, (2, 2), num_init_features=8, num_classes=3)]
+models += [copy.deepcopy(models[0]) for _ in range(8)]
+x, labels = torch.randn(4, 3, 16, 16), torch.randint(3, (4,))
+
+
+def train(model, at_once=True):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    if at_once:
+        start.wait()
+    for _ in range(50):
+        torch.nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+threads = [threading.Thread(target=train, args=[model]) for model in models[1:]]
+[t.start() for t in threads], [t.join() for t in threads]
+train(models[0], at_once=False)
+expected = models[0].state_dict()
+sys.exit(not all(torch.equal(v, expected[k]) for model in models[1:] for k, v in model.state_dict().items()))
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_memory_formats_are_pytorchs():
     """Of any strides: those of a convolution's output, and of an elementwise operation's on dense tensors."""
     shapes = [
