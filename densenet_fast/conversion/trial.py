@@ -33,6 +33,9 @@ def tried_library(block: nn.Module) -> Library | str:
     if len(classes) > 1:
         return f"its layers are of several classes: {', '.join(sorted(cls.__name__ for cls in classes))}"
     library = Library(name_of(type(block)), name_of(classes.pop()), by_names)
+    views = _views(block, library)  # first: what has hooks, as pruned layers do, may not be copied
+    if isinstance(views, str):
+        return views
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         trial = copy.deepcopy(block).to("cpu", torch.float64)
         for training in (False, True):
@@ -44,15 +47,9 @@ def tried_library(block: nn.Module) -> Library | str:
 
 def _why_another(block: nn.Module, library: Library) -> str | None:
     """Why `block`, in float64 on the CPU, does not compute in its present mode what a dense block does."""
-    views: list[LayerView] = []
-    dims = dims_of(block)
-    for name, layer in block.named_children():
-        if not isinstance(getattr(layer, "drop_rate", None), float | int):
-            return f"{name} has no drop_rate"
-        view = library.view_layer(layer, dims)
-        if isinstance(view, str):
-            return f"{name}{view}"
-        views.append(view)
+    views, dims = _views(block, library), dims_of(block)
+    if isinstance(views, str):
+        return views
     x = torch.randn(2, views[0].convs[0].in_channels, *(5, 4, 3)[:dims], dtype=torch.float64)
     parameters = [p for p in block.parameters() if p.requires_grad]
     results = []
@@ -72,6 +69,19 @@ def _why_another(block: nn.Module, library: Library) -> str | None:
     if difference <= _TOLERANCE:
         return None
     return f"tried on numbers, it is no dense block: relative difference {difference:.1e}"
+
+
+def _views(block: nn.Module, library: Library) -> list[LayerView] | str:
+    """Of the layers in their present mode, or why one cannot run fused."""
+    found: list[LayerView] = []
+    for name, layer in block.named_children():
+        if not isinstance(getattr(layer, "drop_rate", None), float | int):
+            return f"{name} has no drop_rate"
+        view = library.view_layer(layer, dims_of(block))
+        if isinstance(view, str):
+            return f"{name}{view}"
+        found.append(view)
+    return found
 
 
 def _plain(views: list[LayerView], x: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import densenet_fast
 from benchmarks.memory import measure
@@ -309,6 +311,26 @@ def test_a_copy_with_dropout_is_known_by_trial():
     stock = copy.deepcopy(model.eval())
     densenet_fast.revert(stock)
     assert relative([model(x)], [stock(x)]) <= 1e-10
+
+
+def test_pruned_weights_stay_pruned():
+    """Their layers have hooks, and cannot be copied; a block that was converted before runs its plain layers then."""
+    x = torch.randn(2, 3, 16, 16).double()
+    for first in (True, False):
+        stock, ours = (copies.net().double() for _ in range(2))
+        ours.load_state_dict(stock.state_dict())
+        if first:
+            assert not densenet_fast.convert(ours).left
+        for model in (stock, ours):
+            prune.l1_unstructured(model[0].denseblock1.denselayer1.conv2, "weight", 0.5)
+        if not first:
+            assert densenet_fast.convert(ours).left[0].why_left == "denselayer1.conv2 has hooks"
+        for model in (stock, ours):
+            with torch.no_grad():
+                model[0].denseblock1.denselayer1.conv2.weight_orig.mul_(2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*runs its plain layers")
+            assert relative([ours(x)], [stock(x)]) <= 1e-10
 
 
 def test_monais_dropout_of_channels_runs_plain_in_training():
