@@ -71,9 +71,9 @@ def convert(
     """Run the dense blocks, transitions and stem of a live model fused, in place.
 
     Known are the DenseNets of torchvision, timm, MONAI and torchxrayvision, and what is built of their parts,
-    such as segmentation_models_pytorch's encoders. Modules, parameters, buffers, hooks, names and the library's own
-    methods stay: an optimizer goes on, a checkpoint loads. Parts that are converted already stay as they are, and so do
-    densenet_fast's own; `revert` undoes it.
+    such as segmentation_models_pytorch's encoders; a project's own copy of such blocks is tried on random numbers.
+    Modules, parameters, buffers, hooks, names and the library's own methods stay: an optimizer goes on, a checkpoint
+    loads. Parts that are converted already stay as they are, and so do densenet_fast's own; `revert` undoes it.
 
     Args:
         model: contains dense blocks, at any depth.
@@ -100,7 +100,7 @@ def convert(
     parts = [_convert_part(name, module, efficient, backend) for name, module in modules]
     parts = [_convert_trunk(name, module, backend) or part for (name, module), part in zip(modules, parts, strict=True)]
     report = Report(part for part in parts if part is not None)
-    if on_unsupported == "raise" and (report.left or not report):
+    if on_unsupported == "raise" and (report.left or not any(part.kind == "dense block" for part in report)):
         for module in model.modules():
             if id(module) not in before:
                 change_back(module)

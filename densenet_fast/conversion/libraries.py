@@ -52,7 +52,8 @@ def known_library(block: nn.Module) -> Library | None:
 
 def is_transition(module: nn.Module) -> bool:
     """Whether `module` is written as all libraries write a transition: by its children."""
-    return isinstance(module, nn.Sequential) and {"norm", "conv", "pool"} <= module._modules.keys()
+    names = list(module._modules)
+    return isinstance(module, nn.Sequential) and names[:1] == ["norm"] and {"conv", "pool"} <= {*names}
 
 
 def dims_of(part: nn.Module) -> int:

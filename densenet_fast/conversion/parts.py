@@ -61,6 +61,8 @@ _classes: dict[tuple[type[nn.Module], Library | None], type[Converted]] = {}
 
 
 def _converted_class(stock: type[nn.Module], library: Library | None) -> type[Converted]:
+    if (stock, library) in _classes:
+        return _classes[stock, library]
     base = ConvertedTransition if library is None else ConvertedBlock
     namespace = {"stock": stock, "library": library, "__module__": __name__, "__doc__": stock.__doc__}
     made = type(f"Fused{stock.__name__.lstrip('_')}", (base, stock), namespace)

@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -271,7 +272,8 @@ def test_options_are_checked_before_anything_changes():
 
 
 def test_a_model_without_dense_blocks():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    parts = {"conv": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4), "pool": nn.AvgPool2d(2)}  # no transition's order
+    model = nn.Sequential(OrderedDict(parts))
     assert str(densenet_fast.convert(model)) == "no dense blocks of a library that convert() knows"
     with pytest.raises(ValueError, match="no dense blocks"):
         densenet_fast.convert(model, on_unsupported="raise")
