@@ -8,7 +8,6 @@ the medians, below 1 where this checkout is faster. `--save` writes them to benc
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -69,36 +68,18 @@ def serve() -> None:
 
 def compare(trees: dict[str, Path], rounds: int, words: str) -> dict[str, dict[str, float]]:
     """Milliseconds, for each case and tree the median over the rounds."""
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--serve"],
-            cwd=tree,
-            env={"PYTHONPATH": str(tree)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name, tree in trees.items()
-    }
+    from . import checkouts  # which the other checkout may not have
+
     found: dict[str, dict[str, float]] = {}
-    for case in CASES:
-        for kind in KINDS:
-            if words not in f"{case} {kind}":
-                continue
-            times: dict[str, list[float]] = {name: [] for name in trees}
-            for _ in range(rounds):
-                for name, process in processes.items():
-                    assert process.stdin is not None
-                    assert process.stdout is not None
-                    print(json.dumps((case, kind)), file=process.stdin, flush=True)
-                    times[name].append(float(process.stdout.readline()))
-            found[f"{case} {kind}"] = {name: 1e3 * statistics.median(each) for name, each in times.items()}
-            here, there = found[f"{case} {kind}"].values()
-            print(f"{case:18} {kind:18} {here / there:5.2f} of {there:8.2f} ms", flush=True)
-    for process in processes.values():
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+    with checkouts.turns(__file__, trees) as processes:
+        for case in CASES:
+            for kind in KINDS:
+                if words not in f"{case} {kind}":
+                    continue
+                times = found[f"{case} {kind}"] = processes.medians(json.dumps((case, kind)), rounds)
+                print(
+                    f"{case:18} {kind:18} {times['here'] / times['there']:5.2f} of {times['there']:8.2f} ms", flush=True
+                )
     return found
 
 

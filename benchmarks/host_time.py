@@ -11,7 +11,6 @@ is that of the medians. `--save` writes them to benchmarks/results/host_time.jso
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -89,32 +88,11 @@ def serve() -> None:
 
 def compare(trees: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a step, for each case and tree the median over the rounds."""
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--serve"],
-            cwd=tree,
-            env={"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name, tree in trees.items()
-    }
-    found: dict[str, dict[str, float]] = {}
-    for case in [f"{net} {name}" for net in NETS for name in DTYPES]:
-        times: dict[str, list[float]] = {name: [] for name in trees}
-        for _ in range(rounds):
-            for name, process in processes.items():
-                assert process.stdin is not None
-                assert process.stdout is not None
-                print(case, file=process.stdin, flush=True)
-                times[name].append(float(process.stdout.readline()))
-        found[case] = {name: 1e3 * statistics.median(each) for name, each in times.items()}
-    for process in processes.values():
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
-    return found
+    from . import checkouts  # which the other checkout may not have
+
+    cases = [f"{net} {name}" for net in NETS for name in DTYPES]
+    with checkouts.turns(__file__, trees, OMP_NUM_THREADS="1") as processes:
+        return {case: processes.medians(case, rounds) for case in cases}
 
 
 def main() -> None:

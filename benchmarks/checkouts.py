@@ -1,0 +1,49 @@
+"""Two checkouts of this repository that take turns, each in a process of its own with its own compiled library."""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Turns:
+    """Processes that print a time, in seconds, for each line they read."""
+
+    def __init__(self, processes: Mapping[str, "subprocess.Popen[str]"]):
+        self._processes = processes
+
+    def medians(self, line: str, rounds: int) -> dict[str, float]:
+        """Milliseconds by the name of the checkout, over `rounds` answers to `line`."""
+        times: dict[str, list[float]] = {name: [] for name in self._processes}
+        for _ in range(rounds):
+            for name, process in self._processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                print(line, file=process.stdin, flush=True)
+                times[name].append(float(process.stdout.readline()))
+        return {name: 1e3 * statistics.median(each) for name, each in times.items()}
+
+
+@contextmanager
+def turns(script: str, trees: Mapping[str, Path], **environment: str) -> Iterator[Turns]:
+    """`script --serve` in each of the checkouts, whatever of it they have."""
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, str(Path(script).resolve()), "--serve"],
+            cwd=tree,
+            env={"PYTHONPATH": str(tree), **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, tree in trees.items()
+    }
+    try:
+        yield Turns(processes)
+    finally:
+        for process in processes.values():
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
