@@ -14,6 +14,7 @@ PACKAGE = Path(densenet_fast.__file__).parent
 # Each module may import only from the rows above its own.
 LAYERS = [
     {"_version", "uncompiled"},
+    {"cli"},
     {"contract"},
     {"backends"},
     {"stage"},
@@ -24,7 +25,10 @@ LAYERS = [
     {"models"},
     {"torchvision"},
     {"info"},
+    {"configurations"},
+    {"nets"},
     {"__init__"},
+    {"__main__"},
 ]
 # Within `stage` and `modules`, too.
 ROOMS = {
