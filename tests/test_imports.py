@@ -27,6 +27,7 @@ LAYERS = [
     {"info"},
     {"configurations"},
     {"nets"},
+    {"train"},
     {"__init__"},
     {"__main__"},
 ]

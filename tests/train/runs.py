@@ -1,0 +1,110 @@
+"""Runs of `densenet-fast fit` in processes of their own, which are forked from one that has imported what they need."""
+
+import multiprocessing
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from densenet_fast import cli
+from densenet_fast.train.checkpoints import LAST
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["densenet_fast.train.running"])
+
+# Eight steps an epoch, the last of half a batch; a net of three layers, whose dropout draws from torch's generator.
+SMALL = (
+    *("--model.name=densenet_bc_22_4", "--model.drop_rate=0.2", "--model.schedule=cosine", "--model.warmup=0.5"),
+    *("--data=Synthetic", "--data.images=60", "--data.batch_size=8", "--data.image_size=16", "--data.augment=true"),
+    *("--data.workers=0", "--trainer.max_epochs=4", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+    *("--checkpoint_every=3", "--ema_decay=0.9", "--seed_everything=3"),
+)
+
+
+def fit(folder: Path, *options: str, environment: dict[str, str] | None = None) -> multiprocessing.Process:
+    """`densenet-fast fit` with these options; what it prints goes into `folder`/output.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = ["fit", *SMALL, f"--trainer.default_root_dir={folder}", *options]
+    process = CONTEXT.Process(target=_run, args=(folder / "output.txt", arguments, environment or {}))
+    process.start()
+    return process
+
+
+def _run(output: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["densenet-fast", *arguments]
+    sys.exit(cli.main(arguments))
+
+
+def finish(process: multiprocessing.Process, folder: Path, status: int = 0) -> str:
+    """What the process printed, once it has ended with this status."""
+    process.join()
+    told = (folder / "output.txt").read_text()
+    assert process.exitcode == status, told
+    return told
+
+
+def wait_for_checkpoints(process: multiprocessing.Process, folder: Path, number: int) -> None:
+    """Until the process has saved so many of them, or has ended."""
+    last = folder / "checkpoints" / LAST
+    seen = _changed(last)
+    while number and process.is_alive():
+        time.sleep(0.002)
+        if (changed := _changed(last)) != seen:
+            seen, number = changed, number - 1
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def kill_and_resume(folder: Path, kills: int, generator: random.Random, *options: str) -> int:
+    """Run to the end with kills (-9) at random moments, each behind a new checkpoint; returns how many there were."""
+    for killed in range(kills):
+        process = fit(folder, "--ckpt_path=last", *options)
+        wait_for_checkpoints(process, folder, generator.randrange(1, 3))
+        time.sleep(generator.random() * 0.1)
+        if not process.is_alive():
+            finish(process, folder)
+            return killed
+        process.kill()
+        process.join()
+    finish(fit(folder, "--ckpt_path=last", *options), folder)
+    return kills
+
+
+def difference(first: Path, second: Path) -> list[str]:
+    """Keys of the tensors and numbers in which two runs' last checkpoints differ, bit by bit."""
+    a, b = (torch.load(folder / "checkpoints" / LAST, weights_only=True) for folder in (first, second))
+    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "processes")
+    found = []
+    for part in (*parts, "global_step", "epoch"):
+        one, other = dict(_leaves(a.get(part), part)), dict(_leaves(b.get(part), part))
+        found += sorted(one.keys() ^ other.keys())
+        found += [key for key in one.keys() & other.keys() if not _equal(one[key], other[key])]
+    return found
+
+
+def _leaves(value, key):
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _leaves(part, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _leaves(part, f"{key}.{i}")
+    else:
+        yield key, value
+
+
+def _equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        same_kind = a.dtype == b.dtype and a.shape == b.shape
+        return same_kind and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (a, b)))
+    return a == b
