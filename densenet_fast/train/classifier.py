@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from ..cli import Refused
 from ..configurations import create
+from .schedule import factor
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W], or with crops [N, crops, C, H, W]; labels [N]
 
@@ -133,14 +134,10 @@ class Classifier(LightningModule):
 
         Before step 0 Lightning does not know the epoch's length, and asking it would keep it from resuming within one.
         """
+        options = {name: self.hparams[name] for name in ("schedule", "milestones", "gamma")}
         if step == 0:
-            return 1.0 if self.hparams["warmup"] == 0 else 0.0
+            return factor(0, math.inf, self.hparams["warmup"], **options)
         trainer = self.trainer
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         total = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or 0) * steps
-        warmup = self.hparams["warmup"] * steps
-        if step < warmup:
-            return step / warmup
-        if self.hparams["schedule"] == "cosine":
-            return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup)))) / 2
-        return self.hparams["gamma"] ** sum(step >= milestone * total for milestone in self.hparams["milestones"])
+        return factor(step, total, self.hparams["warmup"] * steps, **options)

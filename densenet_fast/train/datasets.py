@@ -141,9 +141,14 @@ class ImageFolder(ImageData):
     ):
         super().__init__(root, batch_size, augment, held_out, workers, seed)
         self.image_size, self.ten_crop = image_size, ten_crop
-        train = self.root / "train"
-        self.class_names = sorted(folder.name for folder in train.glob("*/")) if train.is_dir() else []
-        self.num_classes = len(self.class_names)
+        self.class_names = sorted(folder.name for folder in (self.root / "train").glob("*/"))
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Of the folders under `train`."""
+        if not self.class_names:
+            raise Refused(f"data.root: got {str(self.root)!r}, expected images in {self.root}/train/<class>/")
+        return len(self.class_names)
 
     def augmentation(self) -> list[Callable[[Any], Any]]:
         """Of fb.resnet.torch, which the paper used: a part of 8 to 100 % of the area, mirrored, its colours changed."""
@@ -177,11 +182,11 @@ class Digits(ImageData):
     num_classes = 10
     class_names = tuple("0123456789")
     in_channels = 1
-    mean, std = (0.3053,), (0.3469,)
+    mean, std = (0.3053,), (0.3237,)
 
     def augmentation(self) -> list[Callable[[Any], Any]]:
         """Shifts alone: a mirrored digit is another, or none."""
-        return [*self.sizing(), v2.RandomCrop(self.image_size, padding=2)]
+        return [v2.RandomCrop(self.image_size, padding=2)]
 
     def read(self, train: bool) -> Readable:
         from sklearn.datasets import load_digits
@@ -189,6 +194,7 @@ class Digits(ImageData):
 
         scans = load_digits()
         images = torch.tensor(scans.images / 16, dtype=torch.float32)[:, None]  # [N, 1, 8, 8]
+        images = v2.functional.resize(images, [self.image_size, self.image_size])
         parts = train_test_split(range(len(images)), test_size=0.2, stratify=scans.target, random_state=0)
         return [(images[i], int(scans.target[i])) for i in parts[0 if train else 1]]
 

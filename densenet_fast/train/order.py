@@ -7,6 +7,7 @@ would have seen.
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
@@ -44,9 +45,6 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         image, label = self.source[key.image]
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self._seed_of(key))
+            mixed = np.random.SeedSequence((self.seed, *key)).generate_state(1)  # torch's generator takes 32 bits
+            torch.random.default_generator.manual_seed(int(mixed[0]))
             return self.transform(image), int(label)
-
-    def _seed_of(self, key: Key) -> int:
-        """Different for any two images that a run draws, and 64 bits."""
-        return ((self.seed & 0xFFFF) << 48) ^ (key.epoch << 32) ^ key.image

@@ -63,7 +63,8 @@ def predict(options: argparse.Namespace) -> int:
     model = Classifier(**checkpoint["hyper_parameters"])
     model.load_state_dict(checkpoint["state_dict"])
     files = Files(listed(options.images), data.transform(augment=False), data.in_channels)
-    trainer = pl.Trainer(accelerator=options.accelerator, devices=1, logger=False, enable_model_summary=False)
+    quiet = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator=options.accelerator, devices=1, **quiet)
     batches = trainer.predict(model, DataLoader(files, options.batch_size))
     probabilities = torch.cat(batches)
     names = checkpoint[ENTRY]["class_names"] or [str(i) for i in range(probabilities.shape[1])]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -21,6 +22,7 @@ from . import datasets  # noqa: F401 - their names are options
 from .checkpoints import LAST, AtomicFiles, FiniteLoss, Last, Processes, Stopped, read
 from .classifier import Classifier
 from .data import ImageData
+from .parallel import SynchronisedNorms
 from .showing import Bar, LearningCurves
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
@@ -89,7 +91,7 @@ class Command(LightningCLI):
             subparser.prog = f"{PROGRAM} {name}"
         try:
             self.config = parser.parse_args(args)
-        except (jsonargparse.ArgumentError, jsonargparse.ArgumentTypeError) as error:
+        except jsonargparse.ArgumentError as error:
             Parser(prog=f"{PROGRAM} {args[0]}").error(" ".join(str(error).split()))
 
     def _parse_ckpt_path(self) -> None:
@@ -123,6 +125,9 @@ class Command(LightningCLI):
             callbacks += [LearningCurves(folder, title), Last(folder / "checkpoints", chosen.checkpoint_every), best]
         if chosen.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=chosen.ema_decay))
+        if options["sync_batchnorm"]:
+            options["sync_batchnorm"] = False
+            callbacks.append(SynchronisedNorms())
         if options["logger"] is None:
             options["logger"] = self.subcommand == "fit" and [
                 TensorBoardLogger(folder, name="", version=""),
@@ -180,9 +185,12 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def quieten() -> None:
     """Lightning's notes on hardware, seeds and other products, and what its warnings say of choices made on purpose."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message="Encountered `nan` values")  # `FiniteLoss` says it
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback, but loading")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings(
         "ignore", message=".*(Checkpoint directory|Experiment logs directory).*exists and is not empty"
