@@ -23,6 +23,7 @@ LAYERS = [
     {"conversion"},
     {"checkpoints"},
     {"models"},
+    {"memory"},
     {"torchvision"},
     {"info"},
     {"configurations"},
@@ -50,6 +51,7 @@ ROOMS = {
         {"trunk"},
         {"__init__"},
     ],
+    "memory": [{"stage"}, {"scratch"}, {"__init__"}],
     "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
 }
 
