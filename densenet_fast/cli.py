@@ -15,6 +15,7 @@ from ._version import __version__
 PROGRAM = "densenet-fast"
 COMMANDS = {
     "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),
+    "plan": ("densenet_fast.plan.command:main", "tell what a training step needs: bytes, largest batch, least time"),
 }
 
 

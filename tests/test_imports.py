@@ -28,6 +28,7 @@ LAYERS = [
     {"info"},
     {"configurations"},
     {"nets"},
+    {"plan"},
     {"__init__"},
     {"__main__"},
 ]
@@ -52,6 +53,7 @@ ROOMS = {
         {"__init__"},
     ],
     "memory": [{"stage"}, {"scratch"}, {"__init__"}],
+    "plan": [{"units", "devices", "stock", "floor"}, {"__init__"}, {"report"}, {"picture"}, {"command"}],
     "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
 }
 

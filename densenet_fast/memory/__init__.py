@@ -35,6 +35,7 @@ class Step:
 
     stages: tuple[Stage, ...]
     efficient: tuple[bool, ...]  # of each stage; True of those without bottlenecks
+    batch: int  # the images themselves, in float32: there before the step
     images: int  # the copy of the images that the first convolution keeps, and its weight as autocast converts it
     first: int  # bytes of the first convolution's gradient
     classifier: int  # and of the classifier's
@@ -66,6 +67,7 @@ class Step:
         return cls(
             tuple(stages),
             tuple(efficient),
+            prod(shape) * 4,
             prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + is_half * _half(conv0, dtype),
             _gradients(conv0),
             _gradients(model.classifier),

@@ -11,6 +11,7 @@ from .stage import Stage
 PANEL = 16  # channels that the CPU kernels pad to
 ROWS = 96  # pixels of a tile of their 1x1 convolutions, about
 TILES = 56  # 2x2 tiles of a chunk of their 3x3 convolutions, about
+ARENA = 3 << 14  # elements that they take at once, at least, and leave
 FEW = 256  # pixels up to which they divide the channels of a 3x3 convolution among the threads
 
 
@@ -54,7 +55,7 @@ def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
             partial = 1 if stage.pixels <= c else of_1x1
             needed += width * c * (1 + partial) + threads * ROWS * (width + 9 * PANEL) + 6 * partial * c
             needed += (width * c + threads * ROWS * 17 * PANEL + stage.pixels // 48 * width) * efficient
-        most = max(most, needed)
+        most = max(most, needed + ARENA)
     return most
 
 
@@ -94,7 +95,7 @@ def _eager_consumer(stage: Stage) -> int:
 
 def _pieces(stage: Stage, channels: int, count: int) -> int:
     """Elements of `count` images of a piece of the batch (backends/eager/_common.py, `pieces`), and, where there is
-    another piece, of what is left of the last one."""
+    another piece, of what is left of the last one; and of interleaved sums (`folded`)."""
     image = stage.pixels // stage.images * channels
     images = max(-(-stage.images // 4), -(-(2 << 20) // (image * stage.dtype.itemsize)))
-    return min(images, stage.images) * image * (count + (images < stage.images))
+    return min(images, stage.images) * image * (count + (images < stage.images)) + 7 * min(64 * channels, 8192)
