@@ -11,7 +11,7 @@ torchvision -> models, conversion -> modules -> functional -> stage -> backends 
 backend implements). docs/internals/code-and-contract.md.
 """
 
-from . import functional, torchvision
+from . import functional, plan, torchvision
 from ._version import __version__
 from .configurations import create
 from .conversion import convert, revert
@@ -33,6 +33,7 @@ __all__ = [
     "densenet201",
     "densenet264",
     "functional",
+    "plan",
     "revert",
     "torchvision",
 ]

@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": ("densenet_fast.train.commands:validate", "top-1 and top-5 error of a trained net"),
     "predict": ("densenet_fast.train.commands:predict", "name the classes of image files"),
     "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),
+    "plan": ("densenet_fast.plan.command:main", "tell what a training step needs: bytes, largest batch, least time"),
 }
 
 

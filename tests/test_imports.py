@@ -23,11 +23,12 @@ LAYERS = [
     {"conversion"},
     {"checkpoints"},
     {"models"},
+    {"memory"},
     {"torchvision"},
     {"info"},
     {"configurations"},
     {"nets"},
-    {"train"},
+    {"plan", "train"},
     {"__init__"},
     {"__main__"},
 ]
@@ -51,6 +52,8 @@ ROOMS = {
         {"trunk"},
         {"__init__"},
     ],
+    "memory": [{"stage"}, {"scratch"}, {"__init__"}],
+    "plan": [{"units", "devices", "stock", "floor"}, {"__init__"}, {"report"}, {"picture"}, {"command"}],
     "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
 }
 
