@@ -15,6 +15,7 @@ from ._version import __version__
 PROGRAM = "densenet-fast"
 COMMANDS = {
     "fit": ("densenet_fast.train.commands:fit", "train a net by a recipe, or go on with a run"),
+    "recipes": ("densenet_fast.train.commands:list_recipes", "list the paper's experiments, which fit can do"),
     "validate": ("densenet_fast.train.commands:validate", "top-1 and top-5 error of a trained net"),
     "predict": ("densenet_fast.train.commands:predict", "name the classes of image files"),
     "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),

@@ -74,7 +74,7 @@ class Classifier(LightningModule):
                 backend=backend,
             )
         except ValueError as error:
-            raise Refused(f"model.{error}") from None
+            raise Refused(f"model.name: {str(error).removeprefix('net: ')}") from None
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
         if compile:
             self.net.compile()

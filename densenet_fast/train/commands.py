@@ -26,6 +26,8 @@ def fit(arguments: list[str]) -> int:
 
 
 def validate(arguments: list[str]) -> int:
+    if not any(argument.partition("=")[0] in ("--ckpt_path", "--help", "-h") for argument in arguments):
+        Parser(prog=f"{PROGRAM} validate").error("--ckpt_path: got none, expected the checkpoint of a run")
     return _imported("running", "validate")(with_recipes(arguments, "validate"))
 
 
@@ -42,6 +44,15 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto (default)")
     options = parser.parse_args(arguments)
     return _imported("predicting", "predict")(options)
+
+
+def list_recipes(arguments: list[str]) -> int:
+    description = "List the recipes, which `fit --config` takes by name."
+    Parser(prog=f"{PROGRAM} recipes", description=description).parse_args(arguments)
+    for name in recipes():
+        first_line = (RECIPES / f"{name}.yaml").read_text().partition("\n")[0]
+        print(f"{name:30} {first_line.removeprefix('# ')}")
+    return 0
 
 
 def _positive(text: str) -> int:
@@ -82,6 +93,6 @@ def _config(value: str, command: str) -> str:
     if Path(value).is_file():
         return value
     if value not in recipes():
-        expected = f"a file or one of the recipes {', '.join(recipes())}"
+        expected = f"a file or a recipe, as {recipes()[0]} ({PROGRAM} recipes lists them)"
         Parser(prog=f"{PROGRAM} {command}").error(f"--config: got {value!r}, expected {expected}")
     return str(RECIPES / f"{value}.yaml")

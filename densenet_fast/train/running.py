@@ -92,7 +92,7 @@ class Command(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except jsonargparse.ArgumentError as error:
-            Parser(prog=f"{PROGRAM} {args[0]}").error(" ".join(str(error).split()))
+            Parser(prog=f"{PROGRAM} {args[0]}").error(_sentence(str(error)))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's configuration win over the command line's; see `_check_same`."""
@@ -173,6 +173,11 @@ class Command(LightningCLI):
             print(
                 f"epoch {self.trainer.current_epoch}: {shown}\nlearning curves: {self.folder / 'learning_curves.png'}"
             )
+
+
+def _sentence(message: str) -> str:
+    """jsonargparse's message in one line, without Python's names of types."""
+    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

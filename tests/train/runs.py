@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,10 @@ from densenet_fast.train.checkpoints import LAST
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["densenet_fast.train.running"])
 
+COMPARED = (
+    *("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "processes"),
+    *("global_step", "epoch"),
+)
 # Eight steps an epoch, the last of half a batch; a net of three layers, whose dropout draws from torch's generator.
 SMALL = (
     *("--model.name=densenet_bc_22_4", "--model.drop_rate=0.2", "--model.schedule=cosine", "--model.warmup=0.5"),
@@ -82,14 +87,19 @@ def kill_and_resume(folder: Path, kills: int, generator: random.Random, *options
 
 def difference(first: Path, second: Path) -> list[str]:
     """Keys of the tensors and numbers in which two runs' last checkpoints differ, bit by bit."""
-    a, b = (torch.load(folder / "checkpoints" / LAST, weights_only=True) for folder in (first, second))
-    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "processes")
-    found = []
-    for part in (*parts, "global_step", "epoch"):
-        one, other = dict(_leaves(a.get(part), part)), dict(_leaves(b.get(part), part))
-        found += sorted(one.keys() ^ other.keys())
-        found += [key for key in one.keys() & other.keys() if not _equal(one[key], other[key])]
-    return found
+    one, other = _values(first), _values(second)
+    in_one = sorted(one.keys() ^ other.keys())
+    return in_one + [key for key in one if key in other and not _equal(one[key], other[key])]
+
+
+def compared(folder: Path) -> int:
+    """How many tensors and numbers that are."""
+    return len(_values(folder))
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    checkpoint = torch.load(folder / "checkpoints" / LAST, weights_only=True)
+    return {key: value for part in COMPARED for key, value in _leaves(checkpoint.get(part), part)}
 
 
 def _leaves(value, key):

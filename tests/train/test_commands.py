@@ -101,11 +101,12 @@ def small(folder, *options):
     [
         (
             ["fit", "--config=densenet_9"],
-            "got 'densenet_9', expected a file or one of the recipes densenet121_imagenet",
+            "got 'densenet_9', expected a file or a recipe, as densenet121_imagenet",
         ),
-        (["fit", "--data=Digits", "--model.lr=fast"], "fast"),
+        (["fit", "--data=Digits", "--model.lr=fast"], '"model.lr": Expected a float. Got value: fast'),
         (["fit", "--data=Digits", "--model.speed=1"], "speed"),
         (["fit", "--data=Nothing"], "Nothing"),
+        (["validate"], "--ckpt_path: got none"),
         (["predict", "--ckpt_path=x"], "images"),
         (["predict", "x.png", "--ckpt_path=x", "--top=0"], "got 0, expected at least 1"),
     ],
