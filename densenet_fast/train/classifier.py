@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
 from ..cli import Refused
 from ..configurations import create
+from .parallel import shard
 from .schedule import factor
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W], or with crops [N, crops, C, H, W]; labels [N]
@@ -82,6 +84,11 @@ class Classifier(LightningModule):
         self.means = torch.nn.ModuleDict(
             {f"{part}_{value}": MeanMetric() for part in ("train", "val") for value in ("loss", "error", "top5_error")}
         )
+
+    def configure_model(self) -> None:
+        """Shard the net where the strategy is FSDP2, once."""
+        if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
+            shard(self.net, self.device_mesh)
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> class scores [N, num_classes]; [N, crops, C, H, W] -> log of the crops' mean probability."""

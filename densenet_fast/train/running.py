@@ -22,7 +22,7 @@ from . import datasets  # noqa: F401 - their names are options
 from .checkpoints import LAST, AtomicFiles, FiniteLoss, Last, Processes, Stopped, read
 from .classifier import Classifier
 from .data import ImageData
-from .parallel import SynchronisedNorms
+from .parallel import FullySharded, SynchronisedNorms
 from .showing import Bar, LearningCurves
 
 # What may differ between a run and its continuation: where and how it is computed, not what.
@@ -125,6 +125,12 @@ class Command(LightningCLI):
             callbacks += [LearningCurves(folder, title), Last(folder / "checkpoints", chosen.checkpoint_every), best]
         if chosen.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=chosen.ema_decay))
+        if options["strategy"] == "fsdp2":
+            if chosen.ema_decay is not None:
+                raise Refused(
+                    "ema_decay: got it with trainer.strategy fsdp2, whose weights are in parts; leave one out"
+                )
+            options["strategy"] = FullySharded()
         if options["sync_batchnorm"]:
             options["sync_batchnorm"] = False
             callbacks.append(SynchronisedNorms())
@@ -195,7 +201,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Encountered `nan` values")  # `FiniteLoss` says it
-    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback, but loading")
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings(
         "ignore", message=".*(Checkpoint directory|Experiment logs directory).*exists and is not empty"

@@ -39,15 +39,24 @@ def test_ctrl_c_saves_first(whole, tmp_path):
     assert not runs.difference(whole, tmp_path)
 
 
-def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
-    """Through what torchrun sets, in double precision: augmentation, order and synchronised norms are the same."""
-    options = ("--model.drop_rate=0", "--trainer.precision=64-true", "--model.backend=eager", "--trainer.max_epochs=2")
+# FSDP2 knows no double precision: the loss of single precision in 16 steps of which each has the error of the last.
+STRATEGIES = {
+    "ddp": (("--trainer.precision=64-true",), 1e-9),
+    "fsdp2": (("--trainer.precision=32-true", "--ema_decay=null", "--model.lr=0.01"), 1e-4),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_are_one_with_the_doubled_batch(strategy, tmp_path):
+    """Through what torchrun sets: augmentation, order and synchronised norms are the same."""
+    own, bound = STRATEGIES[strategy]
+    options = ("--model.drop_rate=0", "--model.backend=eager", "--trainer.max_epochs=2", *own)
     one, two = tmp_path / "one", tmp_path / "two"
     process = runs.fit(one, *options, "--data.batch_size=16", "--checkpoint_every=null")
     port = str(random.Random().randrange(20000, 40000))
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
-    parallel = ("--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.sync_batchnorm=true")
+    parallel = (f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.sync_batchnorm=true")
     pair = [
         runs.fit(two, *options, *parallel, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
@@ -57,4 +66,4 @@ def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
     a, b = (torch.load(f / "checkpoints" / LAST, weights_only=True)["state_dict"] for f in (one, two))
     assert a.keys() == b.keys()
     for name, value in a.items():
-        torch.testing.assert_close(b[name], value, rtol=1e-9, atol=1e-11, msg=name)
+        torch.testing.assert_close(b[name], value, rtol=bound, atol=bound / 100, msg=name)
