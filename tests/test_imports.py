@@ -30,7 +30,8 @@ LAYERS = [
 ROOMS = {
     "stage": [
         {"spec", "buffer"},
-        {"checks", "halves", "volumes"},
+        {"checks", "mixed"},
+        {"halves"},
         {"schedule"},
         {"recompute", "operator"},
         {"function"},

@@ -64,6 +64,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             it, L * bn_size * k more without.
         backend: see `set_backend`.
         spatial_dims: 1, 2 or 3, of the images.
+        dilation: of the layers' 3x3 convolutions.
 
     Shapes: [N, C0, H, W] -> [N, C0 + L * k, H, W], floating, in the memory format of the input; with spatial_dims 1 and
     3, [N, C0, L] and [N, C0, D, H, W].
@@ -83,6 +84,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         efficient: bool = False,
         backend: str = "auto",
         spatial_dims: int = 2,
+        dilation: int = 1,
     ):
         super().__init__(backend)
         self.spatial_dims = check_dims(spatial_dims)
@@ -90,7 +92,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             channels = num_input_features + i * growth_rate
-            layer = DenseLayer(channels, growth_rate, bn_size, drop_rate, spatial_dims)
+            layer = DenseLayer(channels, growth_rate, bn_size, drop_rate, spatial_dims, dilation)
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 

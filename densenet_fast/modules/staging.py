@@ -22,17 +22,24 @@ class Consumer(NamedTuple):
     sources: tuple[Source, ...]
     slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
     dims: int  # of the images
+    pools: bool  # a transition
 
     @classmethod
     def of(
-        cls, kind: Literal["transition", "stem", "head"], norm: Any, conv: nn.Module | None = None, dims: int = 2
+        cls,
+        kind: Literal["transition", "stem", "head"],
+        norm: Any,
+        conv: nn.Module | None = None,
+        dims: int = 2,
+        pools: bool = True,
     ) -> "Consumer":
         sources = [*sources_of(norm), None if conv is None else source_of(conv, "weight")]
         slots = tuple([i for i, source in enumerate(sources) if source is not None])
-        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims)
+        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims, pools)
 
     def spec(self, outputs: int) -> ConsumerSpec:
-        return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm), group_of(self.norm))
+        norm = self.norm
+        return ConsumerSpec(self.kind, outputs, norm.eps, uses_batch(norm), group_of(norm), self.pools)
 
 
 class Output(NamedTuple):
@@ -67,7 +74,8 @@ def run_stage(
         norms = (*norms, consumer.norm)
         if consumer.kind == "transition":
             # PyTorch's poolings of volumes return them in its own format.
-            layout = convolved_format(layout, tensors[-1]) if dims == 2 else torch.contiguous_format
+            convolved = dims == 2 or not consumer.pools
+            layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
     spec = _spec(x.shape[1], block, consumer, tensors)
     wanted = Wanted(layout=layout)
     if following is not None:

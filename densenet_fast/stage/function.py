@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends, contract
 from ..uncompiled import uncompiled
-from . import operator, recompute, schedule, volumes
+from . import mixed, operator, recompute, schedule
 from .buffer import channels_last, handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
 from .halves import IDLE
@@ -61,8 +61,8 @@ def run(
         )
         return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
-    if spec.dims != 2 and ops is not IDLE:
-        ops = volumes.operations(ops)
+    if ops is not IDLE:
+        ops = mixed.operations(ops, spec)
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
     return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))

@@ -1,5 +1,5 @@
 """A stage layer by layer and half by half, for what steps in between: reductions of statistics over process groups
-(SyncBatchNorm), and other convolutions (volumes.py).
+(SyncBatchNorm), and convolutions that no kernel has (mixed.py).
 
 Several norms read a channel, perhaps over different groups. So `stats` and `correction` [2, S] begin with a stretch of
 columns for each of `StageSpec.groups`: the buffer's channels, and room for the bottleneck of a layer that runs. Behind
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..contract import DECLARATIONS, Block, Half, Operations
 from ..contract.block import NUMBERS, TENSORS, Layer, aligned
+from . import mixed
 from .buffer import dense
 from .spec import StageSpec
 
@@ -55,7 +56,7 @@ class HalfByHalf:
             place = self._place(layer, z)
             if place is None and self._is_parted(layer):
                 place = self._scratch(layer)
-            run = partial(self._ops.block_fwd, self._x, own, place, one, spec.tracked, 0, 1)
+            run = partial(self._of(layer).block_fwd, self._x, own, place, one, spec.tracked, 0, 1)
             if self._is_parted(layer):
                 run(Half.FIRST)
                 of_z.copy_(self._merged(of_z, of.group2))
@@ -92,7 +93,7 @@ class HalfByHalf:
                 place = self._recomputed(layer, one, own)
             u = dense((x.shape[0], layer.width, *x.shape[2:]), like=x) if self._is_parted(layer) else None
             wanted = gradients[len(TENSORS) * layer.number :][: len(TENSORS)]
-            run = partial(self._ops.block_bwd, g, corrected, x, own, place, one, wanted, u, 0, 1)
+            run = partial(self._of(layer).block_bwd, g, corrected, x, own, place, one, wanted, u, 0, 1)
             if self._is_parted(layer):
                 run(Half.SECOND)
                 corrected_z.copy_(self._reduced(corrected_z, of.group2))
@@ -118,7 +119,12 @@ class HalfByHalf:
 
     def _is_parted(self, layer: Layer) -> bool:
         """Whether something happens between the layer's halves."""
-        return layer.width > 0 and (self._spec.dims != 2 or self._spec.layers[layer.number].group2 is not None)
+        spec, i = self._spec, layer.number
+        return layer.width > 0 and (mixed.is_mixed(spec, i) or spec.layers[i].group2 is not None)
+
+    def _of(self, layer: Layer) -> Operations:
+        """The operations that run a layer."""
+        return IDLE if self._ops is IDLE else mixed.of_layer(self._ops, self._spec, layer.number)
 
     def _place(self, layer: Layer, z: Tensor | None) -> Tensor | None:
         return None if z is None else z[layer.z.start :][: aligned(self._values * layer.width)]
@@ -151,7 +157,7 @@ class HalfByHalf:
         place, tensors = self._scratch(layer), list(one.tensors)
         for name, row in zip(("mean2", "var2"), stats[:, self._spec.total :], strict=True):
             tensors[TENSORS.index(name)] = row
-        self._ops.block_fwd(self._x, stats, place, one._replace(tensors=tensors), False, 0, 1, Half.FIRST)
+        self._of(layer).block_fwd(self._x, stats, place, one._replace(tensors=tensors), False, 0, 1, Half.FIRST)
         return place
 
     def _share(self, stats: Tensor, columns: slice, local: Tensor) -> None:

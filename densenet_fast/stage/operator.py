@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import backends
 from ..contract import accumulator
-from . import schedule
+from . import mixed, schedule
 from .buffer import dense, handed_out, laid_out, row_stride
 from .schedule import Stage, Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
@@ -31,13 +31,13 @@ _library = torch.library.Library("densenet_fast", "FRAGMENT")
 def encoded(spec: StageSpec) -> tuple[list[int], list[float]]:
     """`sizes`, `numbers` of a spec."""
     sizes, numbers = [spec.channels, len(spec.layers)], []
-    for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _ in spec.layers:
-        sizes += [width, growth, int(batch1), int(batch2)]
+    for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation in spec.layers:
+        sizes += [width, growth, int(batch1), int(batch2), dilation]
         numbers += [eps1, eps2, drop_rate]
     if spec.consumer is None:
         return [*sizes, -1, *spec.slots], numbers
-    kind, outputs, eps, batch, _ = spec.consumer
-    return [*sizes, _KINDS.index(kind), outputs, int(batch), *spec.slots], [*numbers, eps]
+    kind, outputs, eps, batch, _, pools = spec.consumer
+    return [*sizes, _KINDS.index(kind), outputs, int(batch), int(pools), *spec.slots], [*numbers, eps]
 
 
 @lru_cache(maxsize=256)
@@ -46,13 +46,14 @@ def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...]) -> StageSpec:
     channels, count = next(rest), next(rest)
     layers = []
     for _ in range(count):
-        width, growth, batch1, batch2 = (next(rest) for _ in range(4))
+        width, growth, batch1, batch2, dilation = (next(rest) for _ in range(5))
         eps1, eps2, drop_rate = (next(of_norms) for _ in range(3))
-        layers.append(LayerSpec(width, growth, eps1, eps2, bool(batch1), bool(batch2), drop_rate))
+        batches = bool(batch1), bool(batch2)
+        layers.append(LayerSpec(width, growth, eps1, eps2, *batches, drop_rate, dilation=dilation))
     kind, consumer = next(rest), None
     if kind >= 0:
-        outputs, batch = next(rest), bool(next(rest))
-        consumer = ConsumerSpec(_KINDS[kind], outputs, next(of_norms), batch)  # type: ignore[arg-type]
+        outputs, batch, pools = next(rest), bool(next(rest)), bool(next(rest))
+        consumer = ConsumerSpec(_KINDS[kind], outputs, next(of_norms), batch, pools=pools)  # type: ignore[arg-type]
     return StageSpec(channels, tuple(layers), consumer, tuple(rest))
 
 
@@ -131,7 +132,8 @@ def _fake_stage(
     channels = spec.total if spec.consumer is None else spec.consumer.outputs
     shape: tuple[int, ...] = (n, channels, h, w)
     if spec.consumer is not None:
-        of_kind = {"head": (), "transition": (h // 2, w // 2), "stem": ((h + 1) // 2, (w + 1) // 2)}
+        of_transition = (h // 2, w // 2) if spec.consumer.pools else (h, w)
+        of_kind = {"head": (), "transition": of_transition, "stem": ((h + 1) // 2, (w + 1) // 2)}
         shape = (n, channels, *of_kind[spec.consumer.kind])
     y = x.new_empty(shape)
     if nhwc and y.dim() == 4:
@@ -196,7 +198,8 @@ def _fake_stage_backward(
 
 def _of(sizes: list[int], numbers: list[float], backend: str, x: Tensor, wanted: Wanted) -> Stage:
     spec = decoded(tuple(sizes), tuple(numbers))
-    return Stage(spec, backends.operations(backend, x.device, x.dtype), x.dtype, wanted, False, False)
+    ops = mixed.operations(backends.operations(backend, x.device, x.dtype), spec)
+    return Stage(spec, ops, x.dtype, wanted, False, False)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

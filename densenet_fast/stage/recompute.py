@@ -85,9 +85,10 @@ def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor |
     spec, slots = stage.spec, stage.spec.full(tensors)
     values = x.numel() // x.shape[1]  # of a channel
     for layer in stage.block(slots, seeds).layers(spec.total, values):
-        new = _conv(_bn_relu(x, layer.norm1), layer.weight1)
+        dilation = spec.layers[layer.number].dilation
+        new = _conv(_bn_relu(x, layer.norm1), layer.weight1, dilation)
         if layer.weight2 is not None:
-            new = _conv(_bn_relu(new, layer.norm2), layer.weight2)
+            new = _conv(_bn_relu(new, layer.norm2), layer.weight2, dilation)
         if layer.seed is not None:
             new = new * _dropout_mask(new, layer.drop_rate, layer.seed)
         x = torch.cat([x, new], 1)
@@ -100,7 +101,7 @@ def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor |
     if spec.consumer.kind == "stem":
         return _MAX_POOLS[spec.dims](x, 3, 2, 1)
     assert weight is not None
-    return _conv(_AVERAGE_POOLS[spec.dims](x, 2), weight)
+    return _conv(_AVERAGE_POOLS[spec.dims](x, 2) if spec.consumer.pools else x, weight)
 
 
 # By the number of the images' dimensions.
@@ -113,8 +114,8 @@ def _bn_relu(x: Tensor, norm: BatchNorm) -> Tensor:
     return F.relu(F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, norm.uses_batch, 0.0, norm.eps))
 
 
-def _conv(x: Tensor, weight: Tensor) -> Tensor:
-    return _CONVOLUTIONS[x.dim() - 2](x, weight, padding=weight.shape[-1] // 2)
+def _conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    return _CONVOLUTIONS[x.dim() - 2](x, weight, padding=weight.shape[-1] // 2 * dilation, dilation=dilation)
 
 
 def _dropout_mask(x: Tensor, drop_rate: float, seed: Tensor) -> Tensor:

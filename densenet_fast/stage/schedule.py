@@ -101,7 +101,9 @@ def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) ->
     if consumer.kind == "head":
         return x.new_empty((n, consumer.outputs)), None
     rounds_up = consumer.kind == "stem"
-    shape = (n, consumer.outputs + wanted.room, *[(s + rounds_up) // 2 for s in size])
+    if consumer.pools:
+        size = [(s + rounds_up) // 2 for s in size]
+    shape = (n, consumer.outputs + wanted.room, *size)
     y = buffer.allocate(shape, like=x) if wanted.layout is None else buffer.dense(shape, like=x)
     y = y[:, : consumer.outputs] if wanted.room else y
     return y, stats.new_empty((2, consumer.outputs)) if wanted.stats else None

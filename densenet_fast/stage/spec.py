@@ -32,13 +32,14 @@ class LayerSpec(NamedTuple):
     drop_rate: float  # 0 where dropout does not run
     group1: str | None = None  # name of the process group whose batch norm1 takes statistics of; None: this process's
     group2: str | None = None
+    dilation: int = 1  # of the 3x3 convolution
 
 
 class ConsumerSpec(NamedTuple):
     """BN-ReLU and what each kind does with it.
 
     transition: 2x2 average, conv1x1: [N, C, H, W] -> [N, K, H // 2, W // 2]. The paper pools behind the convolution,
-        which gives the same: both are linear.
+        which gives the same: both are linear. One that does not pool -> [N, K, H, W]
     stem: 3x3 maximum, stride 2: -> [N, C, (H + 1) // 2, (W + 1) // 2]
     head: average over the image: -> [N, C]
     """
@@ -48,6 +49,7 @@ class ConsumerSpec(NamedTuple):
     eps: float
     batch: bool
     group: str | None = None
+    pools: bool = True  # a transition
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class StageSpec:
     @cached_property
     def by_halves(self) -> bool:
         """Whether a layer runs half by half (halves.py)."""
-        return self.synchronised or self.dims != 2
+        return self.synchronised or self.dims != 2 or any(layer.dilation != 1 for layer in self.layers)
 
     def begin_of(self, group: str | None) -> int:
         """The column of the buffer's first channel, of a norm that takes statistics over `group` or none of it."""
