@@ -31,6 +31,7 @@ ROOMS = {
     "stage": [
         {"spec", "buffer"},
         {"checks", "mixed"},
+        {"dropout"},
         {"halves"},
         {"schedule"},
         {"recompute", "operator"},

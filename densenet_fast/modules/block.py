@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..stage import dropout_seeds
 from ..stage.buffer import memory_format
 from .eligibility import why_not
 from .fusable import Fusable
@@ -35,6 +34,8 @@ class FusableBlock(Fusable):
             if isinstance(view, str):
                 return Reading(self, f"{name}{view}")
             views.append(view)
+        if len({view.drops_channels for view in views if view.drop_rate > 0}) > 1:
+            return Reading(self, "some layers drop channels of images, others values")
         return BlockReading(self, None, tuple(views), [source for view in views for source in view.sources()])
 
     def set_efficient(self, efficient: bool = True) -> Self:
@@ -45,10 +46,6 @@ class FusableBlock(Fusable):
     @abstractmethod
     def view(self, layer: nn.Module) -> LayerView | str:
         """A layer in its present mode, or why it cannot run fused, in words that follow its name."""
-
-    def seeds(self, device: torch.device) -> Tensor:
-        """A fresh dropout seed for each layer."""
-        return dropout_seeds(len(self._modules), device)
 
 
 class DenseBlock(FusableBlock, nn.ModuleDict):

@@ -13,7 +13,7 @@ from torch import nn
 # What `eligibility` or a reading looks at, by exact class; of other classes, everything.
 _OF_NORMS = ("training", "eps", "momentum", "track_running_stats")
 _OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-_OF_OTHERS = ("ceil_mode", "return_indices", "divisor_override", "drop_rate", "backend")
+_OF_OTHERS = ("ceil_mode", "return_indices", "divisor_override", "p", "drop_rate", "backend")
 _ALL = (*_OF_NORMS, *_OF_CONVOLUTIONS, *_OF_OTHERS)
 
 

@@ -84,7 +84,7 @@ def run_stage(
         spec,
         x,
         tensors,
-        block.module.seeds(x.device) if block is not None and spec.drops else None,
+        stage.drawn(spec, x),
         backend=backend,
         wanted=wanted,
         x_stats=x_stats,

@@ -31,6 +31,7 @@ class LayerView(NamedTuple):
     norms: tuple[Any, ...]
     convs: tuple[Any, ...]  # one behind each norm
     drop_rate: float  # in the layer's present mode
+    drops_channels: bool = False  # of images, as nn.Dropout2d does; not values
 
     @property
     def has_bottleneck(self) -> bool:
@@ -56,8 +57,8 @@ class LayerView(NamedTuple):
         first, *rest = self.norms
         eps2, batch2, group2 = (rest[0].eps, uses_batch(rest[0]), group_of(rest[0])) if rest else (0.0, False, None)
         batch1, group1 = uses_batch(first), group_of(first)
-        dilation = dilation_of(self.convs[-1])
-        return LayerSpec(width, growth, first.eps, eps2, batch1, batch2, self.drop_rate, group1, group2, dilation)
+        modes = batch1, batch2, self.drop_rate, group1, group2, dilation_of(self.convs[-1]), self.drops_channels
+        return LayerSpec(width, growth, first.eps, eps2, *modes)
 
 
 class TransitionView(NamedTuple):

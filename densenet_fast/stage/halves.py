@@ -1,5 +1,5 @@
 """A stage layer by layer and half by half, for what steps in between: reductions of statistics over process groups
-(SyncBatchNorm), and convolutions that no kernel has (mixed.py).
+(SyncBatchNorm), convolutions that no kernel has (mixed.py), and dropout of channels (dropout.py).
 
 Several norms read a channel, perhaps over different groups. So `stats` and `correction` [2, S] begin with a stretch of
 columns for each of `StageSpec.groups`: the buffer's channels, and room for the bottleneck of a layer that runs. Behind
@@ -23,6 +23,7 @@ from ..contract import DECLARATIONS, Block, Half, Operations
 from ..contract.block import NUMBERS, TENSORS, Layer, aligned
 from . import mixed
 from .buffer import dense
+from .dropout import mask_of
 from .spec import StageSpec
 
 
@@ -39,6 +40,7 @@ class HalfByHalf:
 
     def __init__(self, spec: StageSpec, ops: Operations, x: Tensor, block: Block):
         self._spec, self._ops, self._x, self._block = spec, ops, x, block
+        self._masks = block.seeds if spec.drops_channels else None  # [N, channels that the layers add]
         self._values = x.numel() // x.shape[1]  # of each channel, in this process
         self._of_group: dict[str, Tensor] = {}  # and in all of a group: the same, [1]
 
@@ -63,6 +65,8 @@ class HalfByHalf:
                 run(Half.SECOND)
             else:
                 run(Half.BOTH)
+            if self._masks is not None:
+                self._drop_channels(layer, own)
             stats[:, layer.of_z].copy_(of_z)
             if self._is_read(layer):
                 self._share(stats, slice(layer.begin, layer.end), own[:, layer.begin : layer.end])
@@ -88,6 +92,8 @@ class HalfByHalf:
             if self._is_read(layer):
                 new = slice(layer.begin, layer.end)
                 corrected[:, new].copy_(self.correction(correction, stats, new, of.group1))
+            if self._masks is not None:
+                self._drop_gradients(layer, g, corrected, own)
             place = self._place(layer, z)
             if place is None and self._is_parted(layer):
                 place = self._recomputed(layer, one, own)
@@ -137,8 +143,28 @@ class HalfByHalf:
             layer.begin,
             tensors[len(TENSORS) * i : len(TENSORS) * (i + 1)],
             numbers[len(NUMBERS) * i : len(NUMBERS) * (i + 1)],
-            None if seeds is None else seeds[i : i + 1],
+            None if seeds is None or self._masks is not None else seeds[i : i + 1],
         )
+
+    def _drop_channels(self, layer: Layer, stats: Tensor) -> None:
+        """What a layer has added, times its mask."""
+        new = slice(layer.begin, layer.end)
+        self._x[:, new].mul_(self._mask(layer))
+        if self._spec.tracked:
+            self._ops.channel_stats(self._x[:, new], stats[:, new])
+
+    def _drop_gradients(self, layer: Layer, g: Tensor, correction: Tensor, stats: Tensor) -> None:
+        """The gradient of what a layer has added, corrected, times its mask."""
+        new = slice(layer.begin, layer.end)
+        d = dense(g[:, new].shape, like=g)
+        self._ops.bn_bwd_apply(g[:, new], self._x[:, new], stats[0, new], correction[:, new], d)
+        g[:, new].copy_(d.mul_(self._mask(layer)))
+        correction[:, new].zero_()
+
+    def _mask(self, layer: Layer) -> Tensor:
+        """[N, G, 1, 1] of a layer."""
+        assert self._masks is not None
+        return mask_of(self._masks, layer, self._spec)
 
     def _stretch(self, columns: Tensor, group: str | None, width: int = 0) -> Tensor:
         """The stretch of a norm's group, up to the room for a bottleneck of `width`."""

@@ -2,7 +2,6 @@
 
     densenet_fast::stage, densenet_fast::stage_backward   as `schedule.forward` and `backward`
     densenet_fast::update_running_stats                   the contract's, of the backend that is named
-    densenet_fast::dropout_seeds                          a fresh seed for each layer
 
 Graphs are kept on disk and run by other processes, so that everything that is no tensor travels in the arguments: a
 spec as two lists of numbers. Results share no memory with arguments or each other: a stage returns what its backward
@@ -31,8 +30,8 @@ _library = torch.library.Library("densenet_fast", "FRAGMENT")
 def encoded(spec: StageSpec) -> tuple[list[int], list[float]]:
     """`sizes`, `numbers` of a spec."""
     sizes, numbers = [spec.channels, len(spec.layers)], []
-    for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation in spec.layers:
-        sizes += [width, growth, int(batch1), int(batch2), dilation]
+    for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation, drops_channels in spec.layers:
+        sizes += [width, growth, int(batch1), int(batch2), dilation, int(drops_channels)]
         numbers += [eps1, eps2, drop_rate]
     if spec.consumer is None:
         return [*sizes, -1, *spec.slots], numbers
@@ -46,10 +45,10 @@ def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...]) -> StageSpec:
     channels, count = next(rest), next(rest)
     layers = []
     for _ in range(count):
-        width, growth, batch1, batch2, dilation = (next(rest) for _ in range(5))
+        width, growth, batch1, batch2, dilation, drops_channels = (next(rest) for _ in range(6))
         eps1, eps2, drop_rate = (next(of_norms) for _ in range(3))
-        batches = bool(batch1), bool(batch2)
-        layers.append(LayerSpec(width, growth, eps1, eps2, *batches, drop_rate, dilation=dilation))
+        modes = bool(batch1), bool(batch2), drop_rate, None, None, dilation, bool(drops_channels)
+        layers.append(LayerSpec(width, growth, eps1, eps2, *modes))
     kind, consumer = next(rest), None
     if kind >= 0:
         outputs, batch, pools = next(rest), bool(next(rest)), bool(next(rest))
@@ -238,21 +237,9 @@ def _update_running_stats(
     ops.update_running_stats(running_mean, running_var, stats, begins, count, momentum)
 
 
-def dropout_seeds(layers: int, device: torch.device) -> Tensor:
-    """A fresh seed for each layer, int64 [layers]. A compiler leaves the drawing to PyTorch: the same under a seed."""
-    if torch.compiler.is_compiling():
-        return torch.ops.densenet_fast.dropout_seeds.default(layers, device)
-    return _dropout_seeds(layers, device)
-
-
-def _dropout_seeds(layers: int, device: torch.device) -> Tensor:
-    limits = torch.iinfo(torch.int64)
-    return torch.randint(limits.min, limits.max, (layers,), device=device)
-
-
 def _register() -> None:
-    def operator(name: str, schema: str, real: Any, fake: Any, tags: Sequence[torch.Tag] = ()) -> None:
-        _library.define(f"{name}{schema}", tags=tags)
+    def operator(name: str, schema: str, real: Any, fake: Any) -> None:
+        _library.define(f"{name}{schema}")
         _library.impl(name, real, "CompositeExplicitAutograd")
         torch.library.register_fake(f"densenet_fast::{name}", fake, lib=_library)
 
@@ -276,13 +263,6 @@ def _register() -> None:
         "float[] momentum, str backend) -> ()",
         _update_running_stats,
         lambda *_: None,
-    )
-    operator(
-        "dropout_seeds",
-        "(int layers, Device device) -> Tensor",
-        _dropout_seeds,
-        lambda layers, device: torch.empty(layers, dtype=torch.int64, device=device),
-        [torch.Tag.nondeterministic_seeded],
     )
     torch.library.register_autograd("densenet_fast::stage", _backward, setup_context=_setup_context, lib=_library)
 

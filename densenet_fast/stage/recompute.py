@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import BatchNorm
+from .dropout import mask_of
 from .schedule import Stage
 
 # To autograd no view, as which it would follow the changes of the buffer that x begins.
@@ -91,6 +92,8 @@ def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor |
             new = _conv(_bn_relu(new, layer.norm2), layer.weight2, dilation)
         if layer.seed is not None:
             new = new * _dropout_mask(new, layer.drop_rate, layer.seed)
+        if seeds is not None and spec.drops_channels:
+            new = new * mask_of(seeds, layer, spec)
         x = torch.cat([x, new], 1)
     if spec.consumer is None:
         return x

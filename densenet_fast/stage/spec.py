@@ -33,6 +33,7 @@ class LayerSpec(NamedTuple):
     group1: str | None = None  # name of the process group whose batch norm1 takes statistics of; None: this process's
     group2: str | None = None
     dilation: int = 1  # of the 3x3 convolution
+    drops_channels: bool = False  # of each image, as nn.Dropout2d does; all layers of a stage do, or none
 
 
 class ConsumerSpec(NamedTuple):
@@ -109,7 +110,8 @@ class StageSpec:
     @cached_property
     def by_halves(self) -> bool:
         """Whether a layer runs half by half (halves.py)."""
-        return self.synchronised or self.dims != 2 or any(layer.dilation != 1 for layer in self.layers)
+        parted = any(layer.dilation != 1 for layer in self.layers) or self.drops_channels
+        return self.synchronised or self.dims != 2 or parted
 
     def begin_of(self, group: str | None) -> int:
         """The column of the buffer's first channel, of a norm that takes statistics over `group` or none of it."""
@@ -124,7 +126,8 @@ class StageSpec:
     @cached_property
     def numbers(self) -> list[float]:
         """As `contract.block.NUMBERS`."""
-        return [n for layer in self.layers for n in (layer.eps1, layer.eps2, layer.drop_rate)]
+        rates = [0.0 if self.drops_channels else layer.drop_rate for layer in self.layers]
+        return [n for layer, rate in zip(self.layers, rates, strict=True) for n in (layer.eps1, layer.eps2, rate)]
 
     @cached_property
     def tracked(self) -> bool:
@@ -135,6 +138,11 @@ class StageSpec:
     @cached_property
     def drops(self) -> bool:
         return any(layer.drop_rate > 0 for layer in self.layers)
+
+    @cached_property
+    def drops_channels(self) -> bool:
+        """Whether the layers' dropout, where it runs, drops channels of images, not values."""
+        return any(layer.drops_channels and layer.drop_rate > 0 for layer in self.layers)
 
     @cached_property
     def convolves(self) -> bool:
