@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from . import backends
+from .backbone import Backbone, new_classifier
 from .checkpoints import rename_keys
-from .modules import DenseBlock, Fusable, Transition, Trunk, relu_pool
+from .modules import DenseBlock, Fusable, Transition, Trunk
 from .modules.eligibility import CONVOLUTIONS, MAX_POOLS, NORMS
 from .modules.layer import check_dims
 
 
-class DenseNet(nn.Module):
+class DenseNet(Backbone):
     """DenseNet-BC, with one preallocated concatenation buffer per dense block.
 
     Positional order, defaults, small stem and initialisation are those of efficient_densenet_pytorch's class; the
@@ -56,8 +57,6 @@ class DenseNet(nn.Module):
             a probability outside [0, 1], spatial_dims that are none of 1, 2, 3, an output_stride that the net cannot
             have, an unknown backend.
     """
-
-    spatial_dims = 2
 
     def __init__(
         self,
@@ -120,25 +119,16 @@ class DenseNet(nn.Module):
                 channels = kept
                 dilation *= 1 if i in pooling else 2
         self.features.add_module("norm_final" if small_inputs else "norm5", NORMS[spatial_dims](channels))
-        self.classifier = nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
+        self.classifier = new_classifier(channels, num_classes)
         self._initialize()
 
     def _initialize(self) -> None:
-        """Convolutions normal with variance 2 / (out_channels * kernel area), norms 1 and 0, classifier bias 0."""
+        """Convolutions normal with variance 2 / (out_channels * kernel area), norms 1 and 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
                 with torch.no_grad():
                     module.weight.normal_().mul_(math.sqrt(2 / fan_out))
-        if isinstance(self.classifier, nn.Linear):
-            nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> class scores [N, num_classes], or pooled features [N, C] without a classifier."""
-        features = self.features
-        if isinstance(features, Trunk):
-            return self.classifier(features.pooled(x))
-        return self.classifier(relu_pool(features(x), features, dims=self.spatial_dims))  # replaced, or wrapped
 
     def set_efficient(self, efficient: bool = True) -> "DenseNet":
         """Recompute the bottleneck outputs of every block in backward (True) or keep them (False); returns self.

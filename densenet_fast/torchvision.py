@@ -99,8 +99,6 @@ class DenseNet(models.DenseNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-        if isinstance(self.classifier, nn.Linear):
-            nn.init.zeros_(self.classifier.bias)
 
 
 class _DenseLayer(DenseLayer):

@@ -20,7 +20,7 @@ LAYERS = [
     {"functional"},
     {"modules"},
     {"conversion"},
-    {"checkpoints"},
+    {"checkpoints", "backbone"},
     {"models"},
     {"torchvision"},
     {"info"},

@@ -17,10 +17,11 @@ from densenet_fast.stage.buffer import channels_last, row_stride
 FLOAT = 4
 
 
-def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
+def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool, frozen: str | None = None) -> int:
     """What must be alive after a float32 training forward, by the model of docs/memory.md: the image in NHWC, the
     stem's convolution, one buffer per block, z where it is not recomputed, statistics, and the classifier's input.
-    Where layers run by halves, statistics have room for one more bottleneck."""
+    Where layers run by halves, statistics have room for one more bottleneck. Of children of `features` up to `frozen`,
+    nothing."""
     n, _, *size = x.shape
     floats = 0 if x.is_contiguous(memory_format=channels_last(x)) else x.numel()
     channels = model.features.conv0.out_channels
@@ -28,7 +29,7 @@ def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
         size = [(s + 1) // 2 for s in size]
         floats += n * channels * prod(size) + 2 * channels
         size = [(s + 1) // 2 for s in size]
-    for module in model.features:
+    for name, module in model.features.named_children():
         if isinstance(module, DenseBlock):
             layers = [(layer, hasattr(layer, "conv2")) for layer in module.values()]
             dilated = any(layer.get_submodule("conv2" if has else "conv1").dilation[0] != 1 for layer, has in layers)
@@ -41,6 +42,7 @@ def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
         elif isinstance(module, Transition):
             channels = module.conv.out_channels
             size = size if isinstance(module.pool, nn.Identity) else [s // 2 for s in size]
+        floats = 0 if name == frozen else floats
     floats += n * channels + n * model.classifier.out_features
     return FLOAT * floats
 
