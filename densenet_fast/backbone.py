@@ -1,13 +1,14 @@
 """What those do with a net who build on it: its features and its head apart, other heads, frozen parts, groups of
 parameters. The names are timm's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .modules import Trunk, relu_pool
+from .modules import DenseBlock, Transition, Trunk, relu_pool
 
 
 class Backbone(nn.Module):
@@ -28,6 +29,73 @@ class Backbone(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The rectified features, [N, C, H / 32, W / 32] of four blocks; `features(x)` are those before the ReLU."""
         return F.relu(self.features(x))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """The features that `forward_intermediates` returns: their channels `num_chs`, their stride `reduction`, and
+        the `module` whose output they are: the stem in front of its pooling, each block but the last, and the last
+        norm, rectified."""
+        found: list[dict[str, Any]] = []
+        stride, channels = 1, 0
+        children: list[tuple[str, Any]] = list(self.features.named_children())
+        for i, (name, child) in enumerate(children):
+            if isinstance(child, DenseBlock):
+                channels += sum(list(layer.children())[-1].out_channels for layer in child.children())  # type: ignore[misc]
+            elif isinstance(child, Transition):
+                channels = child.conv.out_channels
+                stride *= 1 if isinstance(child.pool, nn.Identity) else 2
+            elif name == "conv0":
+                channels = child.out_channels
+                stride *= child.stride[0]
+            elif name == "pool0":
+                stride *= 2
+            is_last = i + 1 == len(children)
+            block_goes_on = isinstance(child, DenseBlock) and i + 2 < len(children)
+            if name == "relu0" or block_goes_on or is_last:
+                found.append({"num_chs": channels, "reduction": stride, "module": f"features.{name}"})
+        return found
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """`forward_features`, and features on the way to it, as timm's method of this name returns them.
+
+        The output of a block is the buffer that is kept for backward, not a copy: it lies in NHWC memory
+        (channels_last), and changing it in place is an error in backward.
+
+        Args:
+            x: [N, in_channels, H, W].
+            indices: which of `feature_info`, in whose order they come; a number: so many of the last; None: all.
+            norm: is of no effect, as in timm: the last of the features is normalised, others are not.
+            stop_early: run nothing behind the last that is wanted.
+            output_fmt: "NCHW".
+            intermediates_only: return the list alone.
+
+        Returns:
+            The rectified features, or with `stop_early` the output where it stopped, and the list of tensors.
+
+        Raises:
+            ValueError: an index that there is not, another format.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: got {output_fmt!r}, expected 'NCHW'")
+        modules = [info["module"].removeprefix("features.") for info in self.feature_info]
+        names = [modules[i] for i in _taken(indices, len(modules))]
+        last = max(names, key=modules.index)
+        until = last if stop_early and last != modules[-1] else None
+        assert isinstance(self.features, Trunk)
+        y, taps = self.features.intermediates(x, names, until)
+        if until is None:
+            y = F.relu(y)
+            taps |= {name: y for name in names if name == modules[-1]}
+        found = [taps[name] for name in names]
+        return found if intermediates_only else (y, found)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """What `forward` makes of `features(x)` or `forward_features(x)`; pre_logits: without the classifier."""
@@ -86,9 +154,8 @@ class Backbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """What timm's optimizers take to give parameters near the image a smaller learning rate (`layer_decay`)."""
-        from timm.models._manipulate import (
-            MATCH_PREV_GROUP,
-        )  # by which they know a transition as part of the block before it
+        # By which they count a transition with the block before it.
+        from timm.models._manipulate import MATCH_PREV_GROUP
 
         layers = [
             (r"^features\.denseblock(\d+)\.denselayer(\d+)", None),
@@ -98,6 +165,18 @@ class Backbone(nn.Module):
             "stem": r"^features\.(?:conv|norm)0",
             "blocks": r"^features\.(?:denseblock|transition)(\d+)" if coarse else layers,
         }
+
+
+def _taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Numbers among `count` in their order; negative ones are from the end."""
+    if indices is None or isinstance(indices, int):
+        last = count if indices is None else indices
+        if not 0 < last <= count:
+            raise ValueError(f"indices: got the last {last}, expected 1 to {count} of them")
+        return list(range(count - last, count))
+    if not indices or not all(-count <= i < count for i in indices):
+        raise ValueError(f"indices: got {list(indices)}, expected some from {-count} to {count - 1}")
+    return sorted({i % count for i in indices})
 
 
 def new_classifier(channels: int, num_classes: int) -> nn.Module:

@@ -46,6 +46,7 @@ class Output(NamedTuple):
     y: Tensor
     stats: Tensor | None  # [2, K] of y, if the next stage wants them
     layout: torch.memory_format  # that PyTorch's layers give y
+    buffer: Tensor | None = None  # if it is tapped
 
 
 def run_stage(
@@ -59,11 +60,14 @@ def run_stage(
     x_stats: Tensor | None = None,
     extend: bool = False,
     following: BlockReading | None = None,
+    tapped: bool = False,
+    is_read: bool = False,
 ) -> Output:
     """A `block` and its `consumer` as one stage, what their norms took from the batch reported to `updates`.
 
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
-    see. layout: the memory format that PyTorch's layers give x.
+    see, or, if it `is_read` and no more, the buffer itself. tapped: the buffer is wanted beside the consumer's output.
+    layout: the memory format that PyTorch's layers give x.
     """
     dims = block.module.spatial_dims if block is not None else 2 if consumer is None else consumer.dims
     stage.check_image(x, dims)
@@ -77,10 +81,10 @@ def run_stage(
             convolved = dims == 2 or not consumer.pools
             layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
     spec = _spec(x.shape[1], block, consumer, tensors)
-    wanted = Wanted(layout=layout)
+    wanted = Wanted(layout=None if is_read else layout, buffer=tapped)
     if following is not None:
-        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth)
-    y, y_stats, stats = stage.run(
+        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth, buffer=tapped)
+    y, y_stats, stats, buffer = stage.run(
         spec,
         x,
         tensors,
@@ -93,7 +97,7 @@ def run_stage(
     )
     for values, taken in spec.taken_over(x.numel() // x.shape[1]):
         updates.report(norms, stats, taken, values, backend)
-    return Output(y, y_stats, layout)
+    return Output(y, y_stats, layout, buffer)
 
 
 def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> StageSpec:

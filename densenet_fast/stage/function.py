@@ -25,6 +25,7 @@ class Result(NamedTuple):
     y: Tensor
     y_stats: Tensor | None  # [2, K], if they were wanted
     stats: Tensor  # [2, S], of which `StageSpec.taken_over` says which norm took what
+    buffer: Tensor | None = None  # [N, C_total, H, W], if it was wanted: the very one that is kept for backward
 
 
 def run(
@@ -69,6 +70,8 @@ def run(
 
 
 def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtype) -> Result:
+    if result.buffer is not None:
+        result = result._replace(buffer=result.buffer.to(dtype))
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
         return result  # for a stage, or the end of a convolution
     return result._replace(y=result.y.to(dtype))
@@ -82,11 +85,16 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
         passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
-        return Result(_for_others(stage, passed.y, shared=False), passed.y_stats, passed.reported)
+        y = _for_others(stage, passed.y, shared=False)
+        return Result(y, passed.y_stats, passed.reported, passed.x if stage.wanted.buffer else None)
 
 
 class StageFunction(torch.autograd.Function):
-    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats. Statistics are not differentiable."""
+    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats, buffer.
+
+    Statistics are not differentiable. A buffer that is returned shares its version with the one that is kept: who
+    changes it in place is told in backward.
+    """
 
     @staticmethod
     def forward(
@@ -97,26 +105,31 @@ class StageFunction(torch.autograd.Function):
             ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=not stage.efficient)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
+            y = y.detach() if y is passed.x else y
         ctx.stage, ctx.layout = stage, memory_format(x)
         ctx.dtypes = [t.dtype for t in tensors]
         ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.reported) if s is not None))
-        return y, passed.y_stats, passed.reported
+        return y, passed.y_stats, passed.reported, passed.x.detach() if stage.wanted.buffer else None
 
     @staticmethod
     @uncompiled  # the engine may call it inside a frame that torch.compile traces
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        _, _, dbuffer = others
+        if dy is None and dbuffer is None:
             return (None,) * len(ctx.needs_input_grad)
         x, stats, z, seeds, *tensors = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
         contract.serve_modes()
         with _without_autocast(x):
-            if torch.is_grad_enabled() or recompute.is_batched(dy):
-                dx, *gradients = recompute.backward(ctx, ctx.stage, x[:, : ctx.stage.spec.channels], tensors, seeds, dy)
+            if torch.is_grad_enabled() or recompute.is_batched(dy, dbuffer):
+                head = x[:, : ctx.stage.spec.channels]
+                dx, *gradients = recompute.backward(ctx, ctx.stage, head, tensors, seeds, dy, dbuffer)
                 return None, dx, None, None, *gradients
-            dx, gradients = schedule.backward(ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs)
+            dx, gradients = schedule.backward(
+                ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
+            )
             gradients = _converted(gradients, ctx.dtypes)
         if dx is not None:
             dx = handed_out(dx, ctx.layout, shared=False)
