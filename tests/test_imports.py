@@ -20,7 +20,7 @@ LAYERS = [
     {"functional"},
     {"modules"},
     {"conversion"},
-    {"checkpoints"},
+    {"checkpoints", "backbone"},
     {"models"},
     {"torchvision"},
     {"info"},
@@ -30,7 +30,9 @@ LAYERS = [
 ROOMS = {
     "stage": [
         {"spec", "buffer"},
-        {"checks", "halves", "volumes"},
+        {"checks", "mixed"},
+        {"dropout"},
+        {"halves"},
         {"schedule"},
         {"recompute", "operator"},
         {"function"},

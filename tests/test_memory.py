@@ -5,6 +5,7 @@ from math import prod
 import pytest
 import torch
 import torchvision.models as stock
+from torch import nn
 
 import densenet_fast
 from benchmarks.memory import measure
@@ -16,27 +17,32 @@ from densenet_fast.stage.buffer import channels_last, row_stride
 FLOAT = 4
 
 
-def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
+def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool, frozen: str | None = None) -> int:
     """What must be alive after a float32 training forward, by the model of docs/memory.md: the image in NHWC, the
     stem's convolution, one buffer per block, z where it is not recomputed, statistics, and the classifier's input.
-    Where layers run by halves, statistics have room for one more bottleneck."""
+    Where layers run by halves, statistics have room for one more bottleneck. Of children of `features` up to `frozen`,
+    nothing."""
     n, _, *size = x.shape
     floats = 0 if x.is_contiguous(memory_format=channels_last(x)) else x.numel()
-    channels, halves = model.features.conv0.out_channels, model.spatial_dims != 2
+    channels = model.features.conv0.out_channels
     if hasattr(model.features, "pool0"):
         size = [(s + 1) // 2 for s in size]
         floats += n * channels * prod(size) + 2 * channels
         size = [(s + 1) // 2 for s in size]
-    for module in model.features:
+    for name, module in model.features.named_children():
         if isinstance(module, DenseBlock):
             layers = [(layer, hasattr(layer, "conv2")) for layer in module.values()]
+            dilated = any(layer.get_submodule("conv2" if has else "conv1").dilation[0] != 1 for layer, has in layers)
+            halves = model.spatial_dims != 2 or dilated
             widths = [layer.conv1.out_channels for layer, has_bottleneck in layers if has_bottleneck]
             channels += sum((layer.conv2 if has else layer.conv1).out_channels for layer, has in layers)
             floats += 2 * sum(widths) + (0 if efficient else z_size(widths, n * prod(size)))
             floats += n * row_stride(channels, torch.float32) * prod(size) + 2 * channels
             floats += 2 * max(widths, default=0) * halves
         elif isinstance(module, Transition):
-            size, channels = [s // 2 for s in size], module.conv.out_channels
+            channels = module.conv.out_channels
+            size = size if isinstance(module.pool, nn.Identity) else [s // 2 for s in size]
+        floats = 0 if name == frozen else floats
     floats += n * channels + n * model.classifier.out_features
     return FLOAT * floats
 

@@ -40,14 +40,6 @@ class Readable(nn.Module, Generic[_Read]):
             kept = self.__dict__["_reading"] = Snapshot(self), reading
         return kept[1]
 
-    def why_not_compiled(self) -> str | None:
-        """Why a graph that is being compiled cannot have the module's stages, where one is."""
-        if not torch.compiler.is_compiling():
-            return None
-        if self.spatial_dims != 2:
-            return f"torch.compile has no operator for images of {self.spatial_dims} dimensions"
-        return "torch.compile has no operator for statistics over processes" if is_synchronised(self) else None
-
     @abstractmethod
     def read(self) -> _Read:
         """Read the module anew."""

@@ -17,7 +17,7 @@ from torch import nn
 _ATTRIBUTES = (
     *("training", "eps", "momentum", "track_running_stats"),
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
-    *("ceil_mode", "return_indices", "divisor_override", "drop_rate", "backend"),
+    *("ceil_mode", "return_indices", "divisor_override", "p", "drop_rate", "backend"),
 )
 _hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _children = itemgetter("_modules")

@@ -23,23 +23,31 @@ class Consumer(NamedTuple):
     sources: tuple[Source, ...]
     slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
     dims: int  # of the images
+    pools: bool  # a transition
 
     @classmethod
     def of(
-        cls, kind: Literal["transition", "stem", "head"], norm: Any, conv: nn.Module | None = None, dims: int = 2
+        cls,
+        kind: Literal["transition", "stem", "head"],
+        norm: Any,
+        conv: nn.Module | None = None,
+        dims: int = 2,
+        pools: bool = True,
     ) -> "Consumer":
         sources = [*sources_of(norm), None if conv is None else source_of(conv, "weight")]
         slots = tuple([i for i, source in enumerate(sources) if source is not None])
-        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims)
+        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims, pools)
 
     def spec(self, outputs: int) -> ConsumerSpec:
-        return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm), group_of(self.norm))
+        norm = self.norm
+        return ConsumerSpec(self.kind, outputs, norm.eps, uses_batch(norm), group_of(norm), self.pools)
 
 
 class Output(NamedTuple):
     y: Tensor
     stats: Tensor | None  # [2, K] of y, if the next stage wants them
     layout: torch.memory_format  # that PyTorch's layers give y
+    buffer: Tensor | None = None  # if it is tapped
 
 
 def run_stage(
@@ -53,11 +61,14 @@ def run_stage(
     x_stats: Tensor | None = None,
     extend: bool = False,
     following: BlockReading | None = None,
+    tapped: bool = False,
+    is_read: bool = False,
 ) -> Output:
     """A `block` and its `consumer` as one stage, what their norms took from the batch reported to `updates`.
 
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
-    see. layout: the memory format that PyTorch's layers give x.
+    see, or, if it `is_read` and no more, the buffer itself. tapped: the buffer is wanted beside the consumer's output.
+    layout: the memory format that PyTorch's layers give x.
     """
     dims = block.module.spatial_dims if block is not None else 2 if consumer is None else consumer.dims
     stage.check_image(x, dims)
@@ -66,16 +77,17 @@ def run_stage(
         tensors += tensors_of(consumer.sources)
         if consumer.kind == "transition":
             # PyTorch's poolings of volumes return them in its own format.
-            layout = convolved_format(layout, tensors[-1]) if dims == 2 else torch.contiguous_format
+            convolved = dims == 2 or not consumer.pools
+            layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
     spec, norms = _spec(x.shape[1], block, consumer, tensors)
-    wanted = Wanted(layout=layout)
+    wanted = Wanted(layout=None if is_read else layout, buffer=tapped)
     if following is not None:
-        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth)
-    y, y_stats, stats = stage.run(
+        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth, buffer=tapped)
+    y, y_stats, stats, buffer = stage.run(
         spec,
         x,
         tensors,
-        block.module.seeds(x.device) if block is not None and spec.drops else None,
+        stage.drawn(spec, x),
         backend=backend,
         wanted=wanted,
         x_stats=x_stats,
@@ -84,7 +96,7 @@ def run_stage(
     )
     for each, is_alone in norms:
         updates.report(each, stats, x.numel() // x.shape[1] if is_alone else None, backend)
-    return Output(y, y_stats, layout)
+    return Output(y, y_stats, layout, buffer)
 
 
 def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> Known:

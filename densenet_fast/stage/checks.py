@@ -48,7 +48,7 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
         RuntimeError: dtypes or devices differ.
     """
     size = x.shape[2:]
-    if spec.consumer is not None and spec.consumer.kind == "transition" and min(size) < 2:
+    if spec.consumer is not None and spec.consumer.kind == "transition" and spec.consumer.pools and min(size) < 2:
         got, least = ("x".join(map(str, sizes)) for sizes in (size, [2] * len(size)))
         raise ValueError(f"image too small to pool: got {got}, expected at least {least}")
     if x.shape[0] * prod(size) == 1 and spec.alone:

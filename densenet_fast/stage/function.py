@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends, contract
 from ..uncompiled import uncompiled
-from . import operator, recompute, schedule, volumes
+from . import mixed, operator, recompute, schedule
 from .buffer import channels_last, handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
 from .halves import IDLE
@@ -25,6 +25,7 @@ class Result(NamedTuple):
     y: Tensor
     y_stats: Tensor | None  # [2, K], if they were wanted
     stats: Tensor  # [2, S], of which `StageSpec.taken_over` says which norm took what
+    buffer: Tensor | None = None  # [N, C_total, H, W], if it was wanted: the very one that is kept for backward
 
 
 def run(
@@ -61,14 +62,16 @@ def run(
         )
         return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
-    if spec.dims != 2 and ops is not IDLE:
-        ops = volumes.operations(ops)
+    if ops is not IDLE:
+        ops = mixed.operations(ops, spec)
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
     return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
 
 
 def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtype) -> Result:
+    if result.buffer is not None:
+        result = result._replace(buffer=result.buffer.to(dtype))
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
         return result  # for a stage, or the end of a convolution
     return result._replace(y=result.y.to(dtype))
@@ -81,12 +84,18 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
         return Result(*_apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
-        passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors, [t.dtype for t in tensors]), seeds, False)
-        return Result(_for_others(stage, passed.y, shared=False), passed.y_stats, passed.reported)
+        fitted = _fitted(stage, tensors, [t.dtype for t in tensors])
+        passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=False)
+        y = _for_others(stage, passed.y, shared=False)
+        return Result(y, passed.y_stats, passed.reported, passed.x if stage.wanted.buffer else None)
 
 
 class StageFunction(torch.autograd.Function):
-    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats. Statistics are not differentiable."""
+    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats, buffer.
+
+    Statistics are not differentiable. A buffer that is returned shares its version with the one that is kept: who
+    changes it in place is told in backward.
+    """
 
     @staticmethod
     def forward(
@@ -98,26 +107,31 @@ class StageFunction(torch.autograd.Function):
             ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=not stage.efficient)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
+            y = y.detach() if y is passed.x else y
         ctx.stage, ctx.layout = stage, memory_format(x)
         ctx.dtypes = dtypes
         ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.reported) if s is not None))
-        return y, passed.y_stats, passed.reported
+        return y, passed.y_stats, passed.reported, passed.x.detach() if stage.wanted.buffer else None
 
     @staticmethod
     @uncompiled  # the engine may call it inside a frame that torch.compile traces
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        _, _, dbuffer = others
+        if dy is None and dbuffer is None:
             return (None,) * len(ctx.needs_input_grad)
         x, stats, z, seeds, *tensors = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
         contract.serve_modes()
         with _without_autocast(x):
-            if torch.is_grad_enabled() or recompute.is_batched(dy):
-                dx, *gradients = recompute.backward(ctx, ctx.stage, x[:, : ctx.stage.spec.channels], tensors, seeds, dy)
+            if torch.is_grad_enabled() or recompute.is_batched(dy, dbuffer):
+                head = x[:, : ctx.stage.spec.channels]
+                dx, *gradients = recompute.backward(ctx, ctx.stage, head, tensors, seeds, dy, dbuffer)
                 return None, dx, None, None, *gradients
-            dx, gradients = schedule.backward(ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs)
+            dx, gradients = schedule.backward(
+                ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
+            )
             if ctx.dtypes != ctx.stage.spec.dtypes(ctx.stage.dtype):
                 gradients = _converted(gradients, ctx.dtypes)
         if dx is not None:

@@ -33,13 +33,15 @@ class LayerSpec(NamedTuple):
     drop_rate: float  # 0 where dropout does not run
     group1: str | None = None  # name of the process group whose batch norm1 takes statistics of; None: this process's
     group2: str | None = None
+    dilation: int = 1  # of the 3x3 convolution
+    drops_channels: bool = False  # of each image, as nn.Dropout2d does; all layers of a stage do, or none
 
 
 class ConsumerSpec(NamedTuple):
     """BN-ReLU and what each kind does with it.
 
     transition: 2x2 average, conv1x1: [N, C, H, W] -> [N, K, H // 2, W // 2]. The paper pools behind the convolution,
-        which gives the same: both are linear.
+        which gives the same: both are linear. One that does not pool -> [N, K, H, W]
     stem: 3x3 maximum, stride 2: -> [N, C, (H + 1) // 2, (W + 1) // 2]
     head: average over the image: -> [N, C]
     """
@@ -49,6 +51,7 @@ class ConsumerSpec(NamedTuple):
     eps: float
     batch: bool
     group: str | None = None
+    pools: bool = True  # a transition
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class StageSpec:
     @cached_property
     def by_halves(self) -> bool:
         """Whether a layer runs half by half (halves.py)."""
-        return self.synchronised or self.dims != 2
+        parted = any(layer.dilation != 1 for layer in self.layers) or self.drops_channels
+        return self.synchronised or self.dims != 2 or parted
 
     def begin_of(self, group: str | None) -> int:
         """The column of the buffer's first channel, of a norm that takes statistics over `group` or none of it."""
@@ -126,7 +130,8 @@ class StageSpec:
     @cached_property
     def numbers(self) -> list[float]:
         """As `contract.block.NUMBERS`."""
-        return [n for layer in self.layers for n in (layer.eps1, layer.eps2, layer.drop_rate)]
+        rates = [0.0 if self.drops_channels else layer.drop_rate for layer in self.layers]
+        return [n for layer, rate in zip(self.layers, rates, strict=True) for n in (layer.eps1, layer.eps2, rate)]
 
     @cached_property
     def tracked(self) -> bool:
@@ -137,6 +142,11 @@ class StageSpec:
     @cached_property
     def drops(self) -> bool:
         return any(layer.drop_rate > 0 for layer in self.layers)
+
+    @cached_property
+    def drops_channels(self) -> bool:
+        """Whether the layers' dropout, where it runs, drops channels of images, not values."""
+        return any(layer.drops_channels and layer.drop_rate > 0 for layer in self.layers)
 
     @cached_property
     def convolves(self) -> bool:
