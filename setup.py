@@ -18,15 +18,18 @@ A line on stdout for each part says what is built and why. What was left out is 
 (_build.json), for the warning that a model gives which then runs without, and for `python -m densenet_fast.info`.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
 import setuptools
 
 if int(setuptools.__version__.partition(".")[0]) < 77:
+    pip = f"{shlex.quote(sys.executable)} -m pip install"
     sys.exit(
         f"densenet_fast: setuptools is too old: got {setuptools.__version__}, expected 77 or newer; type: "
-        f'{sys.executable} -m pip install --upgrade "setuptools>=77", or leave out --no-build-isolation'
+        f'{pip} --upgrade "setuptools>=77" && {pip} --no-build-isolation {shlex.quote(str(Path.cwd()))}  '
+        "(or leave out --no-build-isolation)"
     )
 
 from setuptools import Extension, setup

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WHERE = ("contract", "cuda", "fuzz", "installing", "triton", "test_build.py", "test_exact_and_repeatable.py", "test_linking.py")
+WHERE = (
+    "contract",
+    "cuda",
+    "fuzz",
+    "installing",
+    "triton",
+    "test_build.py",
+    "test_exact_and_repeatable.py",
+    "test_linking.py",
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import zipfile
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -80,9 +80,10 @@ class Environment:
             "HOME": str(folder),
             "PIP_CONFIG_FILE": os.devnull,
             "PIP_NO_INDEX": "1",  # nothing is fetched
-            "PIP_FIND_LINKS": str(self.wheels),
+            "PIP_FIND_LINKS": self.wheels.as_uri(),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PIP_NO_CACHE_DIR": "1",
+            "PIP_NO_DEPS": "1",
             "DENSENET_FAST_BUILD_CUDA": "0",
             "OMP_NUM_THREADS": "1",
         }
@@ -110,7 +111,7 @@ class Environment:
         )
 
     def install(self, *arguments: str | Path, cwd: Path | None = None, **environment: str):
-        return self.run(self.python, "-m", "pip", "install", "--no-deps", *arguments, cwd=cwd, **environment)
+        return self.run(self.python, "-m", "pip", "install", *arguments, cwd=cwd, **environment)
 
     def type(self, command: str, **environment: str) -> subprocess.CompletedProcess:
         return self.run("/bin/sh", "-c", command, **environment)
@@ -145,6 +146,20 @@ def wheel_of(package: str, folder: Path) -> None:
         for file in installed.files or []:
             if file.parts[0] != ".." and file.suffix != ".pyc" and Path(file.locate()).exists():
                 archive.write(file.locate(), str(file))
+
+
+def path_to(installed: Distribution, folder: Path) -> None:
+    """A wheel of the same name and version that leads to what is installed."""
+    name, site = f"{installed.name}-{installed.version}", Path(str(installed.locate_file("")))
+    contents = {
+        f"{installed.name}.pth": f"{site}\n",
+        f"{name}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {installed.name}\nVersion: {installed.version}\n",
+        f"{name}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    contents[f"{name}.dist-info/RECORD"] = "".join(f"{file},,\n" for file in contents)
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
+        for file, text in contents.items():
+            archive.writestr(file, text)
 
 
 def mending(text: str) -> str:

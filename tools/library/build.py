@@ -94,7 +94,7 @@ class Record:
         if _switch(part) == "1":
             sys.exit(
                 f"densenet_fast: DENSENET_FAST_BUILD_{part}=1, but the {part} kernels cannot be built: {missing.why}"
-                + (f"; {missing.first}" if missing.first else "")
+                + (f"; {missing.first}, then type: {_again()}" if missing.first else "")
                 + (f"\n{missing.said}" if missing.said else "")
             )
         self.facts["left_out"][part] = {"why": missing.why, "first": missing.first, "said": missing.said.splitlines()}
@@ -271,11 +271,24 @@ def _load(torch: Torch, library: Path) -> None:
 
 def _stop(missing: Missing) -> str:
     """One sentence with the commands."""
-    first = missing.first.replace("pip install", "pip install").replace("torch", f'torch "{SETUPTOOLS}"', 1)
-    temporary = Path(tempfile.gettempdir()).resolve()
-    unpacked = ROOT.resolve().is_relative_to(temporary) and (ROOT.parent.name + ROOT.name).startswith("pip-")
-    what = "and what you gave to pip" if unpacked else shlex.quote(str(ROOT))
     return (
-        f"densenet_fast: {missing.why} ({sys.prefix}), and its kernels are compiled against it; type: {first} && "
-        f"pip install --no-build-isolation {what}  (or set DENSENET_FAST_BUILD_CPU=0 to do without compiled kernels)"
+        f"densenet_fast: {missing.why} ({sys.prefix}), and the kernels are compiled against it; type: "
+        f'{_pip()} install {missing.first} "{SETUPTOOLS}" && {_again("--no-build-isolation ")}  '
+        "(or set DENSENET_FAST_BUILD_CPU=0 to do without compiled kernels)"
     )
+
+
+def _again(isolation: str = "") -> str:
+    """The command that installs the same again, as far as it is known from here."""
+    unpacked = "pip-" in f"{ROOT.parent.name}/{ROOT.name}" and ROOT.is_relative_to(
+        Path(tempfile.gettempdir()).resolve()
+    )
+    return f"{_pip()} install {isolation}{'<what you gave to it>' if unpacked else shlex.quote(str(ROOT))}"
+
+
+def _pip() -> str:
+    """uv and others build in an environment of their own, which knows nothing of the one that is installed into."""
+    if "UV" in os.environ:
+        return "uv pip"
+    temporary = Path(sys.prefix).is_relative_to(tempfile.gettempdir())
+    return f"{'python' if temporary else shlex.quote(sys.executable)} -m pip"

@@ -54,15 +54,13 @@ def find_torch() -> Torch:
         done = subprocess.run([sys.executable, *options, "-c", look], cwd="/", capture_output=True, text=True)
         origin = done.stdout.strip()
     if not origin:
-        raise Missing("there is no PyTorch to compile against in the environment that is built in", "pip install torch")
+        raise Missing("there is no PyTorch to compile against in the environment that is built in", "torch")
     folder = Path(origin).parent
     facts = runpy.run_path(str(folder / "version.py"))
     version = str(facts["__version__"])
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        raise Missing(
-            f"PyTorch is too old: got {version}, expected {oldest} or newer", f'pip install --upgrade "torch>={oldest}"'
-        )
+        raise Missing(f"PyTorch is too old: got {version}, expected {oldest} or newer", f'--upgrade "torch>={oldest}"')
     return Torch(version, facts.get("cuda"), folder, options)
 
 
