@@ -192,15 +192,13 @@ def _best(device: torch.device, dtype: torch.dtype) -> str:
     return next(b for b in found if b != "triton" or device.type != "cpu")  # the interpreter is for tests
 
 
-def operations(
-    name: str, device: torch.device, dtype: torch.dtype = torch.float32, *, tell: bool = True
-) -> contract.Operations:
+def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> contract.Operations:
     """The operations of the backend that `choose` gives, loaded.
 
-    With `tell`, warns once where "auto" runs without compiled kernels that could be had.
+    Warns once where "auto" runs without compiled kernels that could be had.
     """
     chosen = choose(name, device, dtype)
-    if tell and name == "auto" and chosen == "eager":
+    if name == "auto" and chosen == "eager":
         _tell_if_hollow(device, dtype)
     if chosen not in _loaded:
         with _loading:

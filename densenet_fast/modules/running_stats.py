@@ -138,8 +138,8 @@ def _write(update: _Update) -> None:
         if torch.compiler.is_compiling():
             torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
         else:
-            ops = backends.operations(backend, stats.device, stats.dtype, tell=False)  # of whatever dtype the net is
-            ops.update_running_stats(*arguments)
+            chosen = backends.choose(backend, stats.device, stats.dtype)  # by name: nobody is told of these few sums
+            backends.operations(chosen, stats.device, stats.dtype).update_running_stats(*arguments)
     counted = [norm._buffers["num_batches_tracked"] for norm in norms]
     counters = [counter for counter in counted if counter is not None]
     if counters:
