@@ -1,27 +1,66 @@
 """The published nets by name, against what their papers and torchvision print of them."""
 
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision.models as stock
 
 import densenet_fast
-from densenet_fast.configurations import NAMES
-from densenet_fast.nets import size, size_of
+from densenet_fast import nets
+from densenet_fast.configurations import LARGE_IMAGES, NAMES, SMALL_IMAGES
+from densenet_fast.nets import size
 
-# Huang et al. 2017, table 2.
-MILLIONS = {
-    "densenet_40_12": 1.0,
-    "densenet_100_12": 7.0,
-    "densenet_100_24": 27.2,
-    "densenet_bc_100_12": 0.8,
-    "densenet_bc_250_24": 15.3,
-    "densenet_bc_190_40": 25.6,
+PAGE = Path(__file__).parents[1] / "docs" / "configurations.md"
+size_of = cache(nets.size_of)
+
+# Huang et al. 2017, table 2: millions of parameters, and the error on CIFAR-10 with augmentation in %.
+PRINTED = {
+    "densenet_40_12": ("1.0", "5.24"),
+    "densenet_100_12": ("7.0", "4.10"),
+    "densenet_100_24": ("27.2", "3.74"),
+    "densenet_bc_100_12": ("0.8", "4.51"),
+    "densenet_bc_250_24": ("15.3", "3.62"),
+    "densenet_bc_190_40": ("25.6", "3.46"),
 }
+RESNETS = ("resnet34", "resnet50", "resnet101", "resnet152")
 
 
-@pytest.mark.parametrize("name", MILLIONS)
+@cache
+def size_of_resnet(name: str) -> nets.Size:
+    with torch.device("meta"):
+        return size(stock.get_model(name), (3, 224, 224))
+
+
+def rows() -> list[str]:
+    """The lines of the tables in docs/configurations.md."""
+    found = []
+    for name in SMALL_IMAGES:
+        millions, error = PRINTED.get(name, ("-", "-"))
+        parameters, multiply_adds = size_of(name)
+        found.append(f"| `{name}` | {parameters / 1e6:.2f} | {millions} | {multiply_adds / 1e9:.2f} | {error} |")
+    for name in (*LARGE_IMAGES, *RESNETS):
+        parameters, multiply_adds = size_of(name) if name in LARGE_IMAGES else size_of_resnet(name)
+        shown = f"{parameters / 1e6:.2f} | {multiply_adds / 1e9:.2f}"
+        told = "- | - | -"
+        if name in stock.list_models():
+            meta = stock.get_model_weights(name).IMAGENET1K_V1.meta
+            accuracy = meta["_metrics"]["ImageNet-1K"]["acc@1"]
+            told = f"{meta['num_params'] / 1e6:.2f} | {meta['_ops']:.2f} | {accuracy:.1f}"
+        found.append(f"| `{name}` | {shown} | {told} |")
+    return found
+
+
+def test_the_tables_in_the_docs():
+    """What the nets have, and what torchvision prints; `python -m tests.test_configurations` prints all lines."""
+    page = PAGE.read_text().splitlines()
+    assert [line for line in page if line.startswith(("| `dense", "| `resnet"))] == rows()
+
+
+@pytest.mark.parametrize("name", PRINTED)
 def test_nets_for_small_images_have_the_paper_s_parameters(name):
-    assert round(size_of(name).parameters / 1e6, 1) == MILLIONS[name]
+    assert f"{size_of(name).parameters / 1e6:.1f}" == PRINTED[name][0]
 
 
 @pytest.mark.parametrize("name", ["densenet121", "densenet161", "densenet169", "densenet201"])
@@ -88,3 +127,7 @@ def test_counting_leaves_a_model_as_it_was():
     assert size(model, (3, 5, 6)) == (4 * 27 + 4 + 8, 4 * 27 * 30)
     assert [module.training for module in model.modules()] == [True, True, False]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))

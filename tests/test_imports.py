@@ -13,7 +13,7 @@ PACKAGE = Path(densenet_fast.__file__).parent
 
 # Each module may import only from the rows above its own.
 LAYERS = [
-    {"_version", "uncompiled"},
+    {"_version", "uncompiled", "installation"},
     {"cli"},
     {"contract"},
     {"backends"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"functional"},
     {"modules"},
     {"conversion"},
-    {"checkpoints"},
+    {"checkpoints", "backbone"},
     {"models"},
     {"memory"},
     {"torchvision"},
@@ -36,7 +36,9 @@ LAYERS = [
 ROOMS = {
     "stage": [
         {"spec", "buffer"},
-        {"checks", "halves", "volumes"},
+        {"checks", "mixed"},
+        {"dropout"},
+        {"halves"},
         {"schedule"},
         {"recompute", "operator"},
         {"function"},

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from ..models import DenseNet
 from ..modules import DenseBlock, Transition
+from ..modules.eligibility import is_convolution
 from .scratch import scratch
 from .stage import Stage
 
@@ -33,8 +34,8 @@ class Step:
     gradients are None before the step.
     """
 
-    stages: tuple[Stage, ...]
-    efficient: tuple[bool, ...]  # of each stage; True of those without bottlenecks
+    stages: tuple[Stage, ...]  # without those, at the beginning, that are frozen
+    efficient: tuple[bool, ...]  # of each of them; True of those without bottlenecks
     batch: int  # the images themselves, in float32: there before the step
     images: int  # the copy of the images that the first convolution keeps, and its weight as autocast converts it
     first: int  # bytes of the first convolution's gradient
@@ -64,11 +65,16 @@ class Step:
         is_half = dtype.itemsize == 2
         stages, efficient = _stages(model, n, size, dtype, is_half)
         head, classes = stages[-1].outputs, getattr(model.classifier, "out_features", 0)
+        learns = [conv0.weight.requires_grad]
+        for stage in stages:
+            learns.append(learns[-1] or stage.parameters > 0)
+        frozen = learns[1:].count(False)  # of these stages, the first ones, nothing is kept
+        copies = prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + is_half * _half(conv0, dtype)
         return cls(
-            tuple(stages),
-            tuple(efficient),
+            tuple(stages[frozen:]),
+            tuple(efficient[frozen:]),
             prod(shape) * 4,
-            prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + is_half * _half(conv0, dtype),
+            copies if learns[0] else 0,
             _gradients(conv0),
             _gradients(model.classifier),
             n * (head + classes) * dtype.itemsize + is_half * _half(model.classifier, dtype),
@@ -131,6 +137,8 @@ def _stages(
             _gradients(block) + _gradients(behind),
             is_half * (_half(block, dtype) + _half(behind, dtype)),
             dtype,
+            not (is_transition and isinstance(behind.pool, nn.Identity)),
+            len(at) != 2 or any(conv.dilation[0] != 1 for conv in block.modules() if is_convolution(conv)),
         )
         found.append(stage)
         efficient.append(block.efficient or not stage.widths)

@@ -26,6 +26,8 @@ class Stage:
     parameters: int  # those with a gradient, in bytes
     converted: int  # weights that autocast converts, in bytes as converted
     dtype: torch.dtype  # of the activations
+    pools: bool = True  # whether a transition halves the image
+    by_halves: bool = False  # whether layers run half by half: volumes, dilated convolutions
 
     @property
     def pixels(self) -> int:
@@ -66,13 +68,15 @@ class Stage:
     @property
     def statistics(self) -> int:
         """Bytes of means and variances. Where layers run by halves they have room for one more bottleneck."""
-        spare = max(self.widths, default=0) if len(self.size) != 2 else 0
+        spare = max(self.widths, default=0) if self.by_halves else 0
         return 2 * (self.total + sum(self.widths) + spare) * accumulator(self.dtype).itemsize
 
     @property
     def output_size(self) -> tuple[int, ...]:
         if self.consumer == "head":
             return (1,) * len(self.size)
+        if not self.pools:
+            return self.size
         return tuple((s + (self.consumer == "stem")) // 2 for s in self.size)
 
     @property
