@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -23,6 +24,7 @@ class FullySharded(ModelParallelStrategy):
 
 def shard(net: nn.Module, mesh: Any) -> None:
     """Divide each dense block's parameters, and the others, among the processes of the mesh."""
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload] # FSDP2 takes no other weights
     for module in net.modules():
         if isinstance(module, DenseBlock):
             fully_shard([module], mesh=mesh["data_parallel"])  # a block is a container: its parameters, as a group

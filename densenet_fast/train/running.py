@@ -172,7 +172,7 @@ class Command(LightningCLI):
             print(f"{what}; the run is in {self.folder}", flush=True)
 
     def after_fit(self) -> None:
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self.trainer.callback_metrics:
             shown = ", ".join(
                 f"{name} {value:.4g}" for name, value in sorted(self.trainer.callback_metrics.items()) if name != "lr"
             )
@@ -201,6 +201,7 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Encountered `nan` values")  # `FiniteLoss` says it
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings(
