@@ -12,12 +12,12 @@ from torch import nn
 
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
+from densenet_fast.memory import Step
 from densenet_fast.torchvision import DenseNet as Ours
 
 from .oracle import error
 from .pairs import CONFIG, image, pair
 from .test_changes import stages
-from .test_memory import kept_bytes
 
 
 def test_features_and_head_apart():
@@ -90,9 +90,7 @@ def test_what_is_frozen_keeps_nothing_and_has_no_backward(until, rest, efficient
     model = Ours(**CONFIG, efficient=efficient, backend="eager").freeze(until)
     x = torch.randn(2, 3, 40, 40)
     assert stages(model(x)) == rest
-    frozen = None if until == "conv0" else until
-    of_image = 4 * x.numel() * (until == "conv0")  # which no convolution keeps
-    assert measure(model, x).live == kept_bytes(model, x, efficient, frozen) - of_image
+    assert measure(model, x).live == Step.of(model, x.shape).kept()
 
 
 def test_frozen_layers_in_front_of_a_transition_that_trains_keep_no_bottlenecks():

@@ -13,6 +13,7 @@ from torch import nn
 import densenet_fast
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
+from densenet_fast.memory import Step
 from densenet_fast.torchvision import DenseNet as Ours
 
 from .contract.backends import Backend
@@ -21,7 +22,6 @@ from .contract.nets import step as step_of
 from .conversion.models import Monai, Timm
 from .oracle import away_from_start, error
 from .pairs import BACKENDS
-from .test_memory import kept_bytes
 
 CONFIG = {"growth_rate": 4, "block_config": (2, 1, 2, 2), "num_init_features": 6, "num_classes": 5}
 DILATIONS = {32: {}, 16: {4: 2}, 8: {3: 2, 4: 4}, 4: {2: 2, 3: 4, 4: 8}}  # of blocks, by the features' stride
@@ -173,7 +173,7 @@ def test_other_changes_run_plain(change, reason):
 def test_live_bytes_are_exactly_those_that_must_be_kept(output_stride, efficient):
     model = Ours(8, (3, 3, 3, 3), 16, output_stride=output_stride, efficient=efficient, backend="eager")
     x = torch.randn(2, 3, 64, 64)
-    assert measure(model, x).live == kept_bytes(model, x, efficient)
+    assert measure(model, x).live == Step.of(model, x.shape).kept()
 
 
 def test_gradients_of_gradients():

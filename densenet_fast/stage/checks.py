@@ -61,10 +61,9 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
         weight = tensors[i]
         if weight.device != device or (weight.dtype is not x.dtype and not autocast):
             check_weight(spec.names[i], weight, x)
-    shapes = [tensor.shape for tensor in tensors]
-    if shapes != spec.shapes:
-        i = next(i for i, shape in enumerate(shapes) if shape != spec.shapes[i])
-        raise _misfit(spec.names[i], shapes[i], spec.shapes[i])
+    for i, (tensor, shape) in enumerate(zip(tensors, spec.shapes, strict=True)):
+        if tensor.shape != shape:
+            raise _misfit(spec.names[i], tensor.shape, shape)
 
 
 def _misfit(name: str, shape: Sequence[int], fitting: Sequence[int]) -> ValueError:

@@ -83,9 +83,10 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         copy = x.clone(memory_format=stage.wanted.layout or channels_last(x))
         return Result(copy, None, x.new_empty((2, 0)))
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
+        return Result(*_apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
-        passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
+        fitted = _fitted(stage, tensors, [t.dtype for t in tensors])
+        passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=False)
         y = _for_others(stage, passed.y, shared=False)
         return Result(y, passed.y_stats, passed.reported, passed.x if stage.wanted.buffer else None)
 
@@ -102,14 +103,15 @@ class StageFunction(torch.autograd.Function):
         ctx: Any, stage: Stage, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         with _without_autocast(x):
-            fitted = _fitted(stage, _with_own_statistics(stage, tensors))
+            dtypes = [t.dtype for t in tensors]
+            fitted = _fitted(stage, _with_own_statistics(stage, tensors), dtypes)
             ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
             keep_z = not stage.efficient and _layers_learn(stage.spec, ctx.needs_input_grad)
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
             y = y.detach() if y is passed.x else y
         ctx.stage, ctx.layout = stage, memory_format(x)
-        ctx.dtypes = [t.dtype for t in tensors]
+        ctx.dtypes = dtypes
         ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.reported) if s is not None))
@@ -132,7 +134,8 @@ class StageFunction(torch.autograd.Function):
             dx, gradients = schedule.backward(
                 ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
             )
-            gradients = _converted(gradients, ctx.dtypes)
+            if ctx.dtypes != ctx.stage.spec.dtypes(ctx.stage.dtype):
+                gradients = _converted(gradients, ctx.dtypes)
         if dx is not None:
             dx = handed_out(dx, ctx.layout, shared=False)
         return None, dx, None, None, *gradients
@@ -142,6 +145,16 @@ def _layers_learn(spec: StageSpec, needs: Sequence[bool]) -> bool:
     """Whether a backward goes through the layers; else only the consumer's tensors have gradients."""
     behind = len(TENSORS) * len(spec.layers)
     return needs[1] or any(need and slot < behind for slot, need in zip(spec.slots, needs[4:], strict=True))
+
+
+def _apply(stage: Stage, x: Tensor, *tensors: Tensor | None) -> Any:
+    """StageFunction.apply, which besides would look at every parameter for what torch.func has left behind."""
+    if torch._C._are_functorch_transforms_active():
+        return StageFunction.apply(stage, x, *tensors)  # refuses
+    return _apply_to_tensors(stage, torch._C._functorch.unwrap_if_dead(x), *tensors)
+
+
+_apply_to_tensors: Any = super(torch.autograd.Function, StageFunction).apply
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -170,10 +183,11 @@ def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Te
     return found
 
 
-def _fitted(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The tensors in the dtypes that operations take: weights in the activations', vectors in the accumulator's."""
-    dtypes = stage.spec.dtypes(stage.dtype)
-    return tensors if [t.dtype for t in tensors] == dtypes else _converted(tensors, dtypes)
+def _fitted(stage: Stage, tensors: Sequence[Tensor], dtypes: list[torch.dtype]) -> Sequence[Tensor]:
+    """The tensors of these dtypes in those that operations take: weights in the activations', vectors in the
+    accumulator's."""
+    fitting = stage.spec.dtypes(stage.dtype)
+    return tensors if dtypes == fitting else _converted(tensors, fitting)
 
 
 def _converted(tensors: Sequence[Any], dtypes: Sequence[torch.dtype]) -> list[Any]:

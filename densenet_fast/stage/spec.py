@@ -5,9 +5,10 @@ A spec says how many channels and which mode; the tensors travel beside it in on
 list: a norm that takes statistics of the batch has none of its own, another may have no parameters.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,12 +62,15 @@ class StageSpec:
     slots: tuple[int, ...]  # of the tensors that there are
     dims: int = 2  # of the images
 
-    def full(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    def full(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A tensor, or None, for every slot."""
-        found: list[Tensor | None] = [None] * len(self._names)
-        for slot, tensor in zip(self.slots, tensors, strict=True):
-            found[slot] = tensor
-        return found
+        return list(self._by_slot((*tensors, None)))
+
+    @cached_property
+    def _by_slot(self) -> Callable[[Sequence[Tensor | None]], tuple[Tensor | None, ...]]:
+        """Takes the tensors, and None behind them, into the slots."""
+        places = dict(zip(self.slots, count()))
+        return itemgetter(*[places.get(slot, -1) for slot in range(len(self._names))])
 
     @cached_property
     def total(self) -> int:
@@ -150,7 +154,11 @@ class StageSpec:
 
     def z_size(self, pixels: int) -> int:
         """Elements of all bottlenecks of N * H * W = `pixels`."""
-        return z_size([layer.width for layer in self.layers], pixels)
+        return z_size(self._widths, pixels)
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        return [layer.width for layer in self.layers]
 
     @cached_property
     def taken(self) -> list[tuple[int, int] | None]:
@@ -167,14 +175,15 @@ class StageSpec:
             found.append((self.of_consumer.start, self.of_consumer.stop) if self.consumer.batch else None)
         return found
 
-    def taken_over(self, values: int) -> list[tuple[int | None, list[tuple[int, int] | None]]]:
-        """`taken` by over how many values each channel's statistics are: `values`, those of this process, or None,
-        where variances are reported unbiased, over the values of a group."""
+    @cached_property
+    def taken_over(self) -> list[tuple[bool, list[tuple[int, int] | None]]]:
+        """`taken` by whether statistics are over the values of this process, or over those of a group, of which
+        variances are reported unbiased."""
         if not self.synchronised:
-            return [(values, self.taken)]
+            return [(True, self.taken)]
         norms = list(zip(self.taken, self.group_of_norms, strict=True))
         alone = [taken if group is None else None for taken, group in norms]
-        return [(values, alone), (None, [None if group is None else taken for taken, group in norms])]
+        return [(True, alone), (False, [None if group is None else taken for taken, group in norms])]
 
     @cached_property
     def alone(self) -> list[str]:
