@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from ..models import DenseNet
 from ..modules import DenseBlock, Transition
-from ..modules.eligibility import is_convolution
+from ..modules.eligibility import dilation_of, is_convolution
 from .scratch import scratch
 from .stage import Stage
 
@@ -138,7 +138,7 @@ def _stages(
             is_half * (_half(block, dtype) + _half(behind, dtype)),
             dtype,
             not (is_transition and isinstance(behind.pool, nn.Identity)),
-            len(at) != 2 or any(conv.dilation[0] != 1 for conv in block.modules() if is_convolution(conv)),
+            len(at) != 2 or any(dilation_of(conv) != 1 for conv in block.modules() if is_convolution(conv)),
         )
         found.append(stage)
         efficient.append(block.efficient or not stage.widths)
