@@ -21,7 +21,7 @@ LAYERS = [
     {"functional"},
     {"modules"},
     {"conversion"},
-    {"checkpoints"},
+    {"checkpoints", "backbone"},
     {"models"},
     {"memory"},
     {"torchvision"},
@@ -37,7 +37,9 @@ LAYERS = [
 ROOMS = {
     "stage": [
         {"spec", "buffer"},
-        {"checks", "halves", "volumes"},
+        {"checks", "mixed"},
+        {"dropout"},
+        {"halves"},
         {"schedule"},
         {"recompute", "operator"},
         {"function"},

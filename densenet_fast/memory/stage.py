@@ -26,6 +26,9 @@ class Stage:
     parameters: int  # those with a gradient, in bytes
     converted: int  # weights that autocast converts, in bytes as converted
     dtype: torch.dtype  # of the activations
+    pools: bool = True  # whether the transition halves the image
+    by_halves: bool = False  # whether its layers run half by half
+    trained: bool = True  # whether it has a backward: something in it or before it has a gradient
 
     @property
     def pixels(self) -> int:
@@ -66,13 +69,15 @@ class Stage:
     @property
     def statistics(self) -> int:
         """Bytes of means and variances. Where layers run by halves they have room for one more bottleneck."""
-        spare = max(self.widths, default=0) if len(self.size) != 2 else 0
+        spare = max(self.widths, default=0) if self.by_halves else 0
         return 2 * (self.total + sum(self.widths) + spare) * accumulator(self.dtype).itemsize
 
     @property
     def output_size(self) -> tuple[int, ...]:
         if self.consumer == "head":
             return (1,) * len(self.size)
+        if not self.pools:
+            return self.size
         return tuple((s + (self.consumer == "stem")) // 2 for s in self.size)
 
     @property
@@ -82,4 +87,6 @@ class Stage:
 
     def kept(self, efficient: bool) -> int:
         """Bytes that the forward leaves for the backward."""
+        if not self.trained:
+            return 0
         return self.buffer + self.statistics + self.converted + (0 if efficient else self.z)
