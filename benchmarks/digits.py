@@ -54,10 +54,10 @@ def load(device: torch.device) -> Digits:
     return Digits(images[train], images[test], labels[train], labels[test])
 
 
-def train(model: nn.Module, digits: Digits, epochs: int) -> None:
+def train(model: nn.Module, digits: Digits, epochs: int, weight_decay: float = 1e-4) -> None:
     """SGD with Nesterov momentum, as in the paper (section 4.2), its learning rate on a one-cycle schedule."""
     images, labels = digits.train_images, digits.train_labels
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     steps_per_epoch = len(labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs=epochs, steps_per_epoch=steps_per_epoch)
     model.train()

@@ -16,6 +16,7 @@ PROGRAM = "densenet-fast"
 COMMANDS = {
     "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),
     "plan": ("densenet_fast.plan.command:main", "tell what a training step needs: bytes, largest batch, least time"),
+    "analyse": ("densenet_fast.analyse.command:main", "show how strongly a trained net's layers are connected"),
 }
 
 

@@ -97,6 +97,7 @@ def test_frozen_layers_in_front_of_a_transition_that_trains_keep_no_bottlenecks(
     model = Ours(**CONFIG, backend="eager").freeze("denseblock1")
     x = torch.randn(2, 3, 40, 40)
     kept = measure(model, x).live
+    assert kept == Step.of(model, x.shape).kept()
     model.features.denseblock1.set_efficient()
     assert measure(model, x).live == kept
 
