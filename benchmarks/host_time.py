@@ -54,7 +54,8 @@ def step(net: str, dtype: torch.dtype | None) -> Callable[[], None]:
         else densenet_fast.DenseNet(4, (16, 16, 16), num_init_features=8, num_classes=2)
     )
     channels = model.features.conv0.out_channels
-    model.features.conv0 = torch.nn.Conv2d(3, channels, 1, 2 if net == "densenet121" else 1, bias=False)
+    stride = 2 if net == "densenet121" else 1
+    model.features.conv0 = torch.nn.Conv2d(3, channels, stride, stride, bias=False)
     x = torch.randn(2, 3, size, size)
 
     parameters = list(model.parameters())

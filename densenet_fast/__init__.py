@@ -3,6 +3,7 @@
     model = densenet_fast.DenseNet(growth_rate=12, block_config=(16, 16, 16))
     model = densenet_fast.densenet121(weights="IMAGENET1K_V1")
     from densenet_fast.torchvision import DenseNet  # torchvision's signature
+    model = densenet_fast.create("densenet_bc_100_12", num_classes=100)  # a published net by name
     densenet_fast.convert(model)  # of torchvision, timm, MONAI or torchxrayvision, in place
 
 Layers of the code, each importing only what is below it:
@@ -10,8 +11,9 @@ torchvision -> models, conversion -> modules -> functional -> stage -> backends 
 backend implements). docs/internals/code-and-contract.md.
 """
 
-from . import functional, torchvision
+from . import functional, plan, torchvision
 from ._version import __version__
+from .configurations import create
 from .conversion import convert, revert
 from .models import DenseNet
 from .modules import DenseBlock, DenseLayer, Transition
@@ -24,12 +26,14 @@ __all__ = [
     "Transition",
     "__version__",
     "convert",
+    "create",
     "densenet121",
     "densenet161",
     "densenet169",
     "densenet201",
     "densenet264",
     "functional",
+    "plan",
     "revert",
     "torchvision",
 ]

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from . import backends
+from .backbone import Backbone, new_classifier
 from .checkpoints import rename_keys
-from .modules import DenseBlock, Fusable, Transition, Trunk, relu_pool
+from .modules import DenseBlock, Fusable, Transition, Trunk
 from .modules.eligibility import CONVOLUTIONS, MAX_POOLS, NORMS
 from .modules.layer import check_dims
 
 
-class DenseNet(nn.Module):
+class DenseNet(Backbone):
     """DenseNet-BC, with one preallocated concatenation buffer per dense block.
 
     Positional order, defaults, small stem and initialisation are those of efficient_densenet_pytorch's class; the
@@ -40,6 +41,9 @@ class DenseNet(nn.Module):
             one-dimensional kernels and norms under the same names.
         backend: "auto" (the best that runs), "native", "triton", "eager", or "plain" for the layers under ordinary
             autograd; `set_backend` switches later.
+        output_stride: of the features, for segmentation: transitions do not pool once it is reached, and in the blocks
+            behind them the 3x3 convolutions are dilated, by 2 and then by 4. A net of four blocks with the large stem
+            has 32, also where it is None, and may have 16, 8 or 4. Parameters stay those of the net without it.
 
     Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W any size the poolings leave a pixel of; with
         spatial_dims=3 [N, in_channels, D, H, W], with spatial_dims=1 [N, in_channels, L].
@@ -50,10 +54,9 @@ class DenseNet(nn.Module):
 
     Raises:
         ValueError: compression outside (0, 1] or so small that it leaves no channel, a count below 1 (layers: below 0),
-            a probability outside [0, 1], spatial_dims that are none of 1, 2, 3, an unknown backend.
+            a probability outside [0, 1], spatial_dims that are none of 1, 2, 3, an output_stride that the net cannot
+            have, an unknown backend.
     """
-
-    spatial_dims = 2
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class DenseNet(nn.Module):
         in_channels: int = 3,
         spatial_dims: int = 2,
         backend: str = "auto",
+        output_stride: int | None = None,
     ):
         super().__init__()
         if not 0 < compression <= 1:
@@ -96,9 +100,12 @@ class DenseNet(nn.Module):
         self.features.spatial_dims = spatial_dims
         for name, module in _stem(in_channels, num_init_features, small_inputs, spatial_dims):
             self.features.add_module(name, module)
-        channels = num_init_features
+        pooling = _pooling_transitions(len(block_config), small_inputs, output_stride)
+        dilation, channels = 1, num_init_features
         for i, num_layers in enumerate(block_config, 1):
-            block = DenseBlock(num_layers, channels, bn_size, growth_rate, drop_rate, efficient, backend, spatial_dims)
+            block = DenseBlock(
+                num_layers, channels, bn_size, growth_rate, drop_rate, efficient, backend, spatial_dims, dilation
+            )
             self.features.add_module(f"denseblock{i}", block)
             channels += num_layers * growth_rate
             if i < len(block_config):
@@ -107,28 +114,21 @@ class DenseNet(nn.Module):
                     raise ValueError(
                         f"compression: got {compression}, which leaves none of the {channels} channels of block {i}"
                     )
-                self.features.add_module(f"transition{i}", Transition(channels, kept, backend, spatial_dims))
+                transition = Transition(channels, kept, backend, spatial_dims, pools=i in pooling)
+                self.features.add_module(f"transition{i}", transition)
                 channels = kept
+                dilation *= 1 if i in pooling else 2
         self.features.add_module("norm_final" if small_inputs else "norm5", NORMS[spatial_dims](channels))
-        self.classifier = nn.Linear(channels, num_classes) if num_classes > 0 else nn.Identity()
+        self.classifier = new_classifier(channels, num_classes)
         self._initialize()
 
     def _initialize(self) -> None:
-        """Convolutions normal with variance 2 / (out_channels * kernel area), norms 1 and 0, classifier bias 0."""
+        """Convolutions normal with variance 2 / (out_channels * kernel area), norms 1 and 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
                 with torch.no_grad():
                     module.weight.normal_().mul_(math.sqrt(2 / fan_out))
-        if isinstance(self.classifier, nn.Linear):
-            nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> class scores [N, num_classes], or pooled features [N, C] without a classifier."""
-        features = self.features
-        if isinstance(features, Trunk):
-            return self.classifier(features.pooled(x))
-        return self.classifier(relu_pool(features(x), features, dims=self.spatial_dims))  # replaced, or wrapped
 
     def set_efficient(self, efficient: bool = True) -> "DenseNet":
         """Recompute the bottleneck outputs of every block in backward (True) or keep them (False); returns self.
@@ -151,6 +151,19 @@ class DenseNet(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         rename_keys(state_dict, prefix, self.features)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _pooling_transitions(blocks: int, is_small: bool, output_stride: int | None) -> range:
+    """The numbers of the transitions that pool, so that the features of a net have `output_stride`."""
+    strides = [(1 if is_small else 4) << i for i in range(max(1, blocks))]
+    if output_stride is None:
+        return range(1, blocks)
+    if output_stride not in strides:
+        raise ValueError(
+            f"output_stride: got {output_stride}, expected {', '.join(map(str, strides))} or None in a net of {blocks} "
+            f"blocks with the {'small' if is_small else 'large'} stem"
+        )
+    return range(1, 1 + strides.index(output_stride))
 
 
 def _stem(in_channels: int, features: int, is_small: bool, dims: int) -> list[tuple[str, nn.Module]]:

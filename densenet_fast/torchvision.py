@@ -57,6 +57,7 @@ class DenseNet(models.DenseNet):
         efficient: the same under densenet_fast's name.
         in_channels: channels of the image.
         backend: as in `densenet_fast.DenseNet`.
+        output_stride: as in `densenet_fast.DenseNet`.
 
     Shapes: [N, in_channels, H, W] -> [N, num_classes], H and W at least 29 with four blocks.
 
@@ -77,6 +78,7 @@ class DenseNet(models.DenseNet):
         efficient: bool = False,
         in_channels: int = 3,
         backend: str = "auto",
+        output_stride: int | None = None,
     ):
         super().__init__(
             growth_rate,
@@ -90,14 +92,13 @@ class DenseNet(models.DenseNet):
             efficient=memory_efficient or efficient,
             in_channels=in_channels,
             backend=backend,
+            output_stride=output_stride,
         )
 
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-        if isinstance(self.classifier, nn.Linear):
-            nn.init.zeros_(self.classifier.bias)
 
 
 class _DenseLayer(DenseLayer):

@@ -92,6 +92,18 @@ def test_modes_of_norms_and_weights(change):
     check(model, torch.randn(4, 3, 32, 32))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dims", [1, 3])
+def test_volumes_and_signals(dims, backend, recwarn):
+    model = net(small_inputs=False, spatial_dims=dims, backend=backend)
+    x = torch.randn(3, 3, *[16] * dims)
+    check(model, x)
+    x = torch.randn(3, 3, *[32] * dims)
+    kept, compiled = (measure(model, x, call=call) for call in (model, torch.compile(model, backend="aot_eager")))
+    assert compiled.live <= 1.01 * kept.live
+    assert not [w for w in recwarn if "plain layers" in str(w.message)]
+
+
 def test_dropout_is_the_same_under_a_seed():
     model = net(drop_rate=0.3)
     check(model, torch.randn(4, 3, 16, 16))

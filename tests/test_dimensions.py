@@ -10,13 +10,13 @@ from torch import nn
 
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
+from densenet_fast.memory import Step
 from densenet_fast.modules import DenseBlock, DenseLayer, Transition
 
 from .contract.backends import Backend
 from .contract.nets import buffers, gradients
 from .oracle import away_from_start, error, rms_error
 from .pairs import BACKENDS
-from .test_memory import kept_bytes
 
 DIMS = (1, 3)
 SIZE = {1: (45,), 2: (22, 19), 3: (18, 17, 14)}
@@ -237,7 +237,7 @@ def test_blocks_against_layers_that_are_not_ours(dims):
 def test_live_bytes_are_exactly_those_that_must_be_kept(dims, config, efficient):
     model = DenseNet(block_config=(3, 3), spatial_dims=dims, efficient=efficient, backend="eager", **config)
     x = torch.randn(2, 3, *SIZE[dims])
-    assert measure(model, x).live == kept_bytes(model, x, efficient)
+    assert measure(model, x).live == Step.of(model, x.shape).kept()
 
 
 @pytest.mark.parametrize(("efficient", "ratio"), [(False, 3), (True, 7)])

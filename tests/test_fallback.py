@@ -41,8 +41,8 @@ SURGERY = {
         "denselayer1.norm2 is InstanceNorm2d",
     ),
     "another activation": (lambda layer: replace(layer, "relu1", nn.SiLU()), "denselayer1.relu1 is SiLU"),
-    "dilation": (
-        lambda layer: replace(layer, "conv2", nn.Conv2d(16, 4, 3, padding=2, dilation=2)),
+    "dilation of one side": (
+        lambda layer: replace(layer, "conv2", nn.Conv2d(16, 4, 3, padding=(2, 1), dilation=(2, 1), bias=False)),
         "denselayer1.conv2 is not",
     ),
     "groups": (

@@ -13,24 +13,32 @@ PACKAGE = Path(densenet_fast.__file__).parent
 
 # Each module may import only from the rows above its own.
 LAYERS = [
-    {"_version", "uncompiled"},
+    {"_version", "uncompiled", "installation"},
+    {"cli"},
     {"contract"},
     {"backends"},
     {"stage"},
     {"functional"},
     {"modules"},
     {"conversion"},
-    {"checkpoints"},
+    {"checkpoints", "backbone"},
     {"models"},
+    {"memory"},
     {"torchvision"},
     {"info"},
+    {"configurations"},
+    {"nets"},
+    {"plan"},
     {"__init__"},
+    {"__main__"},
 ]
 # Within `stage` and `modules`, too.
 ROOMS = {
     "stage": [
         {"spec", "buffer"},
-        {"checks", "halves", "volumes"},
+        {"checks", "mixed"},
+        {"dropout"},
+        {"halves"},
         {"schedule"},
         {"recompute", "operator"},
         {"function"},
@@ -46,6 +54,8 @@ ROOMS = {
         {"trunk"},
         {"__init__"},
     ],
+    "memory": [{"stage"}, {"scratch"}, {"__init__"}],
+    "plan": [{"units", "devices", "stock", "floor"}, {"__init__"}, {"report"}, {"picture"}, {"command"}],
     "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
 }
 

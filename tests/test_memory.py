@@ -1,7 +1,5 @@
 """Bytes, from the allocator's own figures: what a forward leaves alive, exactly, and the peak over a step."""
 
-from math import prod
-
 import pytest
 import torch
 import torchvision.models as stock
@@ -9,36 +7,9 @@ import torchvision.models as stock
 import densenet_fast
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
-from densenet_fast.contract.block import z_size
-from densenet_fast.modules import DenseBlock, Transition
-from densenet_fast.stage.buffer import channels_last, row_stride
+from densenet_fast.memory import Step
 
 FLOAT = 4
-
-
-def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
-    """What must be alive after a float32 training forward, by the model of docs/memory.md: the image in NHWC, the
-    stem's convolution, one buffer per block, z where it is not recomputed, statistics, and the classifier's input.
-    Where layers run by halves, statistics have room for one more bottleneck."""
-    n, _, *size = x.shape
-    floats = 0 if x.is_contiguous(memory_format=channels_last(x)) else x.numel()
-    channels, halves = model.features.conv0.out_channels, model.spatial_dims != 2
-    if hasattr(model.features, "pool0"):
-        size = [(s + 1) // 2 for s in size]
-        floats += n * channels * prod(size) + 2 * channels
-        size = [(s + 1) // 2 for s in size]
-    for module in model.features:
-        if isinstance(module, DenseBlock):
-            layers = [(layer, hasattr(layer, "conv2")) for layer in module.values()]
-            widths = [layer.conv1.out_channels for layer, has_bottleneck in layers if has_bottleneck]
-            channels += sum((layer.conv2 if has else layer.conv1).out_channels for layer, has in layers)
-            floats += 2 * sum(widths) + (0 if efficient else z_size(widths, n * prod(size)))
-            floats += n * row_stride(channels, torch.float32) * prod(size) + 2 * channels
-            floats += 2 * max(widths, default=0) * halves
-        elif isinstance(module, Transition):
-            size, channels = [s // 2 for s in size], module.conv.out_channels
-    floats += n * channels + n * model.classifier.out_features
-    return FLOAT * floats
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
@@ -55,7 +26,29 @@ def kept_bytes(model: DenseNet, x: torch.Tensor, efficient: bool) -> int:
 def test_live_bytes_are_exactly_those_that_must_be_kept(config, efficient, layout):
     model = DenseNet(**config, efficient=efficient, backend="eager")
     x = torch.randn(2, 3, 40, 40).contiguous(memory_format=layout)
-    assert measure(model, x).live == kept_bytes(model, x, efficient)
+    assert measure(model, x).live == Step.of(model, x.shape, nhwc=layout == torch.channels_last).kept()
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+def test_live_bytes_under_autocast(efficient):
+    model = DenseNet(12, (3, 4), small_inputs=False, efficient=efficient, backend="eager")
+    x = torch.randn(2, 3, 40, 40)
+    live = measure(model, x, call=torch.autocast("cpu", torch.bfloat16)(model)).live
+    assert live == Step.of(model, x.shape, torch.bfloat16).kept()
+
+
+@pytest.mark.parametrize("efficient", [(), (1,), (1, 2, 3)], ids=str)
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_peak_is_the_model_s(backend, efficient):
+    """Of nets whose blocks recompute, or do not."""
+    model = DenseNet(32, (6, 12, 8), small_inputs=False, num_init_features=64, backend=backend)
+    for i in efficient:
+        getattr(model.features, f"denseblock{i}").set_efficient()
+    x = torch.randn(2, 3, 96, 96)
+    found = measure(model, x)
+    step = Step.of(model, x.shape)
+    assert found.live == step.kept()
+    assert step.peak(backend) == pytest.approx(found.peak, rel=0.03)
 
 
 @pytest.mark.parametrize("efficient", [False, True])

@@ -85,7 +85,7 @@ def test_a_fault_in_an_operation_is_seen(monkeypatch, name, fault):
 
 
 def test_a_doubled_running_statistics_update_is_seen(monkeypatch):
-    original = running_stats._write
+    original = running_stats.Tracked.write
 
     def twice(*args):
         original(*args)
@@ -95,7 +95,7 @@ def test_a_doubled_running_statistics_update_is_seen(monkeypatch):
     once, doubled = DenseNet(4, (2, 2)), DenseNet(4, (2, 2))
     doubled.load_state_dict(once.state_dict())
     once(x)
-    monkeypatch.setattr(running_stats, "_write", twice)
+    monkeypatch.setattr(running_stats.Tracked, "write", twice)
     doubled(x)
     assert not torch.equal(once.features.norm_final.running_mean, doubled.features.norm_final.running_mean)
     assert doubled.features.norm_final.num_batches_tracked == 2 * once.features.norm_final.num_batches_tracked

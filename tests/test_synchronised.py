@@ -226,6 +226,18 @@ def differentiated_twice(rank):
         torch.autograd.grad(model(x[own]).sum(), [model.features.conv0.weight], create_graph=True)
 
 
+def compiled(rank):
+    """As one graph, in which every process makes the same reductions."""
+    ours = synchronised(net(block_config=(1,), small_inputs=True, efficient=True))
+    graph = torch.compile(copy.deepcopy(ours), backend="aot_eager", fullgraph=True)
+    x, _, own = batch((1, 3, 2), rank)
+    for model in (ours, graph):
+        model(x[own]).square().sum().backward()
+    for got, right in zip(graph.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(got.grad, right.grad)
+    assert all(map(torch.equal, graph.buffers(), ours.buffers()))
+
+
 CHECKS = (
     *(
         uneven,
@@ -238,7 +250,7 @@ CHECKS = (
         mixed_groups,
     ),
     *(float32_backends, parts_by_hand, dropout, without_gradients, reductions, alone_in_its_group),
-    *(a_converted_model, differentiated_twice),
+    *(a_converted_model, differentiated_twice, compiled),
 )
 
 

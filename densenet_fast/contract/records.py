@@ -53,7 +53,7 @@ class BatchNorm(NamedTuple):
     def on(self, stats: Tensor) -> Norm:
         """With the statistics that it normalises by: its own, or else those of the batch [2, C]."""
         mean, var, *others = self
-        return Norm(*stats, *others) if mean is None or var is None else Norm(mean, var, *others)  # type: ignore[arg-type]
+        return Norm(*stats.unbind(), *others) if mean is None or var is None else Norm(mean, var, *others)  # type: ignore[arg-type]
 
 
 class NormGradient(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.eligibility import CONVOLUTIONS, has_activation, runs_as, why_not
+from ..modules.eligibility import CHANNEL_DROPOUTS, CONVOLUTIONS, has_activation, runs_as, why_not
 from ..modules.views import LayerView, TransitionView, view_layer, view_transition
 
 _LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
@@ -100,16 +100,18 @@ def _in_layers(layer: Any, dims: int) -> LayerView | str:
     if reason is not None:
         return f".layers {reason}"
     parts = dict(layer.layers._modules)
-    drop_rate, dropout = 0.0, parts.pop("dropout", None)
+    drop_rate, drops_channels, dropout = 0.0, False, parts.pop("dropout", None)
     if list(parts) != _LAYER:
         return f".layers has {', '.join(parts)}, not {', '.join(_LAYER)}"
     if dropout is not None and dropout.training and dropout.p > 0:
-        reason = why_not(dropout, nn.Dropout)
+        of_channels = CHANNEL_DROPOUTS.get(dims, nn.Dropout)
+        drops_channels = isinstance(dropout, of_channels) and of_channels is not nn.Dropout
+        reason = why_not(dropout, of_channels if drops_channels else nn.Dropout)
         if reason is not None:
             return f".layers.dropout {reason}"
         drop_rate = float(dropout.p)
     view = view_layer(parts, drop_rate, dims)
-    return f".layers.{view}" if isinstance(view, str) else view
+    return f".layers.{view}" if isinstance(view, str) else view._replace(drops_channels=drops_channels)
 
 
 _TORCHVISION, _TIMM = "torchvision.models.densenet", "timm.models.densenet"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..stage import dropout_seeds
 from ..stage.buffer import memory_format
 from .eligibility import why_not
 from .fusable import Fusable
@@ -35,6 +34,8 @@ class FusableBlock(Fusable):
             if isinstance(view, str):
                 return Reading(self, f"{name}{view}")
             views.append(view)
+        if len({view.drops_channels for view in views if view.drop_rate > 0}) > 1:
+            return Reading(self, "some layers drop channels of images, others values")
         return BlockReading(self, None, tuple(views), [source for view in views for source in view.sources()])
 
     def set_efficient(self, efficient: bool = True) -> Self:
@@ -45,10 +46,6 @@ class FusableBlock(Fusable):
     @abstractmethod
     def view(self, layer: nn.Module) -> LayerView | str:
         """A layer in its present mode, or why it cannot run fused, in words that follow its name."""
-
-    def seeds(self, device: torch.device) -> Tensor:
-        """A fresh dropout seed for each layer."""
-        return dropout_seeds(len(self._modules), device)
 
 
 class DenseBlock(FusableBlock, nn.ModuleDict):
@@ -64,6 +61,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             it, L * bn_size * k more without.
         backend: see `set_backend`.
         spatial_dims: 1, 2 or 3, of the images.
+        dilation: of the layers' 3x3 convolutions.
 
     Shapes: [N, C0, H, W] -> [N, C0 + L * k, H, W], floating, in the memory format of the input; with spatial_dims 1 and
     3, [N, C0, L] and [N, C0, D, H, W].
@@ -83,6 +81,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         efficient: bool = False,
         backend: str = "auto",
         spatial_dims: int = 2,
+        dilation: int = 1,
     ):
         super().__init__(backend)
         self.spatial_dims = check_dims(spatial_dims)
@@ -90,7 +89,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             channels = num_input_features + i * growth_rate
-            layer = DenseLayer(channels, growth_rate, bn_size, drop_rate, spatial_dims)
+            layer = DenseLayer(channels, growth_rate, bn_size, drop_rate, spatial_dims, dilation)
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 

@@ -81,6 +81,7 @@ CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 AVERAGE_POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 MAX_POOLS: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+CHANNEL_DROPOUTS: dict[int, Any] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -91,8 +92,13 @@ def is_convolution(module: nn.Module) -> bool:
     return False
 
 
+def dilation_of(convolution: Any) -> int:
+    return convolution.dilation[0]
+
+
 def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
-    """Why `module` is not a plain kernel x kernel convolution that keeps the size of images of `dims` dimensions."""
+    """Why `module` is not a plain kernel x kernel convolution, dilated or not, that keeps the size of images of `dims`
+    dimensions."""
     cls = CONVOLUTIONS[dims]
     reason = why_not(module, cls)
     if reason is not None:
@@ -100,8 +106,8 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
     stock = (
         module.kernel_size == (kernel,) * dims
         and module.stride == (1,) * dims
-        and module.padding == (kernel // 2,) * dims
-        and module.dilation == (1,) * dims
+        and module.padding == (kernel // 2 * dilation_of(module),) * dims
+        and module.dilation == (dilation_of(module),) * dims
         and module.groups == 1
         and module.bias is None
         and (module.padding_mode == "zeros" or kernel == 1)

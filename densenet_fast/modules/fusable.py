@@ -62,7 +62,7 @@ class Fusable(Readable[Reading]):
         if self.backend == "plain":
             return None
         reading = self.reading()
-        reason = why_not_now() or self.why_not_compiled() or reading.why_plain
+        reason = why_not_now() or reading.why_plain
         if reason is not None:
             if torch.compiler.is_compiling():
                 _warn(type(self).__name__, reason)

@@ -36,6 +36,7 @@ class DenseLayer(nn.Module):
         bn_size: bottleneck width in units of k, or None.
         drop_rate: dropout probability of the new channels.
         spatial_dims: 1, 2 or 3, of the images.
+        dilation: of the 3x3 convolution.
 
     Shapes: [N, C, H, W] -> [N, k, H, W], in any floating dtype; by itself a layer runs as plain PyTorch.
 
@@ -52,23 +53,25 @@ class DenseLayer(nn.Module):
         bn_size: int | None = 4,
         drop_rate: float = 0.0,
         spatial_dims: int = 2,
+        dilation: int = 1,
     ):
         super().__init__()
         self.spatial_dims = check_dims(spatial_dims)
         norm, conv = NORMS[spatial_dims], CONVOLUTIONS[spatial_dims]
-        check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size)
+        check_counts(num_input_features=num_input_features, growth_rate=growth_rate, bn_size=bn_size, dilation=dilation)
+        padded = {"padding": dilation, "dilation": dilation, "bias": False}
         if not 0 <= drop_rate <= 1:
             raise ValueError(f"drop_rate: got {drop_rate}, expected a probability in [0, 1]")
         self.norm1 = norm(num_input_features)
         self.relu1 = nn.ReLU(inplace=True)
         if bn_size is None:
-            self.conv1 = conv(num_input_features, growth_rate, 3, padding=1, bias=False)
+            self.conv1 = conv(num_input_features, growth_rate, 3, **padded)
         else:
             width = bn_size * growth_rate
             self.conv1 = conv(num_input_features, width, 1, bias=False)
             self.norm2 = norm(width)
             self.relu2 = nn.ReLU(inplace=True)
-            self.conv2 = conv(width, growth_rate, 3, padding=1, bias=False)
+            self.conv2 = conv(width, growth_rate, 3, **padded)
         self.drop_rate = drop_rate
 
     def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:

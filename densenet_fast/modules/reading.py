@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..contract.block import TENSORS
 from ..stage import LayerSpec, StageSpec
 from ..uncompiled import cached_property
+from .running_stats import Tracked
 from .snapshot import Snapshot
 
 _Read = TypeVar("_Read")
@@ -38,14 +39,6 @@ class Readable(nn.Module, Generic[_Read]):
             reading = self.read()  # first, since what parts remember of themselves counts among their attributes
             kept = self.__dict__["_reading"] = Snapshot(self), reading
         return kept[1]
-
-    def why_not_compiled(self) -> str | None:
-        """Why a graph that is being compiled cannot have the module's stages, where one is."""
-        if not torch.compiler.is_compiling():
-            return None
-        if self.spatial_dims != 2:
-            return f"torch.compile has no operator for images of {self.spatial_dims} dimensions"
-        return "torch.compile has no operator for statistics over processes" if is_synchronised(self) else None
 
     @abstractmethod
     def read(self) -> _Read:
@@ -112,13 +105,17 @@ class Reading:
     why_plain: str | None  # why it cannot run fused
 
 
+# A stage's spec; its norms that track statistics, and whether those are of this process's batch alone.
+Known = tuple[StageSpec, list[tuple[Tracked, bool]]]
+
+
 @dataclass(frozen=True)
 class BlockReading(Reading):
     """Of a block that can run fused."""
 
     layers: tuple[Any, ...]  # views.LayerView
     sources: list[Source | None]  # of the slots of each layer, `contract.block.TENSORS`
-    specs: dict[Any, StageSpec] = field(default_factory=dict)  # of its stages, by what tensors and consumers tell
+    known: dict[Any, Known] = field(default_factory=dict)  # of its stages, by what tensors and consumers tell
 
     @property
     def growth(self) -> int:

@@ -14,15 +14,90 @@ from torch import Tensor, nn
 
 from .. import backends
 
+Columns = tuple[int, int]  # from, to
+
+
+class Tracked:
+    """Norms of a stage, each of them once, that track statistics in their present mode, and the columns of the stage's
+    `stats` that each of them takes."""
+
+    def __init__(self, norms: Sequence[Any], columns: Sequence[Columns]):
+        self.norms = list(norms)  # BatchNorm2d or SyncBatchNorm
+        buffers = [norm._buffers for norm in norms]  # found ten times as fast as attributes
+        running = [i for i, of in enumerate(buffers) if of["running_mean"] is not None]
+        moving = [i for i in running if norms[i].momentum is not None]
+        self._counted = [of for of in buffers if of["num_batches_tracked"] is not None]
+        self._running = [buffers[i] for i in running]
+        self._sizes = [columns[i][1] - columns[i][0] for i in running]
+        self._moving = [buffers[i] for i in moving]
+        self._begins = [columns[i][0] for i in moving]
+        self._momenta = [norms[i].momentum for i in moving]
+        self._averaged = [(norms[i], slice(*columns[i])) for i in running if norms[i].momentum is None]
+
+    def check(self, stats: Tensor) -> None:
+        """Refuse running statistics that do not fit, of whose number of channels no weight has told before.
+
+        Raises:
+            ValueError: a norm is one of another number of channels.
+            RuntimeError: its running statistics are on another device.
+        """
+        device = stats.device
+        for of, size in zip(self._running, self._sizes, strict=True):
+            for each in (of["running_mean"], of["running_var"]):
+                if each.numel() != size:
+                    raise ValueError(
+                        f"wrong number of channels: got {size} at a BatchNorm2d, expected {each.numel()}, as many as "
+                        "its running statistics have"
+                    )
+                if each.device != device:
+                    raise RuntimeError(
+                        f"wrong device: got running statistics on {each.device}, expected {device}, where the "
+                        "activations are"
+                    )
+
+    def write(self, stats: Tensor, count: int | None, backend: str) -> None:
+        """As `Transaction.report` says. Of an empty batch they are only counted, as PyTorch does it."""
+        if self._moving and count != 0:
+            arguments = (
+                [of["running_mean"] for of in self._moving],
+                [of["running_var"] for of in self._moving],
+                stats,
+                self._begins,
+                _MANY if count is None else count,
+                self._momenta,
+            )
+            if torch.compiler.is_compiling():
+                torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
+            else:
+                chosen = backends.choose(
+                    backend, stats.device, stats.dtype
+                )  # by name: nobody is told of these few sums
+                backends.operations(chosen, stats.device, stats.dtype).update_running_stats(*arguments)
+        if self._counted:
+            torch._foreach_add_([of["num_batches_tracked"] for of in self._counted], 1)
+        if count != 0:
+            for norm, columns in self._averaged:
+                mean, var = stats[:, columns]
+                _average(norm, mean, var if count is None else var * (count / (count - 1)))
+
+
+def tracked(norms: Sequence[Any], taken: Sequence[Columns | None]) -> list[Tracked]:
+    """Of the norms that took columns of `stats` and track them; in parts, if several layers share a norm, which is
+    updated for each of them."""
+    found = [
+        (norm, columns)
+        for norm, columns in zip(norms, taken, strict=True)
+        if columns is not None and norm.training and norm.track_running_stats
+    ]
+    if len({id(norm) for norm, _ in found}) == len(found):
+        return [Tracked([norm for norm, _ in found], [columns for _, columns in found])] if found else []
+    return [Tracked([norm], [columns]) for norm, columns in found]
+
 
 class _Update(NamedTuple):
-    """A stage's report: norm i took columns of `stats` [2, S] from begins[i] on, over `values` a channel; None if their
-    variances are unbiased already."""
-
-    norms: list[Any]  # BatchNorm2d or SyncBatchNorm
+    norms: Tracked
     stats: Tensor
-    begins: list[int]
-    values: int | None
+    count: int | None
     backend: str
 
 
@@ -38,45 +113,15 @@ class Transaction:
         """Whether `module` is called for the sake of the owner, not by a hook that runs another model."""
         return any(module is part for part in self._owner.modules())
 
-    def report(
-        self,
-        norms: Sequence[Any],
-        stats: Tensor,
-        taken: Sequence[tuple[int, int] | None],
-        count: int | None,
-        backend: str,
-    ) -> None:
+    def report(self, norms: Tracked, stats: Tensor, count: int | None, backend: str) -> None:
         """What the norms of a stage took from the batch: columns of `stats` [2, S], mean and biased variance, over
         `count` values for each channel, or with `count` None the unbiased variance; to be written by `backend`.
 
-        Dropped for a norm that does not track them in its present mode; one without running statistics is counted.
-
         Raises:
-            ValueError: a norm is one of another number of channels, which no weight of it has told before.
-            RuntimeError: its running statistics are on another device.
+            ValueError, RuntimeError: as `Tracked.check`.
         """
-        moving: list[Any] = []
-        begins: list[int] = []
-        for norm, columns in zip(norms, taken, strict=True):
-            if columns is None or not (norm.training and norm.track_running_stats):
-                continue
-            buffers, (begin, end) = norm._buffers, columns  # found ten times as fast as attributes
-            for each in (buffers["running_mean"], buffers["running_var"]):
-                if each is None:
-                    continue
-                if each.shape[0] != end - begin:
-                    raise ValueError(
-                        f"wrong number of channels: got {end - begin} at a BatchNorm2d, expected {norm.num_features}"
-                    )
-                if each.device != stats.device:
-                    raise RuntimeError(
-                        f"wrong device: got running statistics on {each.device}, expected {stats.device}, where the "
-                        "activations are"
-                    )
-            moving.append(norm)
-            begins.append(begin)
-        if moving:
-            self._updates.append(_Update(moving, stats, begins, count, backend))
+        norms.check(stats)
+        self._updates.append(_Update(norms, stats, count, backend))
 
     def guard(self, module: nn.Module) -> None:
         """Write what was reported so far, which `module`, about to be called, may read, and remember its own running
@@ -89,7 +134,7 @@ class Transaction:
     def write(self) -> None:
         """Write what was reported so far, before somebody looks; restored on failure."""
         for update in self._updates:
-            for norm in update.norms:
+            for norm in update.norms.norms:
                 self._remember(norm)
         self.commit()
 
@@ -105,48 +150,11 @@ class Transaction:
         """Write all reports, in order."""
         updates, self._updates = self._updates, []
         with torch.no_grad():
-            for update in updates:
-                for part in _of_different_norms(update):
-                    _write(part)
-
-
-def _of_different_norms(update: _Update) -> list[_Update]:
-    """The report in parts in which each norm appears once; a norm that several layers share is updated for each."""
-    norms, stats, begins, count, backend = update
-    if len({id(norm) for norm in norms}) == len(norms):
-        return [update]
-    return [_Update([norm], stats, [begin], count, backend) for norm, begin in zip(norms, begins, strict=True)]
+            for norms, stats, count, backend in updates:
+                norms.write(stats, count, backend)
 
 
 _MANY = 1 << 53  # values of which the biased variance is the unbiased one: count / (count - 1) rounds to 1
-
-
-def _write(update: _Update) -> None:
-    norms, stats, begins, count, backend = update
-    # Without running statistics, or of an empty batch, only counted, as PyTorch does it.
-    tracked = [norm._buffers["running_mean"] is not None and count != 0 for norm in norms]
-    moving = [i for i, norm in enumerate(norms) if tracked[i] and norm.momentum is not None]
-    if moving:
-        arguments = (
-            [norms[i]._buffers["running_mean"] for i in moving],
-            [norms[i]._buffers["running_var"] for i in moving],
-            stats,
-            [begins[i] for i in moving],
-            _MANY if count is None else count,
-            [norms[i].momentum for i in moving],
-        )
-        if torch.compiler.is_compiling():
-            torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
-        else:
-            backends.operations(backend, stats.device, stats.dtype).update_running_stats(*arguments)
-    counted = [norm._buffers["num_batches_tracked"] for norm in norms]
-    counters = [counter for counter in counted if counter is not None]
-    if counters:
-        torch._foreach_add_(counters, 1)
-    for norm, begin, is_tracked in zip(norms, begins, tracked, strict=True):
-        if is_tracked and norm.momentum is None:
-            mean, var = stats[:, begin : begin + len(norm.running_mean)]
-            _average(norm, mean, var if count is None else var * (count / (count - 1)))
 
 
 def _average(norm: Any, mean: Tensor, var: Tensor) -> None:

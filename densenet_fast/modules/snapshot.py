@@ -1,76 +1,92 @@
 """Whether a module is still what it was when it was last read.
 
 Anybody may set an attribute, hook a child or replace it between two steps, so a step looks at everything that decides
-what calling the modules does, tensors excepted.
+what calling the modules does, tensors excepted. It looks at a thousand things, so loops run inside map and itemgetter,
+and lists are compared that hold nothing new: a new tuple for each module would have the garbage collected every step.
 """
 
-from collections.abc import Callable
-from operator import itemgetter
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
 from torch import nn
 
-# What `eligibility` or a reading looks at, by exact class; of other classes, everything.
-_OF_NORMS = ("training", "eps", "momentum", "track_running_stats")
-_OF_CONVOLUTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-_OF_OTHERS = ("ceil_mode", "return_indices", "divisor_override", "drop_rate", "backend")
-_ALL = (*_OF_NORMS, *_OF_CONVOLUTIONS, *_OF_OTHERS)
-
-
-def _everything(of: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(map(of.get, _ALL))
-
-
-_Look = Callable[[dict[str, Any]], Any]
-_LOOKS: dict[type[nn.Module], _Look] = {
-    nn.BatchNorm2d: itemgetter(*_OF_NORMS),
-    nn.Conv2d: itemgetter(*_OF_CONVOLUTIONS),
-    nn.ReLU: itemgetter("training"),
-}
+# What `eligibility` or a reading looks at.
+_ATTRIBUTES = (
+    *("training", "eps", "momentum", "track_running_stats"),
+    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    *("ceil_mode", "return_indices", "divisor_override", "p", "drop_rate", "backend"),
+)
+_hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_children = itemgetter("_modules")
+_parameters = itemgetter("_parameters")
+_buffers = itemgetter("_buffers")
+_look = cache(itemgetter)  # at several attributes
 
 
 class Snapshot:
     """Of a module and all below it."""
 
     def __init__(self, module: nn.Module):
-        self._modules: list[nn.Module] = []
-        self._parents: list[nn.Module] = []
-        self._collect(module)
-        self._owners = [m for m in self._modules if m._parameters or m._buffers]
-        self._looks = [_LOOKS.get(m.__class__, _everything) for m in self._modules]
-        self._taken = self._take()
-
-    def _collect(self, module: nn.Module) -> None:
-        self._modules.append(module)
-        if module._modules:
-            self._parents.append(module)
-            for child in module._modules.values():
-                if child is not None:
-                    self._collect(child)
+        self._modules = list(module.modules())
+        self._classes = list(map(type, self._modules))
+        self._own = [m.__dict__ for m in self._modules]
+        self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
+        self._looks = [_look(*[name for name in _ATTRIBUTES if name in of]) for of in self._own]
+        self._seen: list[Any] = [look(of) for look, of in zip(self._looks, self._own, strict=True)]
+        self._hooked = self._are_hooked()
+        families = list(map(_children, self._own))
+        self._names_of_children, self._children = _names(families), list(_values(families))
+        self._owners = [m.__dict__ for m in self._modules if m._parameters or m._buffers]
+        tensors = self._of_tensors()
+        self._names_of_tensors, self._missing = _names(tensors), _are_missing(tensors)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether it is of `module`, not of one that this is a replica of, and nothing has changed."""
-        return module is self._modules[0] and self._take() == self._taken
+        return (
+            module is self._modules[0]
+            and list(map(len, self._own)) == self._sizes
+            and list(map(type, self._modules)) == self._classes
+            and self._look_alike()
+            and self._are_hooked() == self._hooked
+            and self._have_their_children()
+            and self._have_their_tensors()
+        )
 
-    def _take(self) -> list[list[Any]]:
-        attributes = [m.__dict__ for m in self._modules]
-        return [
-            [tuple(m._modules.items()) for m in self._parents],
-            [m.__class__ for m in self._modules],
-            [len(of) for of in attributes],  # a forward set on an instance, for one
-            [
-                not (of["_forward_hooks"] or of["_forward_pre_hooks"])
-                and not (of["_backward_hooks"] or of["_backward_pre_hooks"])
-                for of in attributes
-            ],
-            [look(of) for look, of in zip(self._looks, attributes, strict=True)],
-            [
-                (
-                    p.get("weight") is None,
-                    p.get("bias") is None,
-                    b.get("running_mean") is None,
-                    b.get("num_batches_tracked") is None,
-                )
-                for p, b in [(m._parameters, m._buffers) for m in self._owners]
-            ],
-        ]
+    def _look_alike(self) -> bool:
+        try:
+            for look, of, seen in zip(self._looks, self._own, self._seen, strict=True):
+                if look(of) != seen:
+                    return False
+        except KeyError:  # one attribute was deleted, another set
+            return False
+        return True
+
+    def _are_hooked(self) -> list[bool]:
+        return list(map(bool, chain.from_iterable(map(_hooks, self._own))))
+
+    def _have_their_children(self) -> bool:
+        families = list(map(_children, self._own))
+        return _names(families) == self._names_of_children and all(map(is_, _values(families), self._children))
+
+    def _have_their_tensors(self) -> bool:
+        """By name; which tensors they are a step sees for itself."""
+        tensors = self._of_tensors()
+        return _names(tensors) == self._names_of_tensors and _are_missing(tensors) == self._missing
+
+    def _of_tensors(self) -> list[dict[str, Any]]:
+        return [*map(_parameters, self._owners), *map(_buffers, self._owners)]
+
+
+def _names(dictionaries: list[dict[str, Any]]) -> tuple[list[int], list[str]]:
+    return list(map(len, dictionaries)), list(chain.from_iterable(dictionaries))
+
+
+def _values(dictionaries: list[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dictionaries))
+
+
+def _are_missing(dictionaries: list[dict[str, Any]]) -> list[bool]:
+    return [value is None for value in _values(dictionaries)]

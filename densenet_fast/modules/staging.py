@@ -1,5 +1,6 @@
 """A stage on modules: their tensors go in, what their norms took from the batch comes out."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +11,8 @@ from .. import stage
 from ..contract.block import TENSORS
 from ..stage import ConsumerSpec, StageSpec, Wanted
 from ..stage.buffer import convolved_format
-from .reading import BlockReading, Source, group_of, source_of, sources_of, tensors_of, uses_batch
-from .running_stats import Transaction
+from .reading import BlockReading, Known, Source, group_of, source_of, sources_of, tensors_of, uses_batch
+from .running_stats import Tracked, Transaction, tracked
 
 
 class Consumer(NamedTuple):
@@ -22,23 +23,31 @@ class Consumer(NamedTuple):
     sources: tuple[Source, ...]
     slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
     dims: int  # of the images
+    pools: bool  # a transition
 
     @classmethod
     def of(
-        cls, kind: Literal["transition", "stem", "head"], norm: Any, conv: nn.Module | None = None, dims: int = 2
+        cls,
+        kind: Literal["transition", "stem", "head"],
+        norm: Any,
+        conv: nn.Module | None = None,
+        dims: int = 2,
+        pools: bool = True,
     ) -> "Consumer":
         sources = [*sources_of(norm), None if conv is None else source_of(conv, "weight")]
         slots = tuple([i for i, source in enumerate(sources) if source is not None])
-        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims)
+        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims, pools)
 
     def spec(self, outputs: int) -> ConsumerSpec:
-        return ConsumerSpec(self.kind, outputs, self.norm.eps, uses_batch(self.norm), group_of(self.norm))
+        norm = self.norm
+        return ConsumerSpec(self.kind, outputs, norm.eps, uses_batch(norm), group_of(norm), self.pools)
 
 
 class Output(NamedTuple):
     y: Tensor
     stats: Tensor | None  # [2, K] of y, if the next stage wants them
     layout: torch.memory_format  # that PyTorch's layers give y
+    buffer: Tensor | None = None  # if it is tapped
 
 
 def run_stage(
@@ -52,62 +61,73 @@ def run_stage(
     x_stats: Tensor | None = None,
     extend: bool = False,
     following: BlockReading | None = None,
+    tapped: bool = False,
+    is_read: bool = False,
 ) -> Output:
     """A `block` and its `consumer` as one stage, what their norms took from the batch reported to `updates`.
 
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
-    see. layout: the memory format that PyTorch's layers give x.
+    see, or, if it `is_read` and no more, the buffer itself. tapped: the buffer is wanted beside the consumer's output.
+    layout: the memory format that PyTorch's layers give x.
     """
     dims = block.module.spatial_dims if block is not None else 2 if consumer is None else consumer.dims
     stage.check_image(x, dims)
     tensors = [] if block is None else block.tensors()
-    norms = () if block is None else block.norms
     if consumer is not None:
         tensors += tensors_of(consumer.sources)
-        norms = (*norms, consumer.norm)
         if consumer.kind == "transition":
             # PyTorch's poolings of volumes return them in its own format.
-            layout = convolved_format(layout, tensors[-1]) if dims == 2 else torch.contiguous_format
-    spec = _spec(x.shape[1], block, consumer, tensors)
-    wanted = Wanted(layout=layout)
+            convolved = dims == 2 or not consumer.pools
+            layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
+    spec, norms = _spec(x.shape[1], block, consumer, tensors)
+    wanted = Wanted(layout=None if is_read else layout, buffer=tapped)
     if following is not None:
-        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth)
-    y, y_stats, stats = stage.run(
+        wanted = Wanted(any(map(uses_batch, following.norms)), following.growth, buffer=tapped)
+    y, y_stats, stats, buffer = stage.run(
         spec,
         x,
         tensors,
-        block.module.seeds(x.device) if block is not None and spec.drops else None,
+        stage.drawn(spec, x),
         backend=backend,
         wanted=wanted,
         x_stats=x_stats,
         extend=extend,
         efficient=block is not None and block.module.efficient,
     )
-    for values, taken in spec.taken_over(x.numel() // x.shape[1]):
-        updates.report(norms, stats, taken, values, backend)
-    return Output(y, y_stats, layout)
+    for each, is_alone in norms:
+        updates.report(each, stats, x.numel() // x.shape[1] if is_alone else None, backend)
+    return Output(y, y_stats, layout, buffer)
 
 
-def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> StageSpec:
-    """The spec of modules in their present mode, kept with the block's reading."""
+def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> Known:
+    """The spec of modules in their present mode, and which of their norms track statistics; kept with the block's
+    reading."""
     if block is None:
         assert consumer is not None
         outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
         make = _of_consumer.__wrapped__ if torch.compiler.is_compiling() else _of_consumer
-        return make(channels, consumer.spec(outputs), consumer.slots, consumer.dims)
+        spec = make(channels, consumer.spec(outputs), consumer.slots, consumer.dims)
+        return spec, _tracked(spec, [consumer.norm])
     outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
     key = channels, mode, *[tensors[i].shape[0] for i in block.weights], *map(group_of, block.synchronised)
-    if key not in block.specs:
-        layers = block.layer_specs(tensors)
+    if key not in block.known:
+        layers, norms = block.layer_specs(tensors), block.norms
         behind = len(block.layers) * len(TENSORS)
         slots = block.slots
         of_consumer = None
         if consumer is not None:
             of_consumer = consumer.spec(outputs or channels + sum(layer.growth for layer in layers))
             slots = (*slots, *(behind + slot for slot in consumer.slots))
-        block.specs[key] = StageSpec(channels, layers, of_consumer, slots, block.module.spatial_dims)
-    return block.specs[key]
+            norms = (*norms, consumer.norm)
+        spec = StageSpec(channels, layers, of_consumer, slots, block.module.spatial_dims)
+        block.known[key] = spec, _tracked(spec, norms)
+    return block.known[key]
+
+
+def _tracked(spec: StageSpec, norms: Sequence[Any]) -> list[tuple[Tracked, bool]]:
+    """And whether they took statistics of this process's batch alone."""
+    return [(each, is_alone) for is_alone, taken in spec.taken_over for each in tracked(norms, taken)]
 
 
 @lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ class FusableTransition(Fusable):
     """A transition of any class; `view` reads it."""
 
     def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
-        """[N, C, H, W] -> [N, C', H // 2, W // 2]."""
+        """[N, C, H, W] -> [N, C', H // 2, W // 2], or [N, C', H, W] if it does not pool."""
         return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=memory_format(x)).y
 
     def read(self) -> Reading:
@@ -29,7 +29,7 @@ class FusableTransition(Fusable):
         """Of a transition that can run fused."""
         view = self.view()
         assert not isinstance(view, str)
-        return Consumer.of("transition", view.norm, view.conv, dims=self.spatial_dims)
+        return Consumer.of("transition", view.norm, view.conv, self.spatial_dims, view.pools)
 
     @abstractmethod
     def view(self) -> TransitionView | str:
@@ -44,23 +44,32 @@ class Transition(FusableTransition, nn.Sequential):
         num_output_features: channels C' of the output.
         backend: see `set_backend`.
         spatial_dims: 1, 2 or 3, of the images.
+        pools: False for a transition that keeps the size of the image, whose `pool` is nn.Identity, as in front of
+            dilated blocks.
 
-    Shapes: [N, C, H, W] -> [N, C', H // 2, W // 2], floating, H and W at least 2; with spatial_dims 1 and 3 one and
-    three such sizes.
+    Shapes: [N, C, H, W] -> [N, C', H // 2, W // 2], floating, H and W at least 2, or [N, C', H, W] if it does not
+    pool; with spatial_dims 1 and 3 one and three such sizes.
 
     Raises:
         ValueError: a count below 1, spatial_dims that are none of 1, 2, 3, an unknown backend; on the call: what
             `functional.dense_stage` refuses.
     """
 
-    def __init__(self, num_input_features: int, num_output_features: int, backend: str = "auto", spatial_dims: int = 2):
+    def __init__(
+        self,
+        num_input_features: int,
+        num_output_features: int,
+        backend: str = "auto",
+        spatial_dims: int = 2,
+        pools: bool = True,
+    ):
         super().__init__(backend)
         self.spatial_dims = check_dims(spatial_dims)
         check_counts(num_input_features=num_input_features, num_output_features=num_output_features)
         self.norm = NORMS[spatial_dims](num_input_features)
         self.relu = nn.ReLU(inplace=True)
         self.conv = CONVOLUTIONS[spatial_dims](num_input_features, num_output_features, 1, bias=False)
-        self.pool = AVERAGE_POOLS[spatial_dims](2, 2)
+        self.pool = AVERAGE_POOLS[spatial_dims](2, 2) if pools else nn.Identity()
 
     def plain(self, x: Tensor) -> Tensor:
         return nn.Sequential.forward(self, x)

@@ -1,7 +1,7 @@
 """The trunk of a DenseNet: an nn.Sequential that runs neighbours fused when nobody watches the tensor between them."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -67,26 +67,50 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
             return relu_pool(self(x), self, *list(self.children())[-1:], dims=self.spatial_dims)
         return self._run(x, pooled=True)
 
+    def intermediates(
+        self, x: Tensor, names: Collection[str], until: str | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`forward`, or the output of child `until`, and by their names what children return.
+
+        The output of a block is the buffer that is kept for backward, not a copy: NHWC memory, not to be changed in
+        place.
+        """
+        trunk, taps = self if until is None else self[: list(self._modules).index(until) + 1], dict.fromkeys(names)
+        assert isinstance(trunk, Trunk)
+        if trunk._is_plain(x):
+            for name, child in trunk.named_children():
+                x = child(x)
+                if name in taps:
+                    taps[name] = x
+            return x, taps  # type: ignore[return-value]
+        return trunk._run(x, pooled=False, taps=taps), taps  # type: ignore[return-value]
+
     def _is_plain(self, x: Tensor) -> bool:
         """Whether to leave everything to the children, who know how to run plain."""
-        if self.backend == "plain" or is_traced(x) or why_not_now() is not None or self.why_not_compiled() is not None:
+        if self.backend == "plain" or is_traced(x) or why_not_now() is not None:
             return True
         return x.shape[:1] == (0,) and not is_synchronised(self)
 
-    def _run(self, x: Tensor, pooled: bool) -> Tensor:
+    def _run(self, x: Tensor, pooled: bool, taps: "dict[str, Any] | None" = None) -> Tensor:
         if torch.compiler.is_compiling():
             reading = _TrunkReading((self._steps(0, pooled),) * 2, set())  # what is traced twice takes twice as long
         else:
             reading = self.reading()
         check_input(self, x, reading.passed)
         with transaction(self) as updates:
-            y, is_pooled = self._run_steps(x, reading.steps[int(pooled)], updates, pooled)
+            y, is_pooled = self._run_steps(x, reading.steps[int(pooled)], updates, pooled, taps)
         if not pooled or is_pooled:
             return y
         return relu_pool(y, self, *list(self.children())[-1:], dims=self.spatial_dims)
 
-    def _run_steps(self, x: Tensor, steps: "list[_Step]", updates: Transaction, pooled: bool) -> tuple[Tensor, bool]:
-        """The last output, and whether the head has already pooled it."""
+    def _run_steps(
+        self, x: Tensor, steps: "list[_Step]", updates: Transaction, pooled: bool, taps: "dict[str, Any] | None"
+    ) -> tuple[Tensor, bool]:
+        """The last output, and whether the head has already pooled it. taps: by their names, what children return; to
+        be filled in."""
+        names = list(self._modules)
+        if taps is not None:
+            steps = _tapped(self, steps, taps)
         layout = memory_format(x)  # in which others see what stages return, as PyTorch's layers would return it
         stats: Tensor | None = None  # of x, where its producer has them
         extend = False  # whether x is the head of the buffer of the stage to come
@@ -104,10 +128,14 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                 x = module(x)
                 layout = memory_format(x)
                 if not is_convolution(module):  # it may have changed those behind it
-                    waiting = deque(self._steps(step.behind, pooled))
+                    behind = self._steps(step.behind, pooled)
+                    waiting = deque(behind if taps is None else _tapped(self, behind, taps))
+                if taps is not None and names[step.behind - 1] in taps:
+                    taps[names[step.behind - 1]] = x
                 continue
             following = next_block if step.consumer is not None else None
-            x, stats, layout = run_stage(
+            is_last = step.consumer is None and taps is not None
+            x, stats, layout, buffer = run_stage(
                 x,
                 updates,
                 step.block,
@@ -117,8 +145,15 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                 x_stats=stats,
                 extend=extend,
                 following=following,
+                tapped=step.tapped,
+                is_read=is_last and (len(waiting) == 0 or _only_reads(waiting[0].called, x)),
             )
             extend = following is not None
+            if taps is not None:
+                if step.tapped:
+                    taps[names[step.behind - 2]] = buffer
+                if names[step.behind - 1] in taps:
+                    taps[names[step.behind - 1]] = x
             if step.consumer is not None and step.consumer.kind == "head":
                 return x, True
         return x, False
@@ -131,7 +166,7 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
         children = list(self.children())
         found: list[_Step] = []
         while begin < len(children):
-            found.append(_step(children, begin, pooled))
+            found.append(_step(children, begin, pooled)._replace(begin=begin))
             begin = found[-1].behind
         return found
 
@@ -140,9 +175,11 @@ class _Step(NamedTuple):
     """A part of a trunk: a module to be called, or a stage."""
 
     behind: int  # number of the first child behind it
+    begin: int = 0  # and of its own first child
     called: nn.Module | None = None
     block: BlockReading | None = None
     consumer: Consumer | None = None
+    tapped: bool = False  # whether the block's output is wanted, too
 
 
 class _TrunkReading(NamedTuple):
@@ -167,6 +204,25 @@ def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
         behind, dims = stem
         return _Step(behind, consumer=Consumer.of("stem", children[i], dims=dims))
     return _Step(i + 1, called=children[i])
+
+
+def _tapped(trunk: nn.Sequential, steps: "list[_Step]", taps: Collection[str]) -> "list[_Step]":
+    """`steps` in which nothing is swallowed that is tapped."""
+    children, found = list(trunk.named_children()), []
+    for step in steps:
+        if not any(name in taps for name, _ in children[step.begin : step.behind - 1]):
+            found.append(step)
+        elif step.block is not None and step.block.layers and not torch.compiler.is_compiling():
+            found.append(step._replace(tapped=True))
+        else:
+            apart = [_Step(i + 1, i, called=children[i][1]) for i in range(step.begin, step.behind)]
+            found += apart if step.block is None else [_Step(step.begin + 1, step.begin, block=step.block), apart[-1]]
+    return found
+
+
+def _only_reads(module: nn.Module | None, x: Tensor) -> bool:
+    """Whether `module` is a norm, which neither changes x nor hands it on."""
+    return module is not None and why_not_norm(module, x.dim() - 2) is None
 
 
 def relu_pool(x: Tensor, *producers: nn.Module, dims: int = 2) -> Tensor:

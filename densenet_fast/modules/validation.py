@@ -78,7 +78,7 @@ def _sizes(trunk: Any, size: Sequence[int]) -> Iterator[tuple[str, nn.Module, Se
 
 
 _RESIZING = (*CONVOLUTIONS.values(), *MAX_POOLS.values(), *AVERAGE_POOLS.values())
-_SIZED = (FusableBlock, nn.ReLU, *_RESIZING)  # whose output's size can be told
+_SIZED = (FusableBlock, nn.ReLU, nn.Identity, *_RESIZING)  # whose output's size can be told
 
 
 def _is_stock(module: nn.Module, *classes: type[nn.Module]) -> bool:

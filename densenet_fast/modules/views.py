@@ -6,13 +6,23 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..stage import LayerSpec
-from .eligibility import AVERAGE_POOLS, Predicate, has_activation, why_not, why_not_conv, why_not_norm, why_not_pool
+from .eligibility import (
+    AVERAGE_POOLS,
+    Predicate,
+    dilation_of,
+    has_activation,
+    why_not,
+    why_not_conv,
+    why_not_norm,
+    why_not_pool,
+)
 from .reading import Source, group_of, source_of, sources_of, uses_batch
 
 Parts = Mapping[str, nn.Module | None]  # by torchvision's names; without relus where the norms have theirs inside
 
 
 _HALVES: dict[str, Any] = {"kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": False, "divisor_override": None}
+_NOTHING = _HALVES | {"kernel_size": 1, "stride": 1}
 
 
 class LayerView(NamedTuple):
@@ -21,6 +31,7 @@ class LayerView(NamedTuple):
     norms: tuple[Any, ...]
     convs: tuple[Any, ...]  # one behind each norm
     drop_rate: float  # in the layer's present mode
+    drops_channels: bool = False  # of images, as nn.Dropout2d does; not values
 
     @property
     def has_bottleneck(self) -> bool:
@@ -46,14 +57,16 @@ class LayerView(NamedTuple):
         first, *rest = self.norms
         eps2, batch2, group2 = (rest[0].eps, uses_batch(rest[0]), group_of(rest[0])) if rest else (0.0, False, None)
         batch1, group1 = uses_batch(first), group_of(first)
-        return LayerSpec(width, growth, first.eps, eps2, batch1, batch2, self.drop_rate, group1, group2)
+        modes = batch1, batch2, self.drop_rate, group1, group2, dilation_of(self.convs[-1]), self.drops_channels
+        return LayerSpec(width, growth, first.eps, eps2, *modes)
 
 
 class TransitionView(NamedTuple):
-    """BN-ReLU-conv1x1 and 2x2 average."""
+    """BN-ReLU-conv1x1 and, if it pools, 2x2 average."""
 
     norm: Any
     conv: Any
+    pools: bool
 
 
 def view_layer(parts: Parts, drop_rate: float, dims: int) -> LayerView | str:
@@ -69,10 +82,18 @@ def view_layer(parts: Parts, drop_rate: float, dims: int) -> LayerView | str:
 def view_transition(parts: Parts, dims: int) -> TransitionView | str:
     """The transition that norm relu conv pool make for images of `dims` dimensions, or the reason why it cannot run
     fused."""
-    reason = _why_not_bn_relu_conv(parts, "", 1, dims) or _why_not_part(
-        parts, "pool", lambda m: why_not_pool(m, AVERAGE_POOLS[dims], **_HALVES)
-    )
-    return reason or TransitionView(parts["norm"], parts["conv"])
+    pools = not _does_nothing(parts.get("pool"), dims)
+    reason = _why_not_bn_relu_conv(parts, "", 1, dims)
+    if pools:
+        reason = reason or _why_not_part(parts, "pool", lambda m: why_not_pool(m, AVERAGE_POOLS[dims], **_HALVES))
+    return reason or TransitionView(parts["norm"], parts["conv"], pools)
+
+
+def _does_nothing(pool: nn.Module | None, dims: int) -> bool:
+    """Whether a transition's pooling has been taken out, in one of the ways in which that is done."""
+    if pool is None:
+        return False
+    return why_not(pool, nn.Identity) is None or why_not_pool(pool, AVERAGE_POOLS[dims], **_NOTHING) is None
 
 
 def _why_not_bn_relu_conv(parts: Parts, suffix: str, kernel: int, dims: int) -> str | None:

@@ -5,8 +5,8 @@ its passes on operations, buffer.py knows how activations lie in memory.
 """
 
 from .checks import SHAPES, check_image, check_weight
+from .dropout import drawn
 from .function import Result, run
-from .operator import dropout_seeds
 from .schedule import Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
 
@@ -19,6 +19,6 @@ __all__ = [
     "Wanted",
     "check_image",
     "check_weight",
-    "dropout_seeds",
+    "drawn",
     "run",
 ]

@@ -48,7 +48,7 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
         RuntimeError: dtypes or devices differ.
     """
     size = x.shape[2:]
-    if spec.consumer is not None and spec.consumer.kind == "transition" and min(size) < 2:
+    if spec.consumer is not None and spec.consumer.kind == "transition" and spec.consumer.pools and min(size) < 2:
         got, least = ("x".join(map(str, sizes)) for sizes in (size, [2] * len(size)))
         raise ValueError(f"image too small to pool: got {got}, expected at least {least}")
     if x.shape[0] * prod(size) == 1 and spec.alone:
@@ -61,10 +61,9 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
         weight = tensors[i]
         if weight.device != device or (weight.dtype is not x.dtype and not autocast):
             check_weight(spec.names[i], weight, x)
-    shapes = [tensor.shape for tensor in tensors]
-    if shapes != spec.shapes:
-        i = next(i for i, shape in enumerate(shapes) if shape != spec.shapes[i])
-        raise _misfit(spec.names[i], shapes[i], spec.shapes[i])
+    for i, (tensor, shape) in enumerate(zip(tensors, spec.shapes, strict=True)):
+        if tensor.shape != shape:
+            raise _misfit(spec.names[i], tensor.shape, shape)
 
 
 def _misfit(name: str, shape: Sequence[int], fitting: Sequence[int]) -> ValueError:

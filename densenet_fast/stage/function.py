@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import backends, contract
 from ..uncompiled import uncompiled
-from . import operator, recompute, schedule, volumes
+from . import mixed, operator, recompute, schedule
 from .buffer import channels_last, handed_out, laid_out, memory_format
 from .checks import check_stage, compute_dtype
 from .halves import IDLE
@@ -25,6 +25,7 @@ class Result(NamedTuple):
     y: Tensor
     y_stats: Tensor | None  # [2, K], if they were wanted
     stats: Tensor  # [2, S], of which `StageSpec.taken_over` says which norm took what
+    buffer: Tensor | None = None  # [N, C_total, H, W], if it was wanted: the very one that is kept for backward
 
 
 def run(
@@ -61,14 +62,16 @@ def run(
         )
         return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
-    if spec.dims != 2 and ops is not IDLE:
-        ops = volumes.operations(ops)
+    if ops is not IDLE:
+        ops = mixed.operations(ops, spec)
     stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
     result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
     return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
 
 
 def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtype) -> Result:
+    if result.buffer is not None:
+        result = result._replace(buffer=result.buffer.to(dtype))
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
         return result  # for a stage, or the end of a convolution
     return result._replace(y=result.y.to(dtype))
@@ -79,48 +82,71 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         copy = x.clone(memory_format=stage.wanted.layout or channels_last(x))
         return Result(copy, None, x.new_empty((2, 0)))
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        return Result(*StageFunction.apply(stage, x, x_stats, seeds, *tensors))
+        return Result(*_apply(stage, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
-        passed = schedule.forward(stage, x, x_stats, _fitted(stage, tensors), seeds, keep_z=False)
-        return Result(_for_others(stage, passed.y, shared=False), passed.y_stats, passed.reported)
+        fitted = _fitted(stage, tensors, [t.dtype for t in tensors])
+        passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=False)
+        y = _for_others(stage, passed.y, shared=False)
+        return Result(y, passed.y_stats, passed.reported, passed.x if stage.wanted.buffer else None)
 
 
 class StageFunction(torch.autograd.Function):
-    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats. Statistics are not differentiable."""
+    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats, buffer.
+
+    Statistics are not differentiable. A buffer that is returned shares its version with the one that is kept: who
+    changes it in place is told in backward.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, stage: Stage, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
         with _without_autocast(x):
-            fitted = _fitted(stage, _with_own_statistics(stage, tensors))
+            dtypes = [t.dtype for t in tensors]
+            fitted = _fitted(stage, _with_own_statistics(stage, tensors), dtypes)
             ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=not stage.efficient)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
+            y = y.detach() if y is passed.x else y
         ctx.stage, ctx.layout = stage, memory_format(x)
-        ctx.dtypes = [t.dtype for t in tensors]
+        ctx.dtypes = dtypes
         ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.reported) if s is not None))
-        return y, passed.y_stats, passed.reported
+        return y, passed.y_stats, passed.reported, passed.x.detach() if stage.wanted.buffer else None
 
     @staticmethod
     @uncompiled  # the engine may call it inside a frame that torch.compile traces
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        _, _, dbuffer = others
+        if dy is None and dbuffer is None:
             return (None,) * len(ctx.needs_input_grad)
         x, stats, z, seeds, *tensors = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
         contract.serve_modes()
         with _without_autocast(x):
-            if torch.is_grad_enabled() or recompute.is_batched(dy):
-                dx, *gradients = recompute.backward(ctx, ctx.stage, x[:, : ctx.stage.spec.channels], tensors, seeds, dy)
+            if torch.is_grad_enabled() or recompute.is_batched(dy, dbuffer):
+                head = x[:, : ctx.stage.spec.channels]
+                dx, *gradients = recompute.backward(ctx, ctx.stage, head, tensors, seeds, dy, dbuffer)
                 return None, dx, None, None, *gradients
-            dx, gradients = schedule.backward(ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs)
-            gradients = _converted(gradients, ctx.dtypes)
+            dx, gradients = schedule.backward(
+                ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
+            )
+            if ctx.dtypes != ctx.stage.spec.dtypes(ctx.stage.dtype):
+                gradients = _converted(gradients, ctx.dtypes)
         if dx is not None:
             dx = handed_out(dx, ctx.layout, shared=False)
         return None, dx, None, None, *gradients
+
+
+def _apply(stage: Stage, x: Tensor, *tensors: Tensor | None) -> Any:
+    """StageFunction.apply, which besides would look at every parameter for what torch.func has left behind."""
+    if torch._C._are_functorch_transforms_active():
+        return StageFunction.apply(stage, x, *tensors)  # refuses
+    return _apply_to_tensors(stage, torch._C._functorch.unwrap_if_dead(x), *tensors)
+
+
+_apply_to_tensors: Any = super(torch.autograd.Function, StageFunction).apply
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -149,10 +175,11 @@ def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Te
     return found
 
 
-def _fitted(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The tensors in the dtypes that operations take: weights in the activations', vectors in the accumulator's."""
-    dtypes = stage.spec.dtypes(stage.dtype)
-    return tensors if [t.dtype for t in tensors] == dtypes else _converted(tensors, dtypes)
+def _fitted(stage: Stage, tensors: Sequence[Tensor], dtypes: list[torch.dtype]) -> Sequence[Tensor]:
+    """The tensors of these dtypes in those that operations take: weights in the activations', vectors in the
+    accumulator's."""
+    fitting = stage.spec.dtypes(stage.dtype)
+    return tensors if dtypes == fitting else _converted(tensors, fitting)
 
 
 def _converted(tensors: Sequence[Any], dtypes: Sequence[torch.dtype]) -> list[Any]:

@@ -1,5 +1,5 @@
 """A stage layer by layer and half by half, for what steps in between: reductions of statistics over process groups
-(SyncBatchNorm), and other convolutions (volumes.py).
+(SyncBatchNorm), convolutions that no kernel has (mixed.py), and dropout of channels (dropout.py).
 
 Several norms read a channel, perhaps over different groups. So `stats` and `correction` [2, S] begin with a stretch of
 columns for each of `StageSpec.groups`: the buffer's channels, and room for the bottleneck of a layer that runs. Behind
@@ -21,7 +21,9 @@ from torch import Tensor
 
 from ..contract import DECLARATIONS, Block, Half, Operations
 from ..contract.block import NUMBERS, TENSORS, Layer, aligned
+from . import mixed
 from .buffer import dense
+from .dropout import mask_of
 from .spec import StageSpec
 
 
@@ -38,6 +40,7 @@ class HalfByHalf:
 
     def __init__(self, spec: StageSpec, ops: Operations, x: Tensor, block: Block):
         self._spec, self._ops, self._x, self._block = spec, ops, x, block
+        self._masks = block.seeds if spec.drops_channels else None  # [N, channels that the layers add]
         self._values = x.numel() // x.shape[1]  # of each channel, in this process
         self._of_group: dict[str, Tensor] = {}  # and in all of a group: the same, [1]
 
@@ -55,13 +58,15 @@ class HalfByHalf:
             place = self._place(layer, z)
             if place is None and self._is_parted(layer):
                 place = self._scratch(layer)
-            run = partial(self._ops.block_fwd, self._x, own, place, one, spec.tracked, 0, 1)
+            run = partial(self._of(layer).block_fwd, self._x, own, place, one, spec.tracked, 0, 1)
             if self._is_parted(layer):
                 run(Half.FIRST)
                 of_z.copy_(self._merged(of_z, of.group2))
                 run(Half.SECOND)
             else:
                 run(Half.BOTH)
+            if self._masks is not None:
+                self._drop_channels(layer, own)
             stats[:, layer.of_z].copy_(of_z)
             if self._is_read(layer):
                 self._share(stats, slice(layer.begin, layer.end), own[:, layer.begin : layer.end])
@@ -87,12 +92,14 @@ class HalfByHalf:
             if self._is_read(layer):
                 new = slice(layer.begin, layer.end)
                 corrected[:, new].copy_(self.correction(correction, stats, new, of.group1))
+            if self._masks is not None:
+                self._drop_gradients(layer, g, corrected, own)
             place = self._place(layer, z)
             if place is None and self._is_parted(layer):
                 place = self._recomputed(layer, one, own)
             u = dense((x.shape[0], layer.width, *x.shape[2:]), like=x) if self._is_parted(layer) else None
             wanted = gradients[len(TENSORS) * layer.number :][: len(TENSORS)]
-            run = partial(self._ops.block_bwd, g, corrected, x, own, place, one, wanted, u, 0, 1)
+            run = partial(self._of(layer).block_bwd, g, corrected, x, own, place, one, wanted, u, 0, 1)
             if self._is_parted(layer):
                 run(Half.SECOND)
                 corrected_z.copy_(self._reduced(corrected_z, of.group2))
@@ -118,7 +125,12 @@ class HalfByHalf:
 
     def _is_parted(self, layer: Layer) -> bool:
         """Whether something happens between the layer's halves."""
-        return layer.width > 0 and (self._spec.dims != 2 or self._spec.layers[layer.number].group2 is not None)
+        spec, i = self._spec, layer.number
+        return layer.width > 0 and (mixed.is_mixed(spec, i) or spec.layers[i].group2 is not None)
+
+    def _of(self, layer: Layer) -> Operations:
+        """The operations that run a layer."""
+        return IDLE if self._ops is IDLE else mixed.of_layer(self._ops, self._spec, layer.number)
 
     def _place(self, layer: Layer, z: Tensor | None) -> Tensor | None:
         return None if z is None else z[layer.z.start :][: aligned(self._values * layer.width)]
@@ -131,8 +143,28 @@ class HalfByHalf:
             layer.begin,
             tensors[len(TENSORS) * i : len(TENSORS) * (i + 1)],
             numbers[len(NUMBERS) * i : len(NUMBERS) * (i + 1)],
-            None if seeds is None else seeds[i : i + 1],
+            None if seeds is None or self._masks is not None else seeds[i : i + 1],
         )
+
+    def _drop_channels(self, layer: Layer, stats: Tensor) -> None:
+        """What a layer has added, times its mask."""
+        new = slice(layer.begin, layer.end)
+        self._x[:, new].mul_(self._mask(layer))
+        if self._spec.tracked:
+            self._ops.channel_stats(self._x[:, new], stats[:, new])
+
+    def _drop_gradients(self, layer: Layer, g: Tensor, correction: Tensor, stats: Tensor) -> None:
+        """The gradient of what a layer has added, corrected, times its mask."""
+        new = slice(layer.begin, layer.end)
+        d = dense(g[:, new].shape, like=g)
+        self._ops.bn_bwd_apply(g[:, new], self._x[:, new], stats[0, new], correction[:, new], d)
+        g[:, new].copy_(d.mul_(self._mask(layer)))
+        correction[:, new].zero_()
+
+    def _mask(self, layer: Layer) -> Tensor:
+        """[N, G, 1, 1] of a layer."""
+        assert self._masks is not None
+        return mask_of(self._masks, layer, self._spec)
 
     def _stretch(self, columns: Tensor, group: str | None, width: int = 0) -> Tensor:
         """The stretch of a norm's group, up to the room for a bottleneck of `width`."""
@@ -151,7 +183,7 @@ class HalfByHalf:
         place, tensors = self._scratch(layer), list(one.tensors)
         for name, row in zip(("mean2", "var2"), stats[:, self._spec.total :], strict=True):
             tensors[TENSORS.index(name)] = row
-        self._ops.block_fwd(self._x, stats, place, one._replace(tensors=tensors), False, 0, 1, Half.FIRST)
+        self._of(layer).block_fwd(self._x, stats, place, one._replace(tensors=tensors), False, 0, 1, Half.FIRST)
         return place
 
     def _share(self, stats: Tensor, columns: slice, local: Tensor) -> None:

@@ -2,15 +2,16 @@
 
     densenet_fast::stage, densenet_fast::stage_backward   as `schedule.forward` and `backward`
     densenet_fast::update_running_stats                   the contract's, of the backend that is named
-    densenet_fast::dropout_seeds                          a fresh seed for each layer
 
 Graphs are kept on disk and run by other processes, so that everything that is no tensor travels in the arguments: a
-spec as two lists of numbers. Results share no memory with arguments or each other: a stage returns what its backward
-needs, and where nothing is wanted an empty tensor. No stage extends what another has returned.
+spec as lists of numbers and of process groups' names. Results share no memory with arguments or each other: a stage
+returns what its backward needs, and where nothing is wanted an empty tensor. No stage extends what another has
+returned.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -18,42 +19,48 @@ from torch import Tensor
 
 from .. import backends
 from ..contract import accumulator
-from . import schedule
-from .buffer import dense, handed_out, laid_out, row_stride
+from . import mixed, schedule
+from .buffer import channels_last, dense, handed_out, laid_out, row_stride
+from .halves import IDLE
 from .schedule import Stage, Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
 
 _KINDS = ("transition", "stem", "head")
-_OF_STAGE = "int[] sizes, float[] numbers, str backend"
+_OF_STAGE = "int[] sizes, float[] numbers, str groups, str backend"
 _library = torch.library.Library("densenet_fast", "FRAGMENT")
 
 
-def encoded(spec: StageSpec) -> tuple[list[int], list[float]]:
-    """`sizes`, `numbers` of a spec."""
-    sizes, numbers = [spec.channels, len(spec.layers)], []
-    for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _ in spec.layers:
-        sizes += [width, growth, int(batch1), int(batch2)]
+def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
+    """`sizes`, `numbers`, `groups` of a spec; groups: of processes, a line for each norm if any is synchronised."""
+    sizes, numbers = [spec.dims, spec.channels, len(spec.layers)], []
+    for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation, drops_channels in spec.layers:
+        sizes += [width, growth, int(batch1), int(batch2), dilation, int(drops_channels)]
         numbers += [eps1, eps2, drop_rate]
+    groups = "\n".join([group or "" for group in spec.group_of_norms]) if spec.synchronised else ""
     if spec.consumer is None:
-        return [*sizes, -1, *spec.slots], numbers
-    kind, outputs, eps, batch, _ = spec.consumer
-    return [*sizes, _KINDS.index(kind), outputs, int(batch), *spec.slots], [*numbers, eps]
+        return [*sizes, -1, *spec.slots], numbers, groups
+    kind, outputs, eps, batch, _, pools = spec.consumer
+    return [*sizes, _KINDS.index(kind), outputs, int(batch), int(pools), *spec.slots], [*numbers, eps], groups
 
 
 @lru_cache(maxsize=256)
-def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...]) -> StageSpec:
-    rest, of_norms = iter(sizes), iter(numbers)
-    channels, count = next(rest), next(rest)
+def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...], groups: str) -> StageSpec:
+    rest, of_norms, of_groups = iter(sizes), iter(numbers), iter(groups.split("\n"))
+    dims, channels, count = (next(rest) for _ in range(3))
     layers = []
     for _ in range(count):
-        width, growth, batch1, batch2 = (next(rest) for _ in range(4))
+        width, growth, batch1, batch2, dilation, drops_channels = (next(rest) for _ in range(6))
         eps1, eps2, drop_rate = (next(of_norms) for _ in range(3))
-        layers.append(LayerSpec(width, growth, eps1, eps2, bool(batch1), bool(batch2), drop_rate))
+        group1 = next(of_groups, "") or None
+        group2 = next(of_groups, "") or None if width else None
+        modes = bool(batch1), bool(batch2), drop_rate, group1, group2, dilation, bool(drops_channels)
+        layers.append(LayerSpec(width, growth, eps1, eps2, *modes))
     kind, consumer = next(rest), None
     if kind >= 0:
-        outputs, batch = next(rest), bool(next(rest))
-        consumer = ConsumerSpec(_KINDS[kind], outputs, next(of_norms), batch)  # type: ignore[arg-type]
-    return StageSpec(channels, tuple(layers), consumer, tuple(rest))
+        outputs, batch, pools = next(rest), bool(next(rest)), bool(next(rest))
+        group = next(of_groups, "") or None
+        consumer = ConsumerSpec(_KINDS[kind], outputs, next(of_norms), batch, group, pools)  # type: ignore[arg-type]
+    return StageSpec(channels, tuple(layers), consumer, tuple(rest), dims)
 
 
 def run(
@@ -70,14 +77,20 @@ def run(
     """y, its statistics and `stats`, as `function.Result`; x has the dtype that the stage computes in."""
     tensors = [tensor.to(dtype) for tensor, dtype in zip(tensors, spec.dtypes(x.dtype), strict=True)]
     if not spec.layers:  # x itself is the buffer
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = _nhwc(x)
     keep = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
-    nhwc = wanted.layout is None or wanted.layout == torch.channels_last
-    sizes, numbers = encoded(spec)
-    y, y_stats, _, stats, _, _ = torch.ops.densenet_fast.stage.default(
-        x, x_stats, tensors, seeds, sizes, numbers, backend, wanted.stats, nhwc, keep, keep and not efficient
+    nhwc = wanted.layout != torch.contiguous_format
+    y, y_stats, _, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
+        x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep and not efficient
     )
-    return y, y_stats.detach() if wanted.stats else None, stats.detach()
+    reported = reported if spec.synchronised else stats
+    return y, y_stats.detach() if wanted.stats else None, reported.detach()
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    if x.dim() == 3:
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x.contiguous(memory_format=channels_last(x))
 
 
 def _stage(
@@ -87,28 +100,30 @@ def _stage(
     seeds: Tensor | None,
     sizes: list[int],
     numbers: list[float],
+    groups: str,
     backend: str,
     wants_stats: bool,
     nhwc: bool,
     keep: bool,
     keep_z: bool,
 ) -> tuple[Tensor, ...]:
-    layout = torch.channels_last if nhwc else torch.contiguous_format
-    stage = _of(sizes, numbers, backend, x, Wanted(wants_stats, layout=layout))
+    layout = channels_last(x) if nhwc else torch.contiguous_format
+    stage = _of(sizes, numbers, groups, backend, x, Wanted(wants_stats, layout=layout))
     spec = stage.spec
-    y, y_stats, buffer, stats, z, _ = schedule.forward(stage, x, x_stats, tensors, seeds, keep_z)
-    if y.dim() == 4:
+    y, y_stats, buffer, stats, z, reported = schedule.forward(stage, x, x_stats, tensors, seeds, keep_z)
+    if y.dim() > 3 or (y.dim() == 3 and not nhwc):
         y = handed_out(y, layout, shared=keep and spec.consumer is None)
-    n, _, h, w = x.shape
+    n, _, *size = x.shape
     row = row_stride(spec.total, x.dtype)
     given = [tensors[i] for i in spec.given] if keep else []
     return (
         y,
         stats.new_empty(0) if y_stats is None else y_stats,
-        buffer.as_strided((n, row, h, w), buffer.stride()) if keep and spec.layers else x.new_empty(0),
+        buffer.as_strided((n, row, *size), buffer.stride()) if keep and spec.layers else x.new_empty(0),
         stats,
         x.new_empty(0) if z is None else z,
         torch.cat(given) if given else stats.new_empty(0),
+        reported if spec.synchronised else stats.new_empty(0),
     )
 
 
@@ -119,31 +134,34 @@ def _fake_stage(
     seeds: Tensor | None,
     sizes: list[int],
     numbers: list[float],
+    groups: str,
     backend: str,
     wants_stats: bool,
     nhwc: bool,
     keep: bool,
     keep_z: bool,
 ) -> tuple[Tensor, ...]:
-    spec = decoded(tuple(sizes), tuple(numbers))
-    n, _, h, w = x.shape
+    spec = decoded(tuple(sizes), tuple(numbers), groups)
+    n, _, *size = x.shape
     wide = accumulator(x.dtype)
     channels = spec.total if spec.consumer is None else spec.consumer.outputs
-    shape: tuple[int, ...] = (n, channels, h, w)
+    shape: tuple[int, ...] = (n, channels, *size)
     if spec.consumer is not None:
-        of_kind = {"head": (), "transition": (h // 2, w // 2), "stem": ((h + 1) // 2, (w + 1) // 2)}
+        of_transition = [s // 2 for s in size] if spec.consumer.pools else size
+        of_kind = {"head": [], "transition": of_transition, "stem": [(s + 1) // 2 for s in size]}
         shape = (n, channels, *of_kind[spec.consumer.kind])
     y = x.new_empty(shape)
-    if nhwc and y.dim() == 4:
+    if nhwc and y.dim() > 2:
         y = dense(shape, x)
     has_stats = wants_stats and spec.consumer is not None and spec.consumer.kind != "head"
     return (
         y,
         x.new_empty((2, channels) if has_stats else 0, dtype=wide),
-        dense((n, row_stride(spec.total, x.dtype), h, w), x) if keep and spec.layers else x.new_empty(0),
+        dense((n, row_stride(spec.total, x.dtype), *size), x) if keep and spec.layers else x.new_empty(0),
         x.new_empty((2, spec.statistics), dtype=wide),
-        x.new_empty(spec.z_size(n * h * w) if keep_z and spec.layers else 0),
+        x.new_empty(spec.z_size(n * prod(size)) if keep_z and spec.layers else 0),
         x.new_empty(sum(spec.shapes[i][0] for i in spec.given) if keep else 0, dtype=wide),
+        x.new_empty((2, spec.statistics) if spec.synchronised else 0, dtype=wide),
     )
 
 
@@ -157,12 +175,13 @@ def _stage_backward(
     seeds: Tensor | None,
     sizes: list[int],
     numbers: list[float],
+    groups: str,
     backend: str,
     needs_x: bool,
     needs: list[bool],
 ) -> list[Tensor]:
     """x: the whole buffer; learnt: the tensors that are no statistics. The gradients that are needed, x's first."""
-    stage = _of(sizes, numbers, backend, x, Wanted())
+    stage = _of(sizes, numbers, groups, backend, x, Wanted())
     spec = stage.spec
     statistics = iter(given.split([spec.shapes[i][0] for i in spec.given]))
     rest, are_given = iter(learnt), set(spec.given)
@@ -183,26 +202,28 @@ def _fake_stage_backward(
     seeds: Tensor | None,
     sizes: list[int],
     numbers: list[float],
+    groups: str,
     backend: str,
     needs_x: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    spec = decoded(tuple(sizes), tuple(numbers))
+    spec = decoded(tuple(sizes), tuple(numbers), groups)
     dtypes = spec.dtypes(x.dtype)
-    n, _, h, w = x.shape
-    found = [dense((n, spec.channels, h, w), x)] if needs_x else []
+    found = [dense((x.shape[0], spec.channels, *x.shape[2:]), x)] if needs_x else []
     return found + [x.new_empty(spec.shapes[i], dtype=dtypes[i]) for i, need in enumerate(needs) if need]
 
 
-def _of(sizes: list[int], numbers: list[float], backend: str, x: Tensor, wanted: Wanted) -> Stage:
-    spec = decoded(tuple(sizes), tuple(numbers))
-    return Stage(spec, backends.operations(backend, x.device, x.dtype), x.dtype, wanted, False, False)
+def _of(sizes: list[int], numbers: list[float], groups: str, backend: str, x: Tensor, wanted: Wanted) -> Stage:
+    spec = decoded(tuple(sizes), tuple(numbers), groups)
+    ops = mixed.operations(backends.operations(backend, x.device, x.dtype), spec) if x.shape[0] else IDLE
+    return Stage(spec, ops, x.dtype, wanted, False, False)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, _, tensors, seeds, *ctx.of_stage, _, _, _, _ = inputs
-    _, _, buffer, stats, z, given = output
-    spec = decoded(*map(tuple, ctx.of_stage[:2]))
+    _, _, buffer, stats, z, given, _ = output
+    sizes, numbers, groups, _ = ctx.of_stage
+    spec = decoded(tuple(sizes), tuple(numbers), groups)
     learnt = [tensor for i, tensor in enumerate(tensors) if i not in spec.given]
     ctx.save_for_backward(buffer if spec.layers else x, stats, z, given, seeds, *learnt)
     ctx.set_materialize_grads(False)
@@ -219,7 +240,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]
     each = iter(found)
     dx = next(each) if needs_x and found else None
     gradients = [next(each) if need and found else None for need in needs]
-    return dx, None, gradients, *[None] * 8
+    return dx, None, gradients, *[None] * 9
 
 
 def _update_running_stats(
@@ -231,32 +252,20 @@ def _update_running_stats(
     momentum: list[float],
     backend: str,
 ) -> None:
-    ops = backends.operations(backend, stats.device, stats.dtype)
+    ops = backends.operations(backends.choose(backend, stats.device, stats.dtype), stats.device, stats.dtype)
     ops.update_running_stats(running_mean, running_var, stats, begins, count, momentum)
 
 
-def dropout_seeds(layers: int, device: torch.device) -> Tensor:
-    """A fresh seed for each layer, int64 [layers]. A compiler leaves the drawing to PyTorch: the same under a seed."""
-    if torch.compiler.is_compiling():
-        return torch.ops.densenet_fast.dropout_seeds.default(layers, device)
-    return _dropout_seeds(layers, device)
-
-
-def _dropout_seeds(layers: int, device: torch.device) -> Tensor:
-    limits = torch.iinfo(torch.int64)
-    return torch.randint(limits.min, limits.max, (layers,), device=device)
-
-
 def _register() -> None:
-    def operator(name: str, schema: str, real: Any, fake: Any, tags: Sequence[torch.Tag] = ()) -> None:
-        _library.define(f"{name}{schema}", tags=tags)
+    def operator(name: str, schema: str, real: Any, fake: Any) -> None:
+        _library.define(f"{name}{schema}")
         _library.impl(name, real, "CompositeExplicitAutograd")
         torch.library.register_fake(f"densenet_fast::{name}", fake, lib=_library)
 
     operator(
         "stage",
         f"(Tensor x, Tensor? x_stats, Tensor[] tensors, Tensor? seeds, {_OF_STAGE}, bool wants_stats, bool nhwc, "
-        "bool keep, bool keep_z) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "bool keep, bool keep_z) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _stage,
         _fake_stage,
     )
@@ -273,13 +282,6 @@ def _register() -> None:
         "float[] momentum, str backend) -> ()",
         _update_running_stats,
         lambda *_: None,
-    )
-    operator(
-        "dropout_seeds",
-        "(int layers, Device device) -> Tensor",
-        _dropout_seeds,
-        lambda layers, device: torch.empty(layers, dtype=torch.int64, device=device),
-        [torch.Tag.nondeterministic_seeded],
     )
     torch.library.register_autograd("densenet_fast::stage", _backward, setup_context=_setup_context, lib=_library)
 

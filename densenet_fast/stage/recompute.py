@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import BatchNorm
+from .dropout import mask_of
 from .schedule import Stage
 
 # To autograd no view, as which it would follow the changes of the buffer that x begins.
@@ -31,17 +32,27 @@ def _edge(tensor: Tensor) -> Tensor:
     return edge
 
 
-def is_batched(dy: Tensor) -> bool:
-    """Whether dy stands for several gradients: is_grads_batched=True, vectorize=True."""
-    return torch._C._functorch.is_batchedtensor(dy) or torch._C._functorch.is_legacy_batchedtensor(dy)
+def is_batched(*gradients: Tensor | None) -> bool:
+    """Whether any of them stands for several gradients: is_grads_batched=True, vectorize=True."""
+    return any(
+        torch._C._functorch.is_batchedtensor(dy) or torch._C._functorch.is_legacy_batchedtensor(dy)
+        for dy in gradients
+        if dy is not None
+    )
 
 
 def backward(
-    node: Any, stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None, dy: Tensor
+    node: Any,
+    stage: Stage,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    seeds: Tensor | None,
+    dy: Tensor | None,
+    dbuffer: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them.
 
-    x, tensors: their values, as the forward has saved them.
+    x, tensors: their values, as the forward has saved them; dy, dbuffer: as `schedule.backward` has them.
     """
     if stage.spec.synchronised:
         raise RuntimeError(
@@ -57,9 +68,11 @@ def backward(
                 values[i] = values[i].detach().requires_grad_()
             elif need and not values[i].requires_grad:  # what was saved is a copy
                 values[i] = _Attached.apply(_place(node, i, len(tensors)), values[i])
-        y = _forward(stage, values[0], values[1:], seeds)
+        outputs = zip(_forward(stage, values[0], values[1:], seeds), (dy, dbuffer), strict=True)
+        given = [(output, gradient) for output, gradient in outputs if gradient is not None]
     wanted = [value for value, need in zip(values, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=again))
+    ys, dys = zip(*given, strict=True)
+    found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=again, allow_unused=dy is None))
     return [next(found) if need else None for need in needs]
 
 
@@ -81,26 +94,31 @@ class _Attached(torch.autograd.Function):
         return dy, None
 
 
-def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None) -> Tensor:
+def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The stage's output, and its buffer."""
     spec, slots = stage.spec, stage.spec.full(tensors)
     values = x.numel() // x.shape[1]  # of a channel
     for layer in stage.block(slots, seeds).layers(spec.total, values):
-        new = _conv(_bn_relu(x, layer.norm1), layer.weight1)
+        dilation = spec.layers[layer.number].dilation
+        new = _conv(_bn_relu(x, layer.norm1), layer.weight1, dilation)
         if layer.weight2 is not None:
-            new = _conv(_bn_relu(new, layer.norm2), layer.weight2)
+            new = _conv(_bn_relu(new, layer.norm2), layer.weight2, dilation)
         if layer.seed is not None:
             new = new * _dropout_mask(new, layer.drop_rate, layer.seed)
+        if seeds is not None and spec.drops_channels:
+            new = new * mask_of(seeds, layer, spec)
         x = torch.cat([x, new], 1)
+    buffer = x
     if spec.consumer is None:
-        return x
+        return x, buffer
     mean, var, gamma, beta, weight = slots[-5:]
     x = _bn_relu(x, BatchNorm(mean, var, gamma, beta, spec.consumer.eps))
     if spec.consumer.kind == "head":
-        return x.flatten(2).mean(2)
+        return x.flatten(2).mean(2), buffer
     if spec.consumer.kind == "stem":
-        return _MAX_POOLS[spec.dims](x, 3, 2, 1)
+        return _MAX_POOLS[spec.dims](x, 3, 2, 1), buffer
     assert weight is not None
-    return _conv(_AVERAGE_POOLS[spec.dims](x, 2), weight)
+    return _conv(_AVERAGE_POOLS[spec.dims](x, 2) if spec.consumer.pools else x, weight), buffer
 
 
 # By the number of the images' dimensions.
@@ -113,8 +131,8 @@ def _bn_relu(x: Tensor, norm: BatchNorm) -> Tensor:
     return F.relu(F.batch_norm(x, norm.mean, norm.var, norm.gamma, norm.beta, norm.uses_batch, 0.0, norm.eps))
 
 
-def _conv(x: Tensor, weight: Tensor) -> Tensor:
-    return _CONVOLUTIONS[x.dim() - 2](x, weight, padding=weight.shape[-1] // 2)
+def _conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
+    return _CONVOLUTIONS[x.dim() - 2](x, weight, padding=weight.shape[-1] // 2 * dilation, dilation=dilation)
 
 
 def _dropout_mask(x: Tensor, drop_rate: float, seed: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ from .spec import ConsumerSpec, StageSpec
 
 class Wanted(NamedTuple):
     """What is wanted of y. For the next stage: its statistics, and `room` channels behind it in memory for its layers;
-    for anybody else: a dense tensor of its own in the memory format `layout`."""
+    for anybody else: a dense tensor of its own in the memory format `layout`. buffer: the buffer is wanted, too."""
 
     stats: bool = False
     room: int = 0
     layout: torch.memory_format | None = None
+    buffer: bool = False
 
 
 class Stage(NamedTuple):
@@ -101,7 +102,9 @@ def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) ->
     if consumer.kind == "head":
         return x.new_empty((n, consumer.outputs)), None
     rounds_up = consumer.kind == "stem"
-    shape = (n, consumer.outputs + wanted.room, *[(s + rounds_up) // 2 for s in size])
+    if consumer.pools:
+        size = [(s + rounds_up) // 2 for s in size]
+    shape = (n, consumer.outputs + wanted.room, *size)
     y = buffer.allocate(shape, like=x) if wanted.layout is None else buffer.dense(shape, like=x)
     y = y[:, : consumer.outputs] if wanted.room else y
     return y, stats.new_empty((2, consumer.outputs)) if wanted.stats else None
@@ -114,12 +117,21 @@ def backward(
     z: Tensor | None,
     tensors: Sequence[Tensor],
     seeds: Tensor | None,
-    dy: Tensor,
+    dy: Tensor | None,
     needs_x: bool,
     needs: tuple[bool, ...],
+    dbuffer: Tensor | None = None,
 ) -> tuple[Tensor | None, list[Any]]:
-    """The gradients of x [N, C0, H, W], if it needs one, and of the `tensors` that do."""
+    """The gradients of x [N, C0, H, W], if it needs one, and of the `tensors` that do.
+
+    dy: the gradient of the consumer's output, or of the buffer if there is no consumer; dbuffer: beside it, that of the
+    buffer, which others may have read. One of them may be None.
+    """
     spec, ops = stage.spec, stage.ops
+    if dy is None:  # nothing comes from the consumer
+        needs = tuple(
+            [need and slot < len(TENSORS) * len(spec.layers) for slot, need in zip(spec.slots, needs, strict=True)]
+        )
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
     like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
@@ -128,8 +140,10 @@ def backward(
         for tensor, need in zip(tensors, needs, strict=True)
     ]
     slots, of_slots = spec.full(tensors), spec.full(gradients)
-    if spec.consumer is None:
-        g.copy_(dy)
+    if dy is None or spec.consumer is None:
+        given = dbuffer if dy is None else dy
+        assert given is not None
+        g.copy_(given)
     else:
         of_buffer = correction[:, spec.of_consumer] if spec.consumer.batch else None
         _, _, dgamma, dbeta, dweight = of_slots[-5:]
@@ -147,6 +161,8 @@ def backward(
                 ops.transition_bwd(dy, x, norm, weight, g, dnorm, dweight)
             else:
                 ops.stem_bwd(dy, x, norm, g, dnorm)
+        if dbuffer is not None:
+            g.add_(dbuffer)
 
     count = len(spec.layers)
     layers = (slot // len(TENSORS) for slot, need in zip(spec.slots, needs, strict=True) if need)

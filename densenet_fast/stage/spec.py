@@ -5,9 +5,10 @@ A spec says how many channels and which mode; the tensors travel beside it in on
 list: a norm that takes statistics of the batch has none of its own, another may have no parameters.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, count
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,13 +33,15 @@ class LayerSpec(NamedTuple):
     drop_rate: float  # 0 where dropout does not run
     group1: str | None = None  # name of the process group whose batch norm1 takes statistics of; None: this process's
     group2: str | None = None
+    dilation: int = 1  # of the 3x3 convolution
+    drops_channels: bool = False  # of each image, as nn.Dropout2d does; all layers of a stage do, or none
 
 
 class ConsumerSpec(NamedTuple):
     """BN-ReLU and what each kind does with it.
 
     transition: 2x2 average, conv1x1: [N, C, H, W] -> [N, K, H // 2, W // 2]. The paper pools behind the convolution,
-        which gives the same: both are linear.
+        which gives the same: both are linear. One that does not pool -> [N, K, H, W]
     stem: 3x3 maximum, stride 2: -> [N, C, (H + 1) // 2, (W + 1) // 2]
     head: average over the image: -> [N, C]
     """
@@ -48,6 +51,7 @@ class ConsumerSpec(NamedTuple):
     eps: float
     batch: bool
     group: str | None = None
+    pools: bool = True  # a transition
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,15 @@ class StageSpec:
     slots: tuple[int, ...]  # of the tensors that there are
     dims: int = 2  # of the images
 
-    def full(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    def full(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A tensor, or None, for every slot."""
-        found: list[Tensor | None] = [None] * len(self._names)
-        for slot, tensor in zip(self.slots, tensors, strict=True):
-            found[slot] = tensor
-        return found
+        return list(self._by_slot((*tensors, None)))
+
+    @cached_property
+    def _by_slot(self) -> Callable[[Sequence[Tensor | None]], tuple[Tensor | None, ...]]:
+        """Takes the tensors, and None behind them, into the slots."""
+        places = dict(zip(self.slots, count()))
+        return itemgetter(*[places.get(slot, -1) for slot in range(len(self._names))])
 
     @cached_property
     def total(self) -> int:
@@ -107,7 +114,8 @@ class StageSpec:
     @cached_property
     def by_halves(self) -> bool:
         """Whether a layer runs half by half (halves.py)."""
-        return self.synchronised or self.dims != 2
+        parted = any(layer.dilation != 1 for layer in self.layers) or self.drops_channels
+        return self.synchronised or self.dims != 2 or parted
 
     def begin_of(self, group: str | None) -> int:
         """The column of the buffer's first channel, of a norm that takes statistics over `group` or none of it."""
@@ -122,7 +130,8 @@ class StageSpec:
     @cached_property
     def numbers(self) -> list[float]:
         """As `contract.block.NUMBERS`."""
-        return [n for layer in self.layers for n in (layer.eps1, layer.eps2, layer.drop_rate)]
+        rates = [0.0 if self.drops_channels else layer.drop_rate for layer in self.layers]
+        return [n for layer, rate in zip(self.layers, rates, strict=True) for n in (layer.eps1, layer.eps2, rate)]
 
     @cached_property
     def tracked(self) -> bool:
@@ -135,12 +144,21 @@ class StageSpec:
         return any(layer.drop_rate > 0 for layer in self.layers)
 
     @cached_property
+    def drops_channels(self) -> bool:
+        """Whether the layers' dropout, where it runs, drops channels of images, not values."""
+        return any(layer.drops_channels and layer.drop_rate > 0 for layer in self.layers)
+
+    @cached_property
     def convolves(self) -> bool:
         return len(self.layers) > 0 or (self.consumer is not None and self.consumer.kind == "transition")
 
     def z_size(self, pixels: int) -> int:
         """Elements of all bottlenecks of N * H * W = `pixels`."""
-        return z_size([layer.width for layer in self.layers], pixels)
+        return z_size(self._widths, pixels)
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        return [layer.width for layer in self.layers]
 
     @cached_property
     def taken(self) -> list[tuple[int, int] | None]:
@@ -157,14 +175,15 @@ class StageSpec:
             found.append((self.of_consumer.start, self.of_consumer.stop) if self.consumer.batch else None)
         return found
 
-    def taken_over(self, values: int) -> list[tuple[int | None, list[tuple[int, int] | None]]]:
-        """`taken` by over how many values each channel's statistics are: `values`, those of this process, or None,
-        where variances are reported unbiased, over the values of a group."""
+    @cached_property
+    def taken_over(self) -> list[tuple[bool, list[tuple[int, int] | None]]]:
+        """`taken` by whether statistics are over the values of this process, or over those of a group, of which
+        variances are reported unbiased."""
         if not self.synchronised:
-            return [(values, self.taken)]
+            return [(True, self.taken)]
         norms = list(zip(self.taken, self.group_of_norms, strict=True))
         alone = [taken if group is None else None for taken, group in norms]
-        return [(values, alone), (None, [None if group is None else taken for taken, group in norms])]
+        return [(True, alone), (False, [None if group is None else taken for taken, group in norms])]
 
     @cached_property
     def alone(self) -> list[str]:

@@ -333,12 +333,3 @@ def test_pruned_weights_stay_pruned():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*runs its plain layers")
             assert relative([ours(x)], [stock(x)]) <= 1e-10
-
-
-def test_monais_dropout_of_channels_runs_plain_in_training():
-    model = Monai(2, 1, 5, 16, 8, BLOCKS, dropout_prob=0.2)
-    report = densenet_fast.convert(model)
-    assert report.left[0].why_left == "denselayer1.layers.dropout is Dropout2d, not Dropout"
-    assert not densenet_fast.convert(model.eval()).left
-    with pytest.warns(UserWarning, match="Dropout2d"):
-        model.train()(torch.randn(2, 1, 64, 64))

@@ -65,8 +65,8 @@ FAULTS = [
     Fault(
         "statistics given to norms are not copied for backward",
         f"{FOLDER}/function.py",
-        "_fitted(stage, _with_own_statistics(stage, tensors))",
-        "_fitted(stage, tensors)",
+        "_fitted(stage, _with_own_statistics(stage, tensors), dtypes)",
+        "_fitted(stage, tensors, dtypes)",
         contract("eager and two_forwards", "test_steps.py"),
     ),
     Fault(
@@ -97,7 +97,13 @@ FAULTS = [
         "if shared else y",
         (STAGE, "-k", "output_is_dense"),
     ),
-    Fault("shapes are not compared", f"{FOLDER}/checks.py", "if shapes != spec.shapes:", "if False:", (ERRORS,)),
+    Fault(
+        "shapes are not compared",
+        f"{FOLDER}/checks.py",
+        "        if tensor.shape != shape:",
+        "        if False:",
+        (ERRORS,),
+    ),
     Fault(
         "one value per channel is not refused",
         f"{FOLDER}/checks.py",
@@ -173,19 +179,19 @@ FAULTS = [
         for name, file, before, after in (
             (
                 "a volume's first half run twice",
-                "volumes.py",
-                "eager.block_fwd(x, stats, z, block, tracked, begin, end, halves)",
-                "eager.block_fwd(x, stats, None, block, tracked, begin, end, Half.BOTH)",
+                "mixed.py",
+                "eager.block_fwd(x, stats, z, block, tracked, begin, end, halves, dilation)",
+                "eager.block_fwd(x, stats, None, block, tracked, begin, end, Half.BOTH, dilation)",
             ),
             (
                 "a volume's first weight has no gradient",
-                "volumes.py",
+                "mixed.py",
                 "wanted[_WEIGHT1] = _pointwise(wanted[_WEIGHT1])",
                 "wanted[_WEIGHT1] = None",
             ),
             ("the parts of a volume's buffer in another order", "buffer.py", "shape[:1:-1], mul", "shape[2:], mul"),
             ("a volume's output laid out as its buffer", "function.py", "or y.dim() == 2", "or y.dim() != 4"),
-            ("halves of a volume run together", "halves.py", "self._spec.dims != 2 or ", ""),
+            ("halves of a volume run together", "halves.py", "mixed.is_mixed(spec, i) or ", ""),
             ("a signal's sizes counted as a plane's", "checks.py", "min(size) < 2", "size[0] < 1"),
         )
     ),

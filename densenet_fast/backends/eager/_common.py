@@ -1,7 +1,8 @@
 """What the eager operations share: the row view of an NHWC tensor, BN-ReLU, and the masked sums of its backward.
 
 Beyond the contract, the eager operations also take images of one dimension, [N, C, L], and of three, [N, C, D, H, W],
-with weights to fit, channels innermost in memory as in NHWC (`stage/volumes.py`).
+with weights to fit, channels innermost in memory as in NHWC, dilated convolutions, and transitions that do not pool
+(`stage/mixed.py`).
 """
 
 import torch
@@ -124,23 +125,24 @@ def bn_relu_bwd(v: Tensor, x: Tensor, norm: Norm, dx: Tensor | None, gradient: N
     sums.write(gradient, pixels(x))
 
 
-def conv_dgrad(dy: Tensor, weight: Tensor) -> Tensor:
+def conv_dgrad(dy: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """Input gradient of `conv`: the convolution with the kernel turned round and its channels exchanged."""
-    return conv(dy, weight.flip(*range(2, weight.dim())).transpose(0, 1))
+    return conv(dy, weight.flip(*range(2, weight.dim())).transpose(0, 1), dilation=dilation)
 
 
-def conv_wgrad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def conv_wgrad(dy: Tensor, x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
     """Weight gradient of `conv`; of weight only the shape matters."""
-    pad, one, zero = ([value] * (weight.dim() - 2) for value in (weight.shape[-1] // 2, 1, 0))
+    padding = weight.shape[-1] // 2 * dilation
+    pad, apart, one, zero = ([value] * (weight.dim() - 2) for value in (padding, dilation, 1, 0))
     return torch.ops.aten.convolution_backward(
-        dy, x, weight, None, one, pad, one, False, zero, 1, [False, True, False]
+        dy, x, weight, None, one, pad, apart, False, zero, 1, [False, True, False]
     )[1].contiguous()
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """Stride-1 convolution that keeps the image size (kernel 1x1 or 3x3), dense NHWC."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
-    return nhwc(convolve(x, weight, bias, padding=weight.shape[-1] // 2))
+    return nhwc(convolve(x, weight, bias, padding=weight.shape[-1] // 2 * dilation, dilation=dilation))
 
 
 def plane(x: Tensor) -> Tensor:

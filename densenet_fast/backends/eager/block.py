@@ -10,16 +10,26 @@ from .dropout import dropout_mask
 
 
 def block_fwd(
-    x: Tensor, stats: Tensor, z: Tensor | None, block: Block, tracked: bool, begin: int, end: int, halves: int
+    x: Tensor,
+    stats: Tensor,
+    z: Tensor | None,
+    block: Block,
+    tracked: bool,
+    begin: int,
+    end: int,
+    halves: int,
+    dilation: int = 1,
 ) -> None:
+    """dilation: of the last convolution of each layer."""
     for layer in _layers(block, x)[begin:end]:
         features, norm1 = x[:, : layer.begin], layer.norm1.on(stats[:, : layer.begin])
         norm2 = layer.norm2.on(stats[:, layer.of_z])
         if layer.weight2 is None:
             if halves & Half.SECOND:
-                _new_channels(bn_relu(features, norm1), layer.weight1, layer, x, stats, tracked)
+                _new_channels(bn_relu(features, norm1), layer.weight1, layer, x, stats, tracked, dilation)
         elif z is None and not layer.norm2.uses_batch:
-            _new_channels(_folded(features, norm1, layer.weight1, norm2), layer.weight2, layer, x, stats, tracked)
+            folded = _folded(features, norm1, layer.weight1, norm2)
+            _new_channels(folded, layer.weight2, layer, x, stats, tracked, dilation)
         else:
             if halves & Half.FIRST:
                 bottleneck = conv(bn_relu(features, norm1), layer.weight1)
@@ -30,7 +40,7 @@ def block_fwd(
             elif z is not None:
                 bottleneck = _image(z, layer, x)
             if halves & Half.SECOND:
-                _new_channels(bn_relu(bottleneck, norm2), layer.weight2, layer, x, stats, tracked)
+                _new_channels(bn_relu(bottleneck, norm2), layer.weight2, layer, x, stats, tracked, dilation)
 
 
 def _folded(features: Tensor, norm1: Norm, weight: Tensor, norm2: Norm) -> Tensor:
@@ -40,9 +50,11 @@ def _folded(features: Tensor, norm1: Norm, weight: Tensor, norm2: Norm) -> Tenso
     return conv(bn_relu(features, norm1), folded, shift.to(features.dtype)).relu_()
 
 
-def _new_channels(activated: Tensor, weight: Tensor, layer: Layer, x: Tensor, stats: Tensor, tracked: bool) -> None:
+def _new_channels(
+    activated: Tensor, weight: Tensor, layer: Layer, x: Tensor, stats: Tensor, tracked: bool, dilation: int
+) -> None:
     """What a layer adds to the buffer x, and its statistics if `tracked`."""
-    new = conv(activated, weight)
+    new = conv(activated, weight, dilation=dilation)
     if layer.seed is not None:
         rows(new).mul_(dropout_mask(rows(new), layer.drop_rate, layer.seed))
     x[:, layer.begin : layer.end].copy_(new)
@@ -62,6 +74,7 @@ def block_bwd(
     begin: int,
     end: int,
     halves: int,
+    dilation: int = 1,
 ) -> None:
     for layer in reversed(_layers(block, x)[begin:end]):
         features, norm1 = x[:, : layer.begin], layer.norm1.on(stats[:, : layer.begin])
@@ -70,14 +83,14 @@ def block_bwd(
         if layer.weight2 is None:
             if halves & Half.SECOND:
                 d = _at_convolution(g, correction, x, stats, layer)
-                _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1)
+                _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1, dilation)
             continue
         bottleneck = conv(bn_relu(features, norm1), layer.weight1) if z is None else _image(z, layer, x)
         norm2, of_z = layer.norm2.on(stats[:, layer.of_z]), correction[:, layer.of_z]
         if halves & Half.SECOND:
             d = _at_convolution(g, correction, x, stats, layer)
             dweight2, of_norm2 = _gradient(layer, "weight2", gradients), _norm_gradient(layer, 2, of_z, gradients)
-            found = _convolution_bwd(d, bottleneck, norm2, layer.weight2, dweight2, None, of_norm2)
+            found = _convolution_bwd(d, bottleneck, norm2, layer.weight2, dweight2, None, of_norm2, dilation)
             u = found if u is None else u.copy_(found)
             del d, found
         if halves & Half.FIRST:
@@ -96,11 +109,12 @@ def _convolution_bwd(
     dweight: Tensor | None,
     dx: Tensor | None,
     dnorm: NormGradient,
+    dilation: int = 1,
 ) -> Tensor:
     """From d behind the convolution of relu(bn(x)), all gradients before it; returned is that at the norm's output."""
     if dweight is not None:
-        dweight.copy_(conv_wgrad(d, bn_relu(x, norm), weight))
-    v = conv_dgrad(d, weight)
+        dweight.copy_(conv_wgrad(d, bn_relu(x, norm), weight, dilation))
+    v = conv_dgrad(d, weight, dilation)
     bn_relu_bwd(v, x, norm, dx, dnorm)
     return v
 

@@ -22,25 +22,33 @@ from ._common import (
 from .batch_norm import channel_stats
 
 
-def transition_fwd(x: Tensor, norm: Norm, weight: Tensor, y: Tensor, stats: Tensor | None) -> None:
-    new = conv(_averages(bn_relu(x, norm)), weight)
+def transition_fwd(x: Tensor, norm: Norm, weight: Tensor, y: Tensor, stats: Tensor | None, pools: bool = True) -> None:
+    activated = bn_relu(x, norm)
+    new = conv(_averages(activated) if pools else activated, weight)
     y.copy_(new)
     if stats is not None:
         channel_stats(new, stats)
 
 
 def transition_bwd(
-    dy: Tensor, x: Tensor, norm: Norm, weight: Tensor, dx: Tensor, dnorm: NormGradient, dweight: Tensor | None
+    dy: Tensor,
+    x: Tensor,
+    norm: Norm,
+    weight: Tensor,
+    dx: Tensor,
+    dnorm: NormGradient,
+    dweight: Tensor | None,
+    pools: bool = True,
 ) -> None:
     if dweight is not None:
-        pooled = torch.cat([_averages(bn_relu(x[i], norm)) for i in pieces(x)])
+        pooled = torch.cat([_averages(bn_relu(x[i], norm)) for i in pieces(x)]) if pools else bn_relu(x, norm)
         dweight.copy_(conv_wgrad(dy, pooled, weight))
         del pooled
     dpooled = conv_dgrad(dy, weight)
     scale, sums = bn_scale(norm), NormSums(norm)
     for i in pieces(x):
         activated = bn_relu(x[i], norm)
-        v = _averages_bwd(dpooled[i], activated)
+        v = _averages_bwd(dpooled[i], activated) if pools else dpooled[i]
         relu_bwd_(v, activated)
         torch.mul(rows(v), scale, out=rows(dx[i]))
         sums.add(v, x[i], scratch=activated)

@@ -1,0 +1,188 @@
+"""What those do with a net who build on it: its features and its head apart, other heads, frozen parts, groups of
+parameters. The names are timm's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .modules import DenseBlock, Transition, Trunk, relu_pool
+
+
+class Backbone(nn.Module):
+    """A net of a trunk `features`, ReLU, average over the image, and a `classifier`."""
+
+    features: nn.Sequential
+    classifier: nn.Module
+    spatial_dims = 2
+    _frozen: str | None = None  # the last child of `features` that is frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] -> class scores [N, num_classes], or pooled features [N, C] without a classifier."""
+        features = self.features
+        if isinstance(features, Trunk):
+            return self.classifier(features.pooled(x))
+        return self.classifier(relu_pool(features(x), features, dims=self.spatial_dims))  # replaced, or wrapped
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The rectified features, [N, C, H / 32, W / 32] of four blocks; `features(x)` are those before the ReLU."""
+        return F.relu(self.features(x))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """The features that `forward_intermediates` returns: their channels `num_chs`, their stride `reduction`, and
+        the `module` whose output they are: the stem in front of its pooling, each block but the last, and the last
+        norm, rectified."""
+        found: list[dict[str, Any]] = []
+        stride, channels = 1, 0
+        children: list[tuple[str, Any]] = list(self.features.named_children())
+        for i, (name, child) in enumerate(children):
+            if isinstance(child, DenseBlock):
+                channels += sum(list(layer.children())[-1].out_channels for layer in child.children())  # type: ignore[misc]
+            elif isinstance(child, Transition):
+                channels = child.conv.out_channels
+                stride *= 1 if isinstance(child.pool, nn.Identity) else 2
+            elif name == "conv0":
+                channels = child.out_channels
+                stride *= child.stride[0]
+            elif name == "pool0":
+                stride *= 2
+            is_last = i + 1 == len(children)
+            block_goes_on = isinstance(child, DenseBlock) and i + 2 < len(children)
+            if name == "relu0" or block_goes_on or is_last:
+                found.append({"num_chs": channels, "reduction": stride, "module": f"features.{name}"})
+        return found
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """`forward_features`, and features on the way to it, as timm's method of this name returns them.
+
+        The output of a block is the buffer that is kept for backward, not a copy: it lies in NHWC memory
+        (channels_last), and changing it in place is an error in backward.
+
+        Args:
+            x: [N, in_channels, H, W].
+            indices: which of `feature_info`, in whose order they come; a number: so many of the last; None: all.
+            norm: is of no effect, as in timm: the last of the features is normalised, others are not.
+            stop_early: run nothing behind the last that is wanted.
+            output_fmt: "NCHW".
+            intermediates_only: return the list alone.
+
+        Returns:
+            The rectified features, or with `stop_early` the output where it stopped, and the list of tensors.
+
+        Raises:
+            ValueError: an index that there is not, another format.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: got {output_fmt!r}, expected 'NCHW'")
+        modules = [info["module"].removeprefix("features.") for info in self.feature_info]
+        names = [modules[i] for i in _taken(indices, len(modules))]
+        last = max(names, key=modules.index)
+        until = last if stop_early and last != modules[-1] else None
+        assert isinstance(self.features, Trunk)
+        y, taps = self.features.intermediates(x, names, until)
+        if until is None:
+            y = F.relu(y)
+            taps |= {name: y for name in names if name == modules[-1]}
+        found = [taps[name] for name in names]
+        return found if intermediates_only else (y, found)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward` makes of `features(x)` or `forward_features(x)`; pre_logits: without the classifier."""
+        pooled = F.relu(x).flatten(2).mean(2)
+        return pooled if pre_logits else self.classifier(pooled)
+
+    @property
+    def num_features(self) -> int:
+        """Channels C of the features."""
+        return next(p.shape[0] for p in reversed(list(self.features.parameters())))
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one of `num_classes` outputs, or for 0 by nn.Identity."""
+        like = next(self.features.parameters())
+        self.classifier = new_classifier(self.num_features, num_classes).to(like.device, like.dtype)
+        self.classifier.train(self.training)
+
+    def freeze(self, until: str | None) -> Self:
+        """Freeze the children of `features` up to and with `until`, for instance "transition2"; returns self.
+
+        Their parameters require no gradients and their norms keep to their running statistics, which no longer move,
+        also behind a `train()`. What is frozen keeps nothing for backward, which ends where it begins. Parts that were
+        frozen before and are not among them train again; None: all of them.
+
+        Raises:
+            ValueError: `features` has no such child.
+        """
+        before, self._frozen = self._frozen_children(), None
+        if until is not None:
+            if until not in self.features._modules:
+                names = ", ".join(self.features._modules)
+                raise ValueError(f"until: got {until!r}, expected None or a child of features: {names}")
+            self._frozen = until
+        for child in before:
+            child.requires_grad_()
+        for child in self._frozen_children():
+            child.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode, but for what is frozen."""
+        super().train(mode)
+        for child in self._frozen_children():
+            child.eval()
+        return self
+
+    def _frozen_children(self) -> list[nn.Module]:
+        if self._frozen is None:
+            return []
+        children = list(self.features._modules)
+        return list(self.features.children())[: children.index(self._frozen) + 1]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """What timm's optimizers take to give parameters near the image a smaller learning rate (`layer_decay`)."""
+        # By which they count a transition with the block before it.
+        from timm.models._manipulate import MATCH_PREV_GROUP
+
+        layers = [
+            (r"^features\.denseblock(\d+)\.denselayer(\d+)", None),
+            (r"^features\.transition(\d+)", MATCH_PREV_GROUP),
+        ]
+        return {
+            "stem": r"^features\.(?:conv|norm)0",
+            "blocks": r"^features\.(?:denseblock|transition)(\d+)" if coarse else layers,
+        }
+
+
+def _taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Numbers among `count` in their order; negative ones are from the end."""
+    if indices is None or isinstance(indices, int):
+        last = count if indices is None else indices
+        if not 0 < last <= count:
+            raise ValueError(f"indices: got the last {last}, expected 1 to {count} of them")
+        return list(range(count - last, count))
+    if not indices or not all(-count <= i < count for i in indices):
+        raise ValueError(f"indices: got {list(indices)}, expected some from {-count} to {count - 1}")
+    return sorted({i % count for i in indices})
+
+
+def new_classifier(channels: int, num_classes: int) -> nn.Module:
+    """nn.Linear with a bias of 0, or nn.Identity for no classes."""
+    if num_classes == 0:
+        return nn.Identity()
+    classifier = nn.Linear(channels, num_classes)
+    nn.init.zeros_(classifier.bias)
+    return classifier

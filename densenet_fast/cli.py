@@ -1,0 +1,50 @@
+"""The command `densenet-fast`, also `python -m densenet_fast`: finds a command's function, which does the rest.
+
+A command takes its arguments as a list and returns its exit status: 0, 1 where it refuses (`Refused`), 2 for arguments
+that are wrong (`Parser`). It is imported when it is called.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from ._version import __version__
+
+PROGRAM = "densenet-fast"
+COMMANDS = {
+    "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),
+    "plan": ("densenet_fast.plan.command:main", "tell what a training step needs: bytes, largest batch, least time"),
+}
+
+
+class Refused(Exception):
+    """What a command cannot do, in one sentence: it is printed without a traceback, and the exit status is 1."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's arguments; wrong ones are one sentence, and the exit status is 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (default: those of the process) name; returns the exit status."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="DenseNets with one concatenation buffer per dense block.",
+        epilog="commands:\n" + "".join(f"  {name:<10} {line}\n" for name, (_, line) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"densenet_fast {__version__}")
+    parser.add_argument("command", metavar="command", choices=COMMANDS, help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=f"of the command: {PROGRAM} command --help")
+    options = parser.parse_args(arguments)
+    module, _, function = COMMANDS[options.command][0].partition(":")
+    try:
+        return getattr(import_module(module), function)(options.arguments)
+    except Refused as refusal:
+        print(f"{PROGRAM} {options.command}: {refusal}", file=sys.stderr)
+        return 1

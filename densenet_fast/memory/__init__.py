@@ -1,0 +1,164 @@
+"""Bytes of a training step, from the shapes alone: what a forward keeps for backward, exactly, and the peak.
+
+    step = memory.Step.of(densenet_fast.densenet121(), (8, 3, 224, 224))
+    step.kept(), step.peak("native")  # bytes beyond parameters and images
+
+The stages are those of `modules/trunk.py`: the stem, and each dense block with its transition or the head. What an
+operation needs while it runs differs by backend (scratch.py); all else does not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import Self
+
+from ..models import DenseNet
+from ..modules import DenseBlock, Transition
+from ..modules.eligibility import is_convolution
+from .scratch import scratch
+from .stage import Stage
+
+__all__ = ["Stage", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step of a DenseNet with float32 parameters, as far as its memory goes.
+
+    All bytes are beyond parameters, buffers and the batch of images, as an allocator counts them between two points:
+    gradients are None before the step.
+    """
+
+    stages: tuple[Stage, ...]  # without those, at the beginning, that are frozen
+    efficient: tuple[bool, ...]  # of each of them; True of those without bottlenecks
+    batch: int  # the images themselves, in float32: there before the step
+    images: int  # the copy of the images that the first convolution keeps, and its weight as autocast converts it
+    first: int  # bytes of the first convolution's gradient
+    classifier: int  # and of the classifier's
+    outputs: int  # what is kept behind the last stage: the classifier's input and output
+
+    @classmethod
+    def of(cls, model: DenseNet, shape: Sequence[int], dtype: torch.dtype = torch.float32, nhwc: bool = False) -> Self:
+        """Of a model as it is, for images of `shape` [N, C, H, W].
+
+        Args:
+            dtype: of the activations; bfloat16 and float16 stand for autocast over float32 parameters.
+            nhwc: whether the images come in channels_last memory; if not, a copy of them is kept.
+
+        Raises:
+            ValueError: no DenseNet of ours, or the images do not fit it.
+        """
+        if not isinstance(model, DenseNet):
+            raise ValueError(f"model: got {type(model).__name__}, expected a densenet_fast.DenseNet")
+        n, in_channels, *size = shape
+        conv0: Any = model.features.conv0
+        dims = model.spatial_dims
+        if len(size) != dims or in_channels != conv0.in_channels or min(shape) < 1:
+            raise ValueError(
+                f"shape: got {tuple(shape)}, expected images [N, {conv0.in_channels}, {', '.join('DHW'[3 - dims :])}]"
+            )
+        is_half = dtype.itemsize == 2
+        stages, efficient = _stages(model, n, size, dtype, is_half)
+        head, classes = stages[-1].outputs, getattr(model.classifier, "out_features", 0)
+        learns = [conv0.weight.requires_grad]
+        for stage in stages:
+            learns.append(learns[-1] or stage.parameters > 0)
+        frozen = learns[1:].count(False)  # of these stages, the first ones, nothing is kept
+        copies = prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + is_half * _half(conv0, dtype)
+        return cls(
+            tuple(stages[frozen:]),
+            tuple(efficient[frozen:]),
+            prod(shape) * 4,
+            copies if learns[0] else 0,
+            _gradients(conv0),
+            _gradients(model.classifier),
+            n * (head + classes) * dtype.itemsize + is_half * _half(model.classifier, dtype),
+        )
+
+    def kept(self, efficient: Sequence[bool] | None = None) -> int:
+        """Bytes alive after the forward: all that is kept for backward, and the output. efficient: of each stage, as
+        the model has it if None."""
+        of = zip(self.stages, efficient or self.efficient, strict=True)
+        return self.images + self.outputs + sum(stage.kept(chosen) for stage, chosen in of)
+
+    def peak(self, backend: str, efficient: Sequence[bool] | None = None, threads: int | None = None) -> int:
+        """The most bytes at any moment, which is in backward: parameters' gradients are among them."""
+        efficient = efficient or self.efficient
+        before = accumulate(stage.kept(e) for stage, e in zip(self.stages, efficient, strict=True))
+        peaks = [
+            kept + self.beside(i, backend, e, threads)
+            for i, (kept, e) in enumerate(zip(before, efficient, strict=True))
+        ]
+        return max(peaks)
+
+    def beside(self, i: int, backend: str, efficient: bool, threads: int | None = None) -> int:
+        """The most bytes during the backward of stage i beside what stages up to it have kept."""
+        stage = self.stages[i]
+        gradients = self.classifier + sum(behind.parameters for behind in self.stages[i:])
+        dx = stage.pixels * stage.channels * stage.dtype.itemsize
+        always = self.images + self.outputs + gradients + stage.output + stage.buffer + stage.statistics
+        return always + max(dx + stage.converted, scratch(stage, backend, efficient, threads))
+
+
+def _stages(
+    model: DenseNet, n: int, size: Sequence[int], dtype: torch.dtype, is_half: bool
+) -> tuple[list[Stage], list[bool]]:
+    found: list[Stage] = []
+    efficient: list[bool] = []
+    parts: dict[str, Any] = dict(model.features.named_children())
+    channels, at = parts["conv0"].out_channels, tuple(size)
+    if "pool0" in parts:
+        at = tuple((s + 1) // 2 for s in at)
+        found.append(Stage("stem", n, at, channels, (), "stem", channels, _gradients(parts["norm0"]), 0, dtype))
+        efficient.append(True)
+        at = found[-1].output_size
+    names = list(parts)
+    for name, block in parts.items():
+        if not isinstance(block, DenseBlock):
+            continue
+        behind = parts[names[names.index(name) + 1]]
+        layers = tuple(_layer(layer) for layer in block.values())
+        total = channels + sum(growth for _, growth in layers)
+        is_transition = isinstance(behind, Transition)
+        outputs = behind.conv.out_channels if is_transition else total
+        stage = Stage(
+            name,
+            n,
+            at,
+            channels,
+            layers,
+            "transition" if is_transition else "head",
+            outputs,
+            _gradients(block) + _gradients(behind),
+            is_half * (_half(block, dtype) + _half(behind, dtype)),
+            dtype,
+            not (is_transition and isinstance(behind.pool, nn.Identity)),
+            len(at) != 2 or any(conv.dilation[0] != 1 for conv in block.modules() if is_convolution(conv)),
+        )
+        found.append(stage)
+        efficient.append(block.efficient or not stage.widths)
+        if is_transition:
+            channels, at = outputs, stage.output_size
+        if 0 in at:
+            raise ValueError(f"image: got a side of {min(size)}, which leaves no pixel behind {name}")
+    return found, efficient
+
+
+def _layer(layer: Any) -> tuple[int, int]:
+    has_bottleneck = hasattr(layer, "conv2")
+    last = layer.conv2 if has_bottleneck else layer.conv1
+    return layer.conv1.out_channels if has_bottleneck else 0, last.out_channels
+
+
+def _gradients(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+
+
+def _half(module: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of what autocast converts and keeps: weights of convolutions and of the classifier."""
+    return sum(p.numel() for p in module.parameters() if p.dim() > 1) * dtype.itemsize

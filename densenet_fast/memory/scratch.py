@@ -1,0 +1,101 @@
+"""What the operations of each backend allocate while they run, at most at once: an estimate from above, in bytes.
+
+Measured peaks are within 3 % of `Step.peak` with it (tests/test_memory.py). Kernels for GPUs are planned
+before they run, so theirs is what the Triton backend's plans ask for, which none has measured yet.
+"""
+
+import torch
+
+from .stage import Stage
+
+PANEL = 16  # channels that the CPU kernels pad to
+ROWS = 96  # pixels of a tile of their 1x1 convolutions, about
+TILES = 56  # 2x2 tiles of a chunk of their 3x3 convolutions, about
+ARENA = 3 << 14  # elements that they take at once, at least, and leave
+FEW = 256  # pixels up to which they divide the channels of a 3x3 convolution among the threads
+
+
+def scratch(stage: Stage, backend: str, efficient: bool, threads: int | None = None) -> int:
+    """Of a stage's backward beside its gradients. threads: of the CPU kernels; those that PyTorch has if None."""
+    if backend == "eager":
+        return max(_eager_block(stage, efficient), _eager_consumer(stage))
+    widest = max(stage.widths, default=0)
+    rooms = stage.pixels * widest * stage.dtype.itemsize * (1 + efficient)  # u, and z where it is recomputed
+    if backend == "native":
+        threads = threads or torch.get_num_threads()
+        return max(rooms + 4 * _native_block(stage, threads, efficient), 4 * _native_consumer(stage, threads))
+    return rooms
+
+
+def _parts(tasks: int, threads: int) -> int:
+    """Partial results of a sum over tasks (csrc/cpu/schedule.h)."""
+    workers = min(tasks, threads)
+    return 2 * workers if workers > 1 and tasks >= 8 * workers else workers
+
+
+def _tasks(units: int, target: int, threads: int) -> int:
+    """Equal tasks of about `target` units, a multiple of the threads."""
+    wanted = -(-units // (target * threads)) * threads
+    return -(-units // max(1, -(-units // wanted)))
+
+
+def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
+    """Elements of the layer that needs most."""
+    height, tiles = stage.size[-2] if len(stage.size) > 1 else 1, -(-stage.size[-1] // 2)
+    of_3x3 = _parts(_tasks(stage.images * -(-height // 2), max(1, TILES // tiles), threads), threads)
+    of_1x1 = _parts(_tasks(stage.pixels, ROWS, threads), threads)
+    most = 0
+    for c, (width, growth) in zip(stage.inputs, stage.layers, strict=True):
+        c, width, growth = _padded(c), _padded(width), _padded(growth)
+        inputs = width or c  # of the 3x3 convolution
+        tile = 8 * (tiles + 1) * growth + 16 * max(TILES, tiles) * (growth + min(64, inputs))
+        partial = 1 if stage.pixels <= FEW else of_3x3
+        needed = 16 * inputs * growth * (1 + partial) + threads * tile + 6 * partial * inputs
+        if width:
+            partial = 1 if stage.pixels <= c else of_1x1
+            needed += width * c * (1 + partial) + threads * ROWS * (width + 9 * PANEL) + 6 * partial * c
+            needed += (width * c + threads * ROWS * 17 * PANEL + stage.pixels // 48 * width) * efficient
+        most = max(most, needed + ARENA)
+    return most
+
+
+def _native_consumer(stage: Stage, threads: int) -> int:
+    total = _padded(stage.total)
+    partial = _parts(_tasks(stage.pixels, 4 * ROWS, threads), threads)
+    sums = 6 * partial * total
+    if stage.consumer == "transition":
+        return sums + total * _padded(stage.outputs) * (1 + partial) + threads * ROWS * 17 * PANEL
+    return sums + threads * 2 * stage.size[-1] * total * (stage.consumer == "stem")
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // PANEL) * PANEL
+
+
+def _eager_block(stage: Stage, efficient: bool) -> int:
+    """The last layer's: its widest image and the gradient of it, a piece of it again, and the bottleneck's."""
+    most = 0
+    for c, (width, growth) in zip(stage.inputs, stage.layers, strict=True):
+        first = stage.pixels * (width + c) + _pieces(stage, c, 1) + width * c
+        second = stage.pixels * (growth + (width or c) * (1 + bool(width and efficient)))
+        second += _pieces(stage, width or c, 1) + 9 * (width or c) * growth
+        most = max(most, first if width else 0, second)
+    return most * stage.dtype.itemsize
+
+
+def _eager_consumer(stage: Stage) -> int:
+    values = {
+        "transition": stage.pixels // 4 * stage.total
+        + max(_pieces(stage, stage.total, 2), 2 * stage.total * stage.outputs),
+        "head": stage.pixels * stage.total + _pieces(stage, stage.total, 1),
+        "stem": _pieces(stage, stage.total, 3),
+    }
+    return values[stage.consumer] * stage.dtype.itemsize
+
+
+def _pieces(stage: Stage, channels: int, count: int) -> int:
+    """Elements of `count` images of a piece of the batch (backends/eager/_common.py, `pieces`), and, where there is
+    another piece, of what is left of the last one; and of interleaved sums (`folded`)."""
+    image = stage.pixels // stage.images * channels
+    images = max(-(-stage.images // 4), -(-(2 << 20) // (image * stage.dtype.itemsize)))
+    return min(images, stage.images) * image * (count + (images < stage.images)) + 7 * min(64 * channels, 8192)

@@ -1,0 +1,151 @@
+"""The planner: `plan.fit` and `densenet-fast plan` against bytes that PyTorch's allocator counts."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import torchvision.models as stock_models
+
+from benchmarks.memory import measure
+from densenet_fast import DenseNet, cli, plan
+from densenet_fast.memory import Step
+from densenet_fast.plan import stock
+from densenet_fast.plan.floor import floor
+from densenet_fast.plan.units import parse_bytes, text_of_bytes
+
+NETS = {
+    "small images": ({"growth_rate": 12, "block_config": (8, 8, 8)}, 32, 4),
+    "large images": ({"growth_rate": 32, "block_config": (4, 6, 8, 4), "num_init_features": 64}, 96, 2),
+    "two blocks": ({"growth_rate": 16, "block_config": (6, 6), "bn_size": 2, "compression": 1.0}, 24, 8),
+}
+
+
+def all_bytes(model: DenseNet, x: torch.Tensor) -> int:
+    there = [x, *model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in there) + measure(model, x).peak
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+@pytest.mark.parametrize("name", NETS)
+def test_fit_is_the_cheapest_choice_and_fits(name, share):
+    """Between what every block efficient needs and what none does; measured it is under the budget, and within 5 % of
+    it, or else no choice that recomputes less is."""
+    config, side, batch = NETS[name]
+    model = DenseNet(**config, backend="eager")
+    x = torch.randn(batch, 3, side, side)
+    step = Step.of(model, x.shape)
+    always = plan.resident(model, step)
+    choices = {}
+    for chosen in itertools.product((False, True), repeat=len(config["block_config"])):
+        of_stages = [True] * (len(step.stages) - len(chosen)) + list(chosen)
+        again = sum(stage.recomputed for stage, e in zip(step.stages, of_stages, strict=True) if e)
+        choices[chosen] = plan.needed(step, "eager", always, of_stages), again
+    least, most = choices[(True,) * len(chosen)][0], choices[(False,) * len(chosen)][0]
+    budget = round(least + share * (most - least))
+
+    found = plan.fit(model, side, batch, budget)
+    blocks = [m for n, m in model.features.named_children() if n.startswith("denseblock")]
+    chosen = tuple(block.efficient for block in blocks)
+    assert found.efficient == tuple(f"denseblock{i}" for i, e in enumerate(chosen, 1) if e)
+    assert (found.bytes, found.recomputed) == choices[chosen]
+    assert found.recomputed == min(again for needed, again in choices.values() if needed <= budget)
+    measured = all_bytes(model, x)
+    assert 0.97 * found.bytes <= measured <= found.bytes <= budget
+
+
+def test_a_budget_that_a_choice_just_needs_is_used_up():
+    config, side, batch = NETS["large images"]
+    model, x = DenseNet(**config, backend="eager"), torch.randn(batch, 3, side, side)
+    step = Step.of(model, x.shape)
+    budget = plan.needed(step, "eager", plan.resident(model, step), [True, True, False, False, False])
+    assert plan.fit(model, side, batch, budget).efficient == ("denseblock1",)
+    assert 0.95 * budget <= all_bytes(model, x) <= budget
+
+
+def test_where_nothing_fits_it_says_what_would():
+    model = DenseNet(block_config=(3, 3), backend="eager")
+    with pytest.raises(
+        ValueError, match=r"got 2 MB, expected at least .* MB for a batch of 64 .*; a batch of (\d+)"
+    ) as error:
+        plan.fit(model, 32, 64, "2MB")
+    assert not model.features.denseblock1.efficient
+    largest = int(str(error.value).split("batch of ")[-1].split()[0])
+    assert plan.largest_batch(model, 32, "2MB") == largest
+    plan.fit(model, 32, largest, "2MB")
+    with pytest.raises(ValueError, match="smaller images"):
+        plan.fit(model, 32, largest + 1, "200kB")
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_torchvision_keeps(checkpointed):
+    theirs = stock_models.DenseNet(16, (3, 4), 24, num_classes=10, memory_efficient=checkpointed)
+    ours = DenseNet(16, (3, 4), num_init_features=24, small_inputs=False)
+    x = torch.randn(4, 3, 64, 64)
+    found, step = measure(theirs, x), Step.of(ours, x.shape)
+    assert found.live == stock.kept(step, checkpointed)
+    assert stock.peak(step, checkpointed) == pytest.approx(found.peak, rel=0.08)
+
+
+def test_floor_grows_with_the_batch_and_counts_what_a_layer_reads():
+    """A block of one layer without bottleneck: forward x and y, backward dy, y, x, and dx read and written."""
+    nets = [DenseNet(4, (layers,), bn_size=None, num_init_features=8, num_classes=0) for layers in (1, 2)]
+    one, two = (floor(net, (2, 3, 16, 16), torch.float32) for net in nets)
+    pixels, c, k = 2 * 16 * 16, 12, 4
+    of_second = 4 * pixels * ((c + k) + (2 * k + 3 * c))
+    of_buffer = 4 * pixels * k * 3  # four channels more that the head reads forward and backward, and writes
+    of_weight = 4 * 3 * 9 * k * c  # read twice, its gradient written
+    assert two - one == pytest.approx(of_second + of_buffer + of_weight, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("24GiB", 24 * 2**30), ("24 gb", 24e9), (5e9, 5e9), ("1.5M", 1.5e6), ("700", 700)]
+)
+def test_bytes_as_people_write_them(text, count):
+    assert parse_bytes(text) == count
+    assert parse_bytes(text_of_bytes(count)) == pytest.approx(count, rel=0.005)
+
+
+@pytest.mark.parametrize("text", ["", "many", "24 apples", "-3GB", "0", "1.2.3GB"])
+def test_what_are_no_bytes(text):
+    with pytest.raises(ValueError, match="expected bytes"):
+        parse_bytes(text)
+
+
+def test_the_command_s_json_is_the_model(capsys, tmp_path):
+    picture = tmp_path / "plan.png"
+    asked = f"densenet_bc_22_4 --image 16 --batch 4 --memory 4MB --bandwidth 100GB --json --picture {picture}"
+    assert cli.main(["plan", *asked.split()]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model = DenseNet(4, (3, 3, 3), num_init_features=8)
+    step = Step.of(model, (4, 3, 16, 16))
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["ways"]["densenet_fast"]["kept"] == step.kept([False] * 3)
+    assert found["ways"]["densenet_fast, efficient"]["kept"] == step.kept([True] * 3)
+    moved = floor(model, (4, 3, 16, 16), torch.float32)
+    assert found["floor"] == {"bytes": moved, "seconds": moved / 100e9, "images_per_second": 4 / (moved / 100e9)}
+    largest = found["ways"]["densenet_fast, efficient"]["largest_batch"]
+    assert plan.largest_batch(model, 16, "4MB", states=1) == largest > 4
+    assert found["fit"]["efficient"] == []
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ("densenet_bc_101_12", 2, "of depth 101, expected"),
+        ("densenet121 --memory lots", 2, "memory: got 'lots', expected bytes"),
+        ("densenet121 --batch 0", 2, "got '0', expected a number of at least 1"),
+        ("densenet121 --gpu h900", 2, "invalid choice: 'h900'"),
+        ("densenet121 --image 8", 1, "image: got a side of 8, which leaves no pixel"),
+    ],
+)
+def test_what_cannot_be_planned(arguments, status, message, capsys):
+    try:
+        found = cli.main(["plan", *arguments.split()])
+    except SystemExit as exit_:
+        found = exit_.code
+    told = capsys.readouterr()
+    assert (found, told.out) == (status, "")
+    assert message in told.err
+    assert told.err.count("\n") == 1
