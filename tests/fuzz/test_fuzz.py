@@ -1,4 +1,4 @@
-"""Half a minute of the fuzzer from fixed seeds. The long run, and what a case that fails prints: tests/fuzz/__main__.py."""
+"""Half a minute of fuzzing from fixed seeds. The long run, and what a failing case prints: tests/fuzz/__main__.py."""
 
 import pytest
 import torch
