@@ -47,6 +47,14 @@ def load(device: torch.device) -> tuple[Tensor, Tensor]:
     return stacked.to(device), torch.tensor(labels, device=device)
 
 
+def train(run: Path, *options: str) -> densenet_fast.DenseNet:
+    """The net of a run in directory `run`, which goes on where it was; what stops the command stops the program."""
+    status = cli.main(["fit", "--config", RECIPE, "--ckpt_path=last", f"--trainer.default_root_dir={run}", *options])
+    if status:
+        sys.exit(status)
+    return Classifier.load_from_checkpoint(run / "checkpoints" / LAST, map_location="cpu", weights_only=True).net
+
+
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
@@ -129,13 +137,8 @@ def main() -> int:
     options += [
         f"--seed_everything={args.seed}",
         f"--model.backend={args.backend}",
-        f"--trainer.default_root_dir={run}",
     ]
-    status = cli.main(["fit", "--config", RECIPE, "--ckpt_path=last", *options])
-    if status:
-        return status
-    trained = Classifier.load_from_checkpoint(run / "checkpoints" / LAST, map_location=device, weights_only=True)
-    model = trained.net
+    model = train(run, *options).to(device)
     images, labels = load(device)
     right = accuracy(model, images, labels)
     print(f"\n{compare(model, images, labels)}\n\n{machine}; training steps of {BATCH} images\n")
