@@ -200,6 +200,7 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     warnings.filterwarnings("ignore", message="Encountered `nan` values")  # `FiniteLoss` says it
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
     warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
