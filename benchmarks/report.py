@@ -1,8 +1,9 @@
 """Tables and pictures from the raw results: `python -m benchmarks.report [--results benchmarks/results] [--check]`.
 
-Writes docs/benchmarks.md with every table and picture, docs/*.png, and the README's section between
-`<!-- benchmarks -->` and `<!-- /benchmarks -->`, which has one of each. Figures whose kernels have changed since they
-were measured carry a dagger. `--check` writes nothing and fails if the files are not what the results make.
+Writes docs/benchmarks.md with every table and picture, docs/*.png, and the sections between `<!-- benchmarks -->` and
+`<!-- /benchmarks -->` of the README, which has one of each, and of docs/feature_reuse.md. Figures whose kernels have
+changed since they were measured carry a dagger. `--check` writes nothing and fails if the files are not what the
+results make.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, pictures, results
+from .architectures import architectures
 from .figures import megabytes, ms, number, times
 from .results import Record
 from .rounds import DISTURBED, ratio, spread
@@ -353,7 +355,13 @@ def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
     section = f"{START}\n{readme(groups, images)}\n{END}"
     new = re.sub(f"{START}.*{END}", lambda _: section, old, count=1, flags=re.DOTALL)
     drawn = [f"![{title}]({name})" for name, title in images]
-    return {root / "docs" / "benchmarks.md": "\n\n".join([introduction, *drawn, *sections]) + "\n", path: new}
+    found = {root / "docs" / "benchmarks.md": "\n\n".join([introduction, *drawn, *sections]) + "\n", path: new}
+    page = root / "docs" / "feature_reuse.md"
+    beside = architectures(groups) if page.exists() else None
+    if beside is not None:
+        section = f"{START}\n{beside[0].markdown()}\n\n{caption(beside[1])}.\n{END}"
+        found[page] = re.sub(f"{START}.*{END}", lambda _: section, page.read_text(), count=1, flags=re.DOTALL)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ that are wrong (`Parser`). It is imported when it is called.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,8 +15,13 @@ from ._version import __version__
 
 PROGRAM = "densenet-fast"
 COMMANDS = {
+    "fit": ("densenet_fast.train.commands:fit", "train a net by a recipe, or go on with a run"),
+    "recipes": ("densenet_fast.train.commands:list_recipes", "list the paper's experiments, which fit can do"),
+    "validate": ("densenet_fast.train.commands:validate", "top-1 and top-5 error of a trained net"),
+    "predict": ("densenet_fast.train.commands:predict", "name the classes of image files"),
     "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),
     "plan": ("densenet_fast.plan.command:main", "tell what a training step needs: bytes, largest batch, least time"),
+    "analyse": ("densenet_fast.analyse.command:main", "show how strongly a trained net's layers are connected"),
 }
 
 
@@ -44,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     module, _, function = COMMANDS[options.command][0].partition(":")
     try:
-        return getattr(import_module(module), function)(options.arguments)
+        status = getattr(import_module(module), function)(options.arguments)
+        sys.stdout.flush()
+        return status
     except Refused as refusal:
         print(f"{PROGRAM} {options.command}: {refusal}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # to which Python writes what is left
         return 1

@@ -1,12 +1,17 @@
-"""docs/commands.md shows what the commands print. `python -m tests.test_commands` writes it anew."""
+"""docs/commands.md shows what the commands print, in a folder with a `checkpoint.pth`. `python -m tests.test_commands`
+writes it anew."""
 
 import contextlib
 import io
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 
+import torch
+
+import densenet_fast
 from densenet_fast import cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
@@ -24,18 +29,29 @@ def printed(command: str) -> str:
     return found.getvalue() + (f"[exit status {status}]\n" if status else "")
 
 
-def block(shown: re.Match[str]) -> str:
+def block(found: re.Match[str]) -> str:
     """A console block with what its commands print now."""
-    commands = re.findall(r"^\$ (.*)$", shown[1], re.MULTILINE)
+    commands = re.findall(r"^\$ (.*)$", found[1], re.MULTILINE)
     return "```console\n" + "".join(f"$ {command}\n{printed(command)}" for command in commands) + "```"
 
 
-def test_the_page_shows_what_the_commands_print(monkeypatch):
-    monkeypatch.chdir(PAGE.parents[1])
+def shown(page: str, folder: Path) -> str:
+    """The page with what its commands print in `folder`."""
+    torch.manual_seed(0)
+    torch.save(densenet_fast.create("densenet_bc_40_12").state_dict(), folder / "checkpoint.pth")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return CONSOLE.sub(block, page)
+    finally:
+        os.chdir(before)
+
+
+def test_the_page_shows_what_the_commands_print(tmp_path):
     page = PAGE.read_text()
-    assert CONSOLE.sub(block, page) == page
+    assert shown(page, tmp_path) == page
 
 
 if __name__ == "__main__":
-    os.chdir(PAGE.parents[1])
-    PAGE.write_text(CONSOLE.sub(block, PAGE.read_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        PAGE.write_text(shown(PAGE.read_text(), Path(folder)))

@@ -28,7 +28,8 @@ LAYERS = [
     {"info"},
     {"configurations"},
     {"nets"},
-    {"plan"},
+    {"plan", "train"},
+    {"analyse"},
     {"__init__"},
     {"__main__"},
 ]
@@ -56,6 +57,7 @@ ROOMS = {
     ],
     "memory": [{"stage"}, {"scratch"}, {"__init__"}],
     "plan": [{"units", "devices", "stock", "floor"}, {"__init__"}, {"report"}, {"picture"}, {"command"}],
+    "analyse": [{"__init__"}, {"picture"}, {"command"}],
     "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
 }
 

@@ -164,7 +164,7 @@ def shape_of(model: DenseNet, image: int | Sequence[int], batch: int) -> tuple[i
 def backend_of(model: DenseNet, dtype: torch.dtype) -> str:
     """The backend that the model takes where its parameters are."""
     device = next(model.parameters()).device
-    asked = model.features.backend
+    asked: Any = model.features.backend
     if asked == "plain":
         raise ValueError("backend: got a model on its plain layers, expected one that set_backend has sent elsewhere")
     return backends.choose(asked, device, dtype)
