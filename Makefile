@@ -9,25 +9,27 @@ CPP := $(wildcard $(foreach suffix,c cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(su
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench report gpu-bundle docs build test-wheel clean
+.PHONY: help setup test lint format demo bench report gpu-bundle docs build wheel test-wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv with the pinned development environment and this package
+setup: $(READY) ## create .venv with the pinned development environment and this package (6 GB; minutes)
 
 # The CUDA kernels, where there is an nvcc: for the GPUs of this machine, or one architecture; a wheel has them all.
 $(READY): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null),9.0)
-$(READY): requirements-dev.txt pyproject.toml setup.py
+$(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard tools/library/*.py)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "Python is too old: got %d.%d, expected 3.10 or newer; choose one: make PYTHON=python3.12 ..." % v[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "No virtual environments: got a Python without ensurepip, expected one with it; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@echo "Installing the development environment (PyTorch alone is about 2 GB to download) ..."
+	@echo "Installing the development environment into $(VENV): 6 GB of disk, of which PyTorch is 2 GB to download ..."
 	@$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-dev.txt
+	@echo "Compiling the kernels: two minutes of processor time, with an nvcc some minutes more ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-test: $(READY) ## run the tests, in as many processes as there are cores, four at most
+test: $(READY) ## run the tests, in as many processes as there are cores, four at most (about 20 minutes on two)
+	@echo "Running the tests: about 20 minutes on two cores ..."
 	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY) ## check style, format and types
@@ -42,6 +44,7 @@ format: $(READY) ## format, and mend what ruff can
 	$(BIN)/clang-format -i $(CPP)
 
 demo: $(READY) ## train on real scans and compare with stock layers (a few minutes)
+	@echo "Training DenseNets on scikit-learn's digits, ours and stock's: a few minutes, nothing to download ..."
 	$(BIN)/python -m benchmarks.digits
 
 bench: $(READY) ## speed and memory against every peer; options: make bench BENCH="--model densenet201 --peers all"
@@ -60,9 +63,13 @@ build: $(READY) ## build the sdist and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
+wheel: ## name the wheel of `make build` for the oldest glibc that it runs on; libtorch is excluded
+	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel dist/*.whl
+	rm dist/*.whl && mv build/wheel/*.whl dist/
+
 # The tests that need nothing of the source tree, in a directory that has the wheel's package instead of it.
 WHEEL := build/test-wheel
-WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/test_readme.py --ignore tests/benchmarks
+WHEEL_TESTS := tests --ignore tests/test_build.py --ignore tests/installing --ignore tests/test_readme.py --ignore tests/benchmarks
 test-wheel: ## run the tests on the wheel of `make build`, the source tree hidden
 	rm -rf $(WHEEL)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) dist/*.whl

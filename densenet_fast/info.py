@@ -6,14 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import backends
+from . import backends, installation
 from ._version import __version__
 
 
 def lines() -> list[str]:
     """Versions, how the compiled library was built, and for each backend and device why it can run or not."""
     found = [
-        f"densenet_fast {__version__}",
+        f"densenet_fast {__version__}, imported from {installation.PACKAGE}",
+        *_other_copies(),
         f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not in this build'}",
         f"python {platform.python_version()}, {platform.platform()}",
         f"threads {torch.get_num_threads()}",
@@ -26,9 +27,18 @@ def lines() -> list[str]:
                 reason = backends.why_unavailable(name, device, dtype)
                 state = "available" if reason is None else f"not available: {reason}"
                 found.append(f"{device} {_text(dtype)}: {name} {state}")
+        if (hollow := backends.why_hollow(device)) is not None:
+            found.append(f"{device}: runs without compiled kernels; to have them, {hollow[1]}")
         chosen = (f"{backends.choose('auto', device, d)} for {_text(d)}" for d in (torch.float32, torch.bfloat16))
         found.append(f"{device}: auto takes {', '.join(chosen)}")
     return found
+
+
+def _other_copies() -> list[str]:
+    return [
+        f"  not from {copy}, later in sys.path, {'with' if installation.has_library(copy) else 'without'} kernels"
+        for copy in installation.other_copies()
+    ]
 
 
 def _triton() -> str:
@@ -39,16 +49,19 @@ def _triton() -> str:
 
 
 def _library() -> list[str]:
-    try:
-        from . import _C
-    except ImportError as error:
-        return [f"compiled library: none ({error})"]
+    if (reason := backends.why_no_library()) is not None:
+        return [f"compiled library: none in use; {reason}", *(f"    {line}" for line in installation.said("CPU"))]
+    from . import _C
+
     facts = _C.build_facts()
+    no_cuda = [] if "nvcc" in facts else [f"  no CUDA kernels: {installation.why_left_out('CUDA')}"]
     return [
         f"compiled library: CPU kernels, {'with' if 'nvcc' in facts else 'no'} CUDA kernels",
         f"  compiler {facts['compiler']}, flags {facts['flags']}, against torch {facts['torch']}",
         f"  instruction sets compiled: {', '.join(_C.compiled_instruction_sets())}",
         f"  instruction sets that run here: {', '.join(_C.instruction_sets())}; in use: {_C.instruction_set_in_use()}",
+        *no_cuda,
+        *(f"    {line}" for line in installation.said("CUDA")),
         *_cuda_kernels(facts, _C.cuda_kernels()),
     ]
 

@@ -26,6 +26,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton") is not None:
         import triton  # noqa: F401
+os.environ.setdefault("DENSENET_FAST_QUIET", "1")  # a run without the library is told by what is skipped
 STAND_INS = {"_machine", "executed"}  # fixtures: the CUDA kernels and Triton's, as PTX
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
 

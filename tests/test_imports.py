@@ -13,7 +13,7 @@ PACKAGE = Path(densenet_fast.__file__).parent
 
 # Each module may import only from the rows above its own.
 LAYERS = [
-    {"_version", "uncompiled"},
+    {"_version", "uncompiled", "installation"},
     {"cli"},
     {"contract"},
     {"backends"},

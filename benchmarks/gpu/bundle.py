@@ -22,7 +22,7 @@ from ..machine import ROOT
 FOLDER = ROOT / "build" / "gpu-bundle"
 HERE = ROOT / "build" / "gpu-built"  # built on the GPU machine itself
 LIMIT = 64 * 2**20  # bytes of tree and bundle together
-SOURCES = ("csrc", "setup.py")
+SOURCES = ("csrc", "setup.py", "tools/library")
 
 
 def use(folder: Path = FOLDER) -> str | None:

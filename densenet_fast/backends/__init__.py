@@ -5,22 +5,27 @@ it is first asked for. Beside the backends, "plain" runs a model's own layers un
 """
 
 import os
+import sys
 import threading
+import warnings
 from functools import cache
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
 import torch
 
-from .. import contract
+from .. import contract, installation
 
 PREFERENCE = ("native", "triton", "eager")  # best first, for `auto`
 # On a GPU nobody has yet measured native against triton, whose kernels are the simpler ones.
 _PREFERENCE_ON_CUDA = ("triton", "native", "eager")
 NAMES = ("auto", *PREFERENCE, "plain")
+_NATIVE_DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 _loaded: set[str] = set()
 _loading = threading.Lock()
+_told: set[str] = set()  # the kinds of devices whose missing kernels were told
 
 
 def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
@@ -31,24 +36,25 @@ def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
-    dtypes = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-    if device.type not in dtypes:
+    if device.type not in _NATIVE_DTYPES:
         return f"it has kernels for CPU and CUDA, not for {device.type}"
-    if dtype not in dtypes[device.type]:
-        computed = " and ".join(str(d).removeprefix("torch.") for d in dtypes[device.type])
+    if dtype not in _NATIVE_DTYPES[device.type]:
+        computed = " and ".join(str(d).removeprefix("torch.") for d in _NATIVE_DTYPES[device.type])
         return f"its {device.type.upper()} kernels compute in {computed}, not in {str(dtype).removeprefix('torch.')}"
-    return _why_no_library() or (_why_not_cuda(device) if device.type == "cuda" else None)
+    return why_no_library() or (_why_not_cuda(device) if device.type == "cuda" else None)
 
 
 def _why_not_cuda(device: torch.device) -> str | None:
     """Why the CUDA kernels of the library, which can be loaded, do not run on `device`."""
     from .. import _C
 
+    if "architectures" not in (facts := _C.build_facts()):
+        return f"the compiled library was built without CUDA kernels: {installation.why_left_out('CUDA')}"
     if (reason := _C.why_not_cuda()) is not None:
         return reason
     if not torch.cuda.is_available():
         return "no CUDA device can be used here"
-    return why_not_compiled_for(torch.cuda.get_device_capability(device), _C.build_facts()["architectures"].split())
+    return why_not_compiled_for(torch.cuda.get_device_capability(device), facts["architectures"].split())
 
 
 def why_not_compiled_for(capability: tuple[int, int], architectures: list[str]) -> str | None:
@@ -86,17 +92,64 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @cache
-def _why_no_library() -> str | None:
+def why_no_library() -> str | None:
     """Why the compiled library cannot be loaded; loads it."""
     library = f"{__package__.rpartition('.')[0]}._C"
-    with _loading:  # find_spec raises while another thread imports it
-        if find_spec(library) is None:
-            return "the compiled library was not built (setup.py says how, and on installation why not)"
+    with _loading:
+        # Not find_spec, which would take another copy's: an editable install answers for all modules of its package.
+        if PathFinder.find_spec(library, sys.modules[library.rpartition(".")[0]].__path__) is None:
+            return f"the compiled library was not built: {installation.why_left_out('CPU')}"
         try:
             import_module(library)
         except ImportError as error:
-            return f"the compiled library cannot be loaded: {error}"
+            built = installation.built_against()
+            return f"the compiled library{built} cannot be loaded by torch {torch.__version__}: {error}"
     return None
+
+
+def why_hollow(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[str, str] | None:
+    """Why "auto" runs without compiled kernels on `device`, and what to type to have them, as clauses.
+
+    None where it runs with them, or there are none to be had."""
+    if dtype not in _NATIVE_DTYPES.get(device.type, ()) or sys.platform != "linux" or torch.version.hip:
+        return None
+    part = device.type.upper()
+    if _best(device, dtype) != "eager" or (part == "CUDA" and torch.cuda.get_device_capability(device) < (8, 0)):
+        return None
+    reason = why_unavailable("native", device, dtype)
+    assert reason is not None
+    mend = installation.to_mend(part)
+    if part == "CUDA":
+        triton = why_unavailable("triton", device, dtype)
+        return f"{triton}, and {reason}", f"install Triton ({installation.install('triton')}), or {mend}"
+    return reason, mend
+
+
+def _tell_if_hollow(device: torch.device, dtype: torch.dtype) -> None:
+    """Once for each kind of device, with a warning."""
+    if device.type in _told or os.environ.get("DENSENET_FAST_QUIET") == "1":
+        return
+    if (hollow := why_hollow(device, dtype)) is None:
+        return
+    with _loading:
+        if device.type in _told:
+            return
+        _told.add(device.type)
+    reason, mend = hollow
+    warnings.warn(
+        f"densenet_fast runs on {device.type} without compiled kernels (same results, less speed): {reason}. To have "
+        f"them, {mend}  (DENSENET_FAST_QUIET=1, or a backend asked for by name, silences this; "
+        "python -m densenet_fast.info tells more)",
+        stacklevel=_level_of_the_caller(),
+    )
+
+
+def _level_of_the_caller() -> int:
+    """warnings.warn's stacklevel of the line that called a model: the first outside this package and PyTorch."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("densenet_fast", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_name(name: str) -> str:
@@ -122,12 +175,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
             f"no operations: got backend 'plain', the layers of a module, expected {', '.join(PREFERENCE)}"
         )
     if name == "auto":
-        preference = _PREFERENCE_ON_CUDA if device.type == "cuda" else PREFERENCE
-        found = (b for b in preference if why_unavailable(b, device, dtype) is None)
-        return next(b for b in found if b != "triton" or device.type != "cpu")  # the interpreter is for tests
+        return _best(device, dtype)
     reason = why_unavailable(name, device, dtype)
     if reason is not None:
-        best = choose("auto", device, dtype)
+        best = _best(device, dtype)
         raise RuntimeError(
             f"backend {name!r} is not available on {device}: {reason}; expected a backend that runs here, for instance "
             f"{best!r}, which backend='auto' takes (python -m densenet_fast.info lists all)"
@@ -135,9 +186,20 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
     return name
 
 
+def _best(device: torch.device, dtype: torch.dtype) -> str:
+    preference = _PREFERENCE_ON_CUDA if device.type == "cuda" else PREFERENCE
+    found = (b for b in preference if why_unavailable(b, device, dtype) is None)
+    return next(b for b in found if b != "triton" or device.type != "cpu")  # the interpreter is for tests
+
+
 def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> contract.Operations:
-    """The operations of the backend that `choose` gives, loaded."""
+    """The operations of the backend that `choose` gives, loaded.
+
+    Warns once where "auto" runs without compiled kernels that could be had.
+    """
     chosen = choose(name, device, dtype)
+    if name == "auto" and chosen == "eager":
+        _tell_if_hollow(device, dtype)
     if chosen not in _loaded:
         with _loading:
             if chosen not in _loaded:  # by another thread, in the meantime

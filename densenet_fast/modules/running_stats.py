@@ -69,7 +69,10 @@ class Tracked:
             if torch.compiler.is_compiling():
                 torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
             else:
-                backends.operations(backend, stats.device, stats.dtype).update_running_stats(*arguments)
+                chosen = backends.choose(
+                    backend, stats.device, stats.dtype
+                )  # by name: nobody is told of these few sums
+                backends.operations(chosen, stats.device, stats.dtype).update_running_stats(*arguments)
         if self._counted:
             torch._foreach_add_([of["num_batches_tracked"] for of in self._counted], 1)
         if count != 0:
@@ -94,7 +97,7 @@ def tracked(norms: Sequence[Any], taken: Sequence[Columns | None]) -> list[Track
 class _Update(NamedTuple):
     norms: Tracked
     stats: Tensor
-    count: int | None
+    values: int | None  # that each channel had
     backend: str
 
 

@@ -17,11 +17,12 @@ from .cases import GEOMETRIES, MATHS, label
 
 SINGLE = [name for name in NAMES if not name.startswith("layer")]  # the others run these one after the other
 PLAIN = [(name, {}) for name in SINGLE]
-VARIANTS = [
-    *PLAIN,
+PRODUCTS = [name for name in SINGLE if name.startswith(("conv", "plain", "transition"))]
+OPTIONS = [
     *((f"{kind}_{way}", {"drop_rate": 0.3}) for kind in ("conv3x3", "plain") for way in ("fwd", "bwd")),
     *((name, {"batch": False}) for name in ("conv1x1_bwd", "transition_bwd", "stem_bwd")),
 ]
+VARIANTS = [*PLAIN, *OPTIONS]
 MIDDLE, LARGE = GEOMETRIES[1], GEOMETRIES[4]
 DEVICES = {"A100": (108, 166912), "A10": (72, 101376), "H200": (132, 232448)}  # multiprocessors, shared memory
 ALIGNED = pytest.mark.parametrize("room", [8], indirect=True, ids=["aligned"])
@@ -29,7 +30,7 @@ ALIGNED = pytest.mark.parametrize("room", [8], indirect=True, ids=["aligned"])
 variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
 
 
-def every(geometries, named=VARIANTS):
+def every(geometries, named):
     found = [(n, o, g) for n, o in named for g in geometries if applies(n, g)]
     return pytest.mark.parametrize(("name", "options", "geometry"), found, ids=label)
 
@@ -65,16 +66,30 @@ def measured(values, exact, few):
 
 
 @ALIGNED
-@every(GEOMETRIES)
+@every(GEOMETRIES, PLAIN)
 def test_errors_in_bf16(machine, room, name, geometry, options):
     check_errors(machine, room, name, geometry, MATHS["bf16"], **options)
 
 
 @ALIGNED
-@every([MIDDLE, LARGE], PLAIN)
-@pytest.mark.parametrize("math", ["fp16", "fp32", "tf32"])
-def test_errors_in_other_dtypes(machine, room, name, geometry, options, math):
-    check_errors(machine, room, name, geometry, MATHS[math], **options)
+@every([MIDDLE], OPTIONS)
+def test_errors_of_options_in_bf16(machine, room, name, geometry, options):
+    check_errors(machine, room, name, geometry, MATHS["bf16"], **options)
+
+
+# fp16 is bf16 with other numbers, and TF32 is fp32 with other products.
+OTHERS = [
+    *((name, "fp32", MIDDLE) for name in SINGLE),
+    *((name, "fp32", LARGE) for name in PRODUCTS),
+    *((name, "fp16", LARGE) for name in SINGLE),
+    *((name, "tf32", LARGE) for name in PRODUCTS),
+]
+
+
+@ALIGNED
+@pytest.mark.parametrize(("name", "math", "geometry"), OTHERS, ids=label)
+def test_errors_in_other_dtypes(machine, room, name, math, geometry):
+    check_errors(machine, room, name, geometry, MATHS[math])
 
 
 @ALIGNED

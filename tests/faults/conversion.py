@@ -30,9 +30,9 @@ FAULTS = [
     Fault(
         "dropout of whole channels as of single values",
         LIBRARIES,
-        "reason = why_not(dropout, nn.Dropout)",
-        "reason = None",
-        tests("dropout_of_channels"),
+        "view._replace(drops_channels=drops_channels)",
+        "view",
+        ("tests/conversion/test_channel_dropout.py",),
     ),
     Fault(
         "timm's word for recomputation is not heard",

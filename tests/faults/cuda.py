@@ -1,5 +1,4 @@
-"""Faults in the CUDA kernels, which run as PTX; each takes nvcc some seconds. Faults in the host code of launches are
-in tests/cuda/test_context.py."""
+"""Faults in the CUDA kernels, which run as PTX, and in the host code of launches; each takes nvcc some seconds."""
 
 from . import Fault, contract
 
@@ -205,5 +204,38 @@ FAULTS = [
         "norm.unbias * norm.var[c]",
         "norm.var[c]",
         (OPERATIONS, "-k", "update_running_stats"),
+    ),
+    *(
+        Fault(name, f"csrc/{file}", before, after, ("tests/cuda/test_context.py",))
+        for name, file, before, after in (
+            (
+                "a stream of another device",
+                "cuda_context.cpp",
+                "cuda_stream(check.device().index(), ",
+                "cuda_stream(0, ",
+            ),
+            (
+                "a workspace of another device",
+                "cuda_context.cpp",
+                "workspace(check.device())",
+                "workspace({check.device().type(), 0})",
+            ),
+            ("no device guard", "cuda_context.cpp", "guard(check.device().index())", "guard(0)"),
+            ("the device asked for at each call", "cuda/device.cu", "d.multiprocessors == 0", "true"),
+            ("shared memory not asked for", "cuda/device.cu", "dynamic_bytes <= allowed[at]", "dynamic_bytes > 0"),
+            ("shared memory asked for at each launch", "cuda/device.cu", "  allowed[at] = dynamic_bytes;\n", ""),
+            (
+                "static shared memory not counted",
+                "cuda/device.cu",
+                " - static_cast<int>(attributes.sharedSizeBytes)",
+                "",
+            ),
+            (
+                "one allowance for all devices",
+                "cuda/device.cu",
+                "make_pair(kernel, device.index)",
+                "make_pair(kernel, 0)",
+            ),
+        )
     ),
 ]

@@ -208,7 +208,7 @@ FAULTS = [
     Fault(
         "a trunk not planned again behind a module with hooks",
         f"{MODULES}/trunk.py",
-        "waiting = deque(self._steps(step.behind, pooled))",
+        "waiting = deque(behind if taps is None else _tapped(self, behind, taps))",
         "pass",
         changes("hook_in_front"),
     ),

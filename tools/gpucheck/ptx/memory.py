@@ -1,6 +1,8 @@
 """Global and shared memory: bytes, which of them may be touched, and the stamps of who touched them last."""
 
+import bisect
 import struct
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from .races import Stamps
 GLOBAL_BASE = 0x7F00_0000_0000
 READABLE, WRITABLE = 1, 2
 WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.dtype("V16")}
+SHIFTS = {width: width.bit_length() - 1 for width in WIDTHS}
 
 
 class Struct:
@@ -40,15 +43,15 @@ class Space:
 
     def units(self, at: np.ndarray, width: int) -> np.ndarray:
         """[accesses, units per access]: which stamps belong to accesses of `width` bytes."""
-        first = at // self.unit
+        first = at >> SHIFTS[self.unit]
         return first[:, None] if width <= self.unit else first[:, None] + np.arange(width // self.unit)
 
     def load(self, at: np.ndarray, width: int, dtype: np.dtype) -> np.ndarray:
         """[accesses, width / itemsize]"""
-        return self.views[width][at // width].view(dtype).reshape(len(at), -1)
+        return self.views[width][at >> SHIFTS[width]].view(dtype).reshape(len(at), -1)
 
     def store(self, at: np.ndarray, width: int, values: np.ndarray) -> None:
-        self.views[width][at // width] = np.ascontiguousarray(values).view(WIDTHS[width]).reshape(-1)
+        self.views[width][at >> SHIFTS[width]] = np.ascontiguousarray(values).view(WIDTHS[width]).reshape(-1)
 
 
 class Shared(Space):
@@ -63,10 +66,10 @@ class Shared(Space):
 
     def locate(self, address: np.ndarray, cta: np.ndarray, width: int) -> np.ndarray:
         """Addresses as places in `data`."""
-        if (address % width).any():
+        if np.bitwise_or.reduce(address) & width - 1:
             raise Misaligned(f"shared address {_first(address, address % width != 0)} in an access of {width} bytes")
-        outside = (address < 0) | (address + width > self.size)
-        if outside.any():
+        if address.min() < 0 or address.max() + width > self.size:
+            outside = (address < 0) | (address + width > self.size)
             raise OutOfBounds(f"shared address {_first(address, outside)} of {self.size} bytes")
         return address + cta * self.pitch
 
@@ -129,14 +132,14 @@ class Global(Space):
             storage.copy_(torch.from_numpy(self.data[start : start + len(storage)]))
 
     def locate(self, address: np.ndarray, width: int, write: bool) -> np.ndarray:
-        if (address % width).any():
+        if np.bitwise_or.reduce(address) & width - 1:
             raise Misaligned(f"global address {_first(address, address % width != 0):#x} in an access of {width} bytes")
         at = address - GLOBAL_BASE
-        far = (at < 0) | (at + width > len(self.data))
-        if far.any():
+        if at.min() < 0 or at.max() + width > len(self.data):
+            far = (at < 0) | (at + width > len(self.data))
             raise OutOfBounds(f"global address {_first(address, far):#x} is in no allocation")
         allowed = self._all(at, width, WRITABLE if write else READABLE)
-        if not allowed.all():
+        if np.count_nonzero(allowed) < len(allowed):
             if write or not self._all(at[~allowed], width, WRITABLE).all():
                 raise OutOfBounds(
                     f"global {self.describe(at[~allowed][0])} must not be {'written' if write else 'read'}"
@@ -144,14 +147,16 @@ class Global(Space):
             raise Unwritten(f"global {self.describe(at[~allowed][0])} is read before it is written")
         if write:
             self.writes += 1
-            self.states[min(width, 8)].reshape(-1, max(width // 8, 1))[at // width] = _pattern(
-                READABLE | WRITABLE, width
-            )
+            states = self.states[min(width, 8)].reshape(-1, max(width // 8, 1))
+            states[at >> SHIFTS[width]] = _pattern(READABLE | WRITABLE, width)
         return at
 
     def owners(self, at: np.ndarray) -> list[tuple[int, int]]:
         """The storages that hold these places, and how many of them each."""
-        starts = np.array([p.start for p in self.placed.values()])
+        starts = [p.start for p in self.placed.values()]
+        first, last = (bisect.bisect(starts, end) - 1 for end in (at.min(), at.max()))
+        if first == last:
+            return [([*self.placed][first], len(at))]
         counts = np.bincount(np.searchsorted(starts, at, "right") - 1, minlength=len(starts))
         return [(storage, int(n)) for storage, n in zip(self.placed, counts, strict=True) if n]
 
@@ -161,12 +166,15 @@ class Global(Space):
                 return f"byte {at - start} of allocation {number} ({len(storage)} bytes)"
         return f"address {GLOBAL_BASE + int(at):#x}"
 
-    def _all(self, at: np.ndarray, width: int, bits: int, some: bool = False) -> np.ndarray:
-        """Whether each byte of each access has all of `bits`, or some byte has some of them."""
-        found = self.states[min(width, 8)].reshape(-1, max(width // 8, 1))[at // width] & _pattern(bits, width)
-        return (found != 0).any(1) if some else (found == _pattern(bits, width)).all(1)
+    def _all(self, at: np.ndarray, width: int, bits: int) -> np.ndarray:
+        """Whether each byte of each access has all of `bits`."""
+        pattern = _pattern(bits, width)
+        if width <= 8:
+            return self.states[width][at >> SHIFTS[width]] & pattern == pattern
+        return (self.states[8].reshape(-1, 2)[at >> SHIFTS[width]] & pattern == pattern).all(1)
 
 
+@cache
 def _pattern(bits: int, width: int) -> np.unsignedinteger:
     return WIDTHS[min(width, 8)](int.from_bytes(bytes([bits]) * min(width, 8), "little"))
 

@@ -70,18 +70,19 @@ def tensor_core_sum(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     keep more."""
     infinite = np.uint32(0x7F800000)
     c, a, b = (np.ascontiguousarray(np.moveaxis(x, 0, -1)) for x in (c, a, b))
+    a = a.swapaxes(0, 1)
+    terms = np.empty((5, *c.shape), np.float32)
     for first in range(0, len(b), 4):
-        terms = [c, *(a[:, None, k] * b[k] for k in range(first, first + 4))]
-        power = np.full(c.shape, 27 << 23, np.uint32)  # of the largest, as the bits of a float; at least 2^-100
-        for term in terms:
-            np.maximum(power, term.view(np.uint32) & infinite, out=power)
+        terms[0] = c
+        np.multiply(a[first : first + 4, :, None], b[first : first + 4, None], out=terms[1:])
+        power = (terms.view(np.uint32) & infinite).max(0)  # of the largest, as the bits of a float
+        np.maximum(power, np.uint32(27 << 23), out=power)  # at least 2^-100
         scale = (np.uint32(278 << 23) - power).view(np.float32)  # 2^24 / power
-        total = sum((term * scale).astype(np.int32) for term in terms)
-        size = np.abs(total)
-        beyond = size >> 24
-        size &= ~(beyond | beyond >> 1 | beyond >> 2)
-        added = np.copysign(size.astype(np.float32), total.astype(np.float32)) / scale
-        c = added if power.max() < infinite else np.where(power < infinite, added, sum(terms))
+        total = (terms * scale).astype(np.int32).sum(0, dtype=np.int32).astype(np.float64)
+        cut_off = (total.view(np.int64) & ~((1 << 29) - 1)).view(np.float64)  # 24 bits of its 53
+        c = (cut_off / scale).astype(np.float32)
+        if power.max() == infinite:
+            c = np.where(power < infinite, c, terms.sum(0))
     return np.moveaxis(c, -1, 0)
 
 
@@ -124,11 +125,15 @@ def multiply_high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def shift_left(a: np.ndarray, by: np.ndarray) -> np.ndarray:
     bits = a.dtype.itemsize * 8
+    if by.ndim == 0 and by < bits:
+        return a << by.astype(a.dtype)
     return np.where(by >= bits, a.dtype.type(0), a << np.minimum(by, bits - 1).astype(a.dtype))
 
 
 def shift_right(a: np.ndarray, by: np.ndarray) -> np.ndarray:
     bits = a.dtype.itemsize * 8
+    if by.ndim == 0 and by < bits:
+        return a >> by.astype(a.dtype)
     shifted = a >> np.minimum(by, bits - 1).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(by >= bits, a.dtype.type(0), shifted)
 

@@ -104,30 +104,32 @@ class Order:
 
     def _first_unordered(self, stamps: np.ndarray, crowd: np.ndarray | int, me: np.ndarray) -> tuple[int, int] | None:
         """Which access comes upon one that it is in no order with, and that one's stamp."""
-        if not stamps.any():
+        if not np.count_nonzero(stamps):
             return None
-        bad = ~self._before(stamps, crowd, me)
-        if not bad.any():
+        before = self._before(stamps, crowd, me)
+        if np.count_nonzero(before) == before.size:
             return None
-        where, unit = np.argwhere(bad)[0]
+        where, unit = np.argwhere(~before)[0]
         return int(where), int(stamps[where, unit])
 
     def read(self, stamps: Stamps, units: np.ndarray, me: np.ndarray) -> tuple[int, int] | None:
         """Record reads of units [accesses, units] by threads `me` [accesses, 1], or say which comes upon what write."""
         if (found := self._first_unordered(stamps.write[units], ONE, me)) is not None:
             return found
-        old, crowd = stamps.read[units], np.zeros(units.shape, np.int8)
-        if old.any():
-            before = stamps.crowd[units]
-            open_ = ~self._before(old, before, me)
-            crowd[open_] = np.maximum(before, self._spread(old & THREAD, me))[open_]
-        stamps.read[units] = self.stamp(me)
+        old, crowd = stamps.read[units], np.int8(ONE)
+        if np.count_nonzero(old):
+            crowd, open_ = stamps.crowd[units], ~self._before(old, stamps.crowd[units], me)
+            crowd = np.where(open_, np.maximum(crowd, self._spread(old & THREAD, me)), np.int8(ONE))
+        now = self.stamp(me)
+        stamps.read[units] = now
         stamps.crowd[units] = crowd
-        last = stamps.read[units] & THREAD
-        if (last != me).any():
-            crowd = np.maximum(self._spread(last, me), crowd)
+        last = stamps.read[units]
+        if np.count_nonzero(last != now):
+            crowd = np.maximum(self._spread(last & THREAD, me), crowd)
             for level in (WARP, CTA, GRID):
-                stamps.crowd[units[crowd == level]] = level
+                which = crowd == level
+                if np.count_nonzero(which):
+                    stamps.crowd[units[which]] = level
         return None
 
     def write(self, stamps: Stamps, units: np.ndarray, me: np.ndarray) -> tuple[int, int] | None:

@@ -1,6 +1,5 @@
 """Operands compiled to functions of a wave and a mask: `read` gives an array over lanes, `write` keeps one."""
 
-import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +23,13 @@ class Registers:
         self.kernel = kernel
         self.slots: dict[str, int] = {}
         self.parameters = {p.name: i for i, p in enumerate(kernel.parameters)}
+        self.widths: dict[str, int | None] = {}
 
     def width(self, name: str) -> int | None:
-        declared = self.kernel.registers.get(name) or self.kernel.registers.get(re.sub(r"\d+$", "", name))
-        return None if declared is None else bytes_of(declared)
+        if name not in self.widths:
+            declared = self.kernel.registers.get(name) or self.kernel.registers.get(name.rstrip("0123456789"))
+            self.widths[name] = None if declared is None else bytes_of(declared)
+        return self.widths[name]
 
     def slot(self, name: str) -> int:
         return self.slots.setdefault(name, len(self.slots))

@@ -47,7 +47,7 @@ class Wave:
         self.slot = np.repeat(np.arange(len(ctas)), self.order.threads)
         cta, inside = np.repeat(ctas, self.order.threads), np.tile(np.arange(self.order.threads), len(ctas))
         self.thread = cta * self.order.threads + inside  # number in the grid
-        self.everyone = np.ones(self.lanes, bool)
+        self.everyone, self.places = np.ones(self.lanes, bool), np.arange(self.lanes)
         self.live = inside < math.prod(grid.block)
         self.special = _special_registers(cta, inside, grid.extents, grid.block)
         self.shared = Shared(len(ctas), grid.shared, self.launch.units["shared"])
@@ -92,7 +92,7 @@ class Wave:
                     if place is None:
                         return self.order.clock - begun
                     continue
-                if active is None or active.any():
+                if active is None or np.count_nonzero(active):
                     step(self, active)
             except Fault as fault:
                 raise type(fault)(f"{self.launch.kernel.name}, line {ins.line}, {ins.text}: {fault}") from None
@@ -142,7 +142,7 @@ class Wave:
         """Note lanes that read a register without a value. What they compute has none either; only using that is a
         fault: Triton's reductions let lanes without data shuffle along."""
         absent = absent if mask is None else absent & mask
-        if absent.any():
+        if np.count_nonzero(absent):
             self.tainted, self.culprit = absent if self.tainted is None else self.tainted | absent, register
 
     def require_written(self) -> None:
@@ -150,7 +150,7 @@ class Wave:
             raise Unwritten(f"{self._who(np.flatnonzero(self.tainted)[0])} has nothing in register {self.culprit}")
 
     def active(self, mask: np.ndarray | None) -> np.ndarray:
-        return np.arange(self.lanes) if mask is None else np.flatnonzero(mask)
+        return self.places if mask is None else np.flatnonzero(mask)
 
     def spread(self, lanes: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Values of some lanes as an array over all."""
@@ -184,11 +184,11 @@ class Wave:
         units, me = space.units(at, width), self.thread[lanes][:, None]
         if space is self.shared:
             found = space.stamps.write[units]
-            if (found & IN_FLIGHT).any():
+            if np.bitwise_or.reduce(found, axis=None) & IN_FLIGHT:
                 raise MissingWait(
                     f"{self._who(lanes[(found & IN_FLIGHT).any(1)][0])}: an asynchronous copy is still writing this"
                 )
-            if not write and (found == 0).any():
+            if not write and np.count_nonzero(found) < found.size:
                 bad = (found == 0).any(1)
                 raise Unwritten(
                     f"{self._who(lanes[bad][0])} reads shared byte {int(address[bad][0])}, which nobody wrote"
@@ -222,9 +222,9 @@ def _special_registers(cta: np.ndarray, thread: np.ndarray, grid: Extents, block
 def _meet(says: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
     """The lanes that a guard lets through, None for all."""
     active = says if mask is None else says & mask
-    return None if active.all() else active
+    return None if np.count_nonzero(active) == active.size else active
 
 
 def _join(groups: Groups, place: int, mask: np.ndarray) -> None:
-    if mask.any():
+    if np.count_nonzero(mask):
         groups[place] = groups[place] | mask if place in groups else mask

@@ -7,7 +7,11 @@
 - `tl.maximum` and `tl.minimum` keep NaN although they were not asked to; a GPU's do not.
 - NumPy warns of arithmetic with NaN and infinities; a GPU does not.
 - `tl.sum` adds down a column one after another; a GPU adds pairs, and pairs of pairs, which loses less.
+- Three quarters of its time goes into sums of integers that are checked for an overflow nobody is told of, patches of
+  the language that every launch and call makes anew, and names of types that nobody reads.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import triton.language as tl
@@ -78,9 +82,50 @@ def _call(self, *args, **kwargs):
         return _original_call(self, *args, **kwargs)
 
 
+_numpy_dtypes: dict[str, np.dtype] = {}
+_patched: set[frozenset[str]] = set()
+
+
+def _numpy_dtype(type):
+    scalar = type.scalar
+    found = _numpy_dtypes.get(scalar.name)
+    return found or _numpy_dtypes.setdefault(scalar.name, _original_numpy_dtype(scalar))
+
+
+def _patch_lang(fn):
+    """The modules of the language that `fn` sees are patched once, and stay so."""
+    seen = frozenset(module.__name__ for module in fn.__globals__.values() if module is tl or module is tl.core)
+    if seen not in _patched:
+        _patched.add(seen)
+        _original_patch_lang(fn)
+    return interpreter._LangPatchScope()
+
+
+def _init_tuple(self, args, type=None):
+    self.values = list(args)
+    self._type = type if type is None or isinstance(type, tl.core.tuple_type) else tl.core.tuple_type(type)
+
+
+def _type_of_tuple(self):
+    if self._type is None:
+        self._type = tl.core._type_for_tuple_values(self.values)
+    return self._type
+
+
+def _init_block_type(self, element_ty, shape):
+    sizes = shape.value if isinstance(shape, tl.constexpr) else shape
+    sizes = [size.value if isinstance(size, tl.constexpr) else size for size in sizes]
+    self.element_ty, self.shape = element_ty, tl.core.tuple(sizes)
+    if not sizes:
+        raise TypeError("0d block_type is forbidden")
+    self.numel = tl.core.validate_block_shape(sizes)
+
+
 _original_call = GridExecutor.__call__
 _original_cast = InterpreterBuilder.cast_impl
 _original_fp_to_fp = InterpreterBuilder.create_fp_to_fp
+_original_numpy_dtype = interpreter._get_np_dtype
+_original_patch_lang = interpreter._patch_lang
 _original_patch_tensor = interpreter._patch_lang_tensor
 
 
@@ -93,3 +138,11 @@ def repair() -> None:
     ReduceOps.sum = _sum
     GridExecutor.__call__ = _call
     interpreter._patch_lang_tensor = _patch_tensor
+    interpreter._patch_lang = _patch_lang
+    interpreter._get_np_dtype = _numpy_dtype
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
+    tl.core.tuple.__init__ = _init_tuple
+    tl.core.tuple.type = property(_type_of_tuple, lambda self, type: setattr(self, "_type", type))
+    tl.core.block_type.__init__ = _init_block_type
+    tl.core.block_type.name = property(lambda self: f"<{self.shape}, {self.element_ty}>")
