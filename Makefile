@@ -64,7 +64,7 @@ build: $(READY) ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
 wheel: ## name the wheel of `make build` for the oldest glibc that it runs on; libtorch is excluded
-	$(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel dist/*.whl
 	rm dist/*.whl && mv build/wheel/*.whl dist/
 
 # The tests that need nothing of the source tree, in a directory that has the wheel's package instead of it.

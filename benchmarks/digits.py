@@ -1,10 +1,11 @@
 """The demo: train a DenseNet-BC on real images, then compare it with a stock execution of the same weights.
 
-    python -m benchmarks.digits [--epochs 5] [--device cpu] [--backend auto] [--seed 0] [--out benchmarks/out]
+    python -m benchmarks.digits [--epochs N] [--backend auto] [--seed 0] [--out benchmarks/out]
 
-The images are scikit-learn's bundled digits: 1,797 scans of handwritten digits, 8x8, enlarged to 32x32. Prints
-accuracy, speed and memory, and writes memory_against_depth.png into --out. The exit code is 1 if the test accuracy is
-below 97 %.
+Training is `densenet-fast fit --config densenet_bc_40_12_digits`: scikit-learn's bundled digits, 1,797 scans of 8x8
+enlarged to 32x32. One that was interrupted goes on where it was. Prints accuracy, speed and memory, and writes
+memory_against_depth.png into --out, beside the run with its learning curves. The exit code is 1 if the test accuracy
+is below 97 %.
 """
 
 import argparse
@@ -13,16 +14,18 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import densenet_fast
+from densenet_fast import cli
+from densenet_fast.train.checkpoints import LAST
+from densenet_fast.train.classifier import Classifier
+from densenet_fast.train.datasets import Digits
+from densenet_fast.train.order import Images, Key
 
 from .machine import describe, keep_freed_memory
 from .memory import StepMemory, measure
@@ -30,58 +33,33 @@ from .pictures import CURVES, DEPTH, TITLES, Curve, memory_against_depth, save
 from .subjects import net
 
 BATCH = 32
+RECIPE = "densenet_bc_40_12_digits"
 REQUIRED_ACCURACY = 0.97
 DEPTHS = (40, 70, 100, 130, 160, 190, 220, 250)  # of the picture's nets; the paper has 40, 100, 190 and 250
 
 
-class Digits(NamedTuple):
-    """Images [N, 1, 32, 32], normalised by the training images' mean and deviation, and their digits [N]."""
-
-    train_images: Tensor
-    test_images: Tensor
-    train_labels: Tensor
-    test_labels: Tensor
-
-
-def load(device: torch.device) -> Digits:
-    """The digits, four fifths of each class for training; the split does not depend on the run's seed."""
-    scans = load_digits()
-    labels = torch.tensor(scans.target, device=device)
-    images = torch.tensor(scans.images, dtype=torch.float32, device=device)[:, None]
-    images = F.interpolate(images, (32, 32), mode="bilinear").contiguous(memory_format=torch.channels_last)
-    train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=scans.target, random_state=0)
-    images = (images - images[train].mean()) / images[train].std()
-    return Digits(images[train], images[test], labels[train], labels[test])
+def load(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The test images [N, 1, 32, 32], as the net is given them, and their digits [N]."""
+    data = Digits()
+    images = Images(data.read(train=False), data.transform(augment=False), seed=0)
+    pixels, labels = zip(*(images[Key(0, i)] for i in range(len(images))), strict=True)
+    stacked = torch.stack(pixels).contiguous(memory_format=torch.channels_last)
+    return stacked.to(device), torch.tensor(labels, device=device)
 
 
-def train(model: nn.Module, digits: Digits, epochs: int, weight_decay: float = 1e-4) -> None:
-    """SGD with Nesterov momentum, as in the paper (section 4.2), its learning rate on a one-cycle schedule."""
-    images, labels = digits.train_images, digits.train_labels
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    steps_per_epoch = len(labels) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs=epochs, steps_per_epoch=steps_per_epoch)
-    model.train()
-    with tqdm(total=epochs * steps_per_epoch, desc="training", unit="step") as bar:
-        for epoch in range(1, epochs + 1):
-            order = torch.randperm(len(labels), device=labels.device)
-            for batch in order[: steps_per_epoch * BATCH].split(BATCH):
-                loss = F.cross_entropy(model(images[batch]), labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{loss.item():.3f}")
-                bar.update()
+def train(run: Path, *options: str) -> densenet_fast.DenseNet:
+    """The net of a run in directory `run`, which goes on where it was; what stops the command stops the program."""
+    status = cli.main(["fit", "--config", RECIPE, "--ckpt_path=last", f"--trainer.default_root_dir={run}", *options])
+    if status:
+        sys.exit(status)
+    return Classifier.load_from_checkpoint(run / "checkpoints" / LAST, map_location="cpu", weights_only=True).net
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, digits: Digits) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
-    right = [
-        (model(images).argmax(1) == labels).sum().item()
-        for images, labels in zip(digits.test_images.split(BATCH), digits.test_labels.split(BATCH), strict=True)
-    ]
-    return sum(right) / len(digits.test_labels)
+    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    return sum((model(x).argmax(1) == y).sum().item() for x, y in parts) / len(labels)
 
 
 def images_per_second(models: list[nn.Module], x: Tensor, labels: Tensor, rounds: int = 9) -> list[float]:
@@ -97,7 +75,7 @@ def images_per_second(models: list[nn.Module], x: Tensor, labels: Tensor, rounds
     return [len(x) / statistics.median(taken[1:]) for taken in times]  # the first warms up
 
 
-def compare(model: densenet_fast.DenseNet, digits: Digits) -> str:
+def compare(model: densenet_fast.DenseNet, images: Tensor, digits: Tensor) -> str:
     """A table of the trained model, the same with `efficient=True`, and its layers executed the stock way."""
     models = {
         "densenet_fast": model,
@@ -105,8 +83,8 @@ def compare(model: densenet_fast.DenseNet, digits: Digits) -> str:
         "stock (torch.cat, modules)": copy.deepcopy(model).set_backend("plain"),
     }
     models = {name: m.to(memory_format=torch.channels_last) for name, m in models.items()}
-    accuracies = [accuracy(m, digits) for m in models.values()]
-    x, labels = digits.train_images[:BATCH], digits.train_labels[:BATCH]
+    accuracies = [accuracy(m, images, digits) for m in models.values()]
+    x, labels = images[:BATCH], digits[:BATCH]
     for m in models.values():
         m.train()
     speeds = images_per_second([*models.values()], x, labels)
@@ -145,25 +123,26 @@ def _positive(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.digits", description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=_positive, default=5)
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--epochs", type=_positive, help="default: the recipe's")
     parser.add_argument("--backend", default="auto", help="backend of densenet_fast (default: the best available)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of the picture")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of run and picture")
     args = parser.parse_args()
 
     keep_freed_memory()
-    machine = describe(args.device)
-    digits = load(args.device)
-    torch.manual_seed(args.seed)
-    model = densenet_fast.DenseNet(12, (6, 6, 6), in_channels=1, backend=args.backend).to(args.device)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"DenseNet-BC (depth 40, k=12, {parameters:,} parameters) on {len(digits.train_labels):,} scanned digits")
-    train(model, digits, args.epochs)
-    right = accuracy(model, digits)
-
-    print(f"\n{compare(model, digits)}\n\n{machine}; training steps of {BATCH} images\n")
-    picture = draw(args.out, args.device, args.backend, machine)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = describe(device)
+    run = args.out / f"digits-{args.seed}-{args.backend}-{args.epochs or 'recipe'}"
+    options = [] if args.epochs is None else [f"--trainer.max_epochs={args.epochs}"]
+    options += [
+        f"--seed_everything={args.seed}",
+        f"--model.backend={args.backend}",
+    ]
+    model = train(run, *options).to(device)
+    images, labels = load(device)
+    right = accuracy(model, images, labels)
+    print(f"\n{compare(model, images, labels)}\n\n{machine}; training steps of {BATCH} images\n")
+    picture = draw(args.out, device, args.backend, machine)
     print(f"\nmemory against depth: {picture}")
     if right < REQUIRED_ACCURACY:
         print(f"test accuracy: got {right:.2%}, expected at least {REQUIRED_ACCURACY:.0%}", file=sys.stderr)

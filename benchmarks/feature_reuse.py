@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-import densenet_fast
 from densenet_fast.analyse import blocks
 from densenet_fast.analyse.command import text
 from densenet_fast.analyse.picture import draw
@@ -25,14 +24,15 @@ PICTURE = Path(__file__).parents[1] / "docs" / "feature_reuse.png"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=4)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    digits = load(torch.device("cpu"))
-    model = densenet_fast.create("densenet_bc_40_12", in_channels=1)
-    train(model, digits, options.epochs, WEIGHT_DECAY)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of the run")
+    arguments = parser.parse_args()
+    options = f"--trainer.max_epochs={arguments.epochs}", f"--model.weight_decay={WEIGHT_DECAY}"
+    model = train(arguments.out / f"feature-reuse-{arguments.epochs}", "--seed_everything=0", *options)
     found = blocks(model.state_dict())
     draw(found, PICTURE)
-    print(f"test accuracy {accuracy(model, digits):.2%}\n{text(found)}\nwritten: docs/{PICTURE.name}")
+    print(
+        f"test accuracy {accuracy(model, *load(torch.device('cpu'))):.2%}\n{text(found)}\nwritten: docs/{PICTURE.name}"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from .modules import DenseBlock, Transition, Trunk, relu_pool
 class Backbone(nn.Module):
     """A net of a trunk `features`, ReLU, average over the image, and a `classifier`."""
 
-    features: nn.Sequential
+    features: Any  # a Trunk, or what it was replaced by or wrapped in
     classifier: nn.Module
     spatial_dims = 2
     _frozen: str | None = None  # the last child of `features` that is frozen

@@ -14,6 +14,10 @@ from ._version import __version__
 
 PROGRAM = "densenet-fast"
 COMMANDS = {
+    "fit": ("densenet_fast.train.commands:fit", "train a net by a recipe, or go on with a run"),
+    "recipes": ("densenet_fast.train.commands:list_recipes", "list the paper's experiments, which fit can do"),
+    "validate": ("densenet_fast.train.commands:validate", "top-1 and top-5 error of a trained net"),
+    "predict": ("densenet_fast.train.commands:predict", "name the classes of image files"),
     "nets": ("densenet_fast.nets:main", "list the published nets with their parameters and multiply-adds"),
     "plan": ("densenet_fast.plan.command:main", "tell what a training step needs: bytes, largest batch, least time"),
     "analyse": ("densenet_fast.analyse.command:main", "show how strongly a trained net's layers are connected"),

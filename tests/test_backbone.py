@@ -93,6 +93,15 @@ def test_what_is_frozen_keeps_nothing_and_has_no_backward(until, rest, efficient
     assert measure(model, x).live == Step.of(model, x.shape).kept()
 
 
+def test_frozen_layers_in_front_of_a_transition_that_trains_keep_no_bottlenecks():
+    model = Ours(**CONFIG, backend="eager").freeze("denseblock1")
+    x = torch.randn(2, 3, 40, 40)
+    kept = measure(model, x).live
+    assert kept == Step.of(model, x.shape).kept()
+    model.features.denseblock1.set_efficient()
+    assert measure(model, x).live == kept
+
+
 def test_thawing():
     model = Ours(**CONFIG).freeze("transition1")
     model.features.denseblock2.requires_grad_(False)  # by somebody else

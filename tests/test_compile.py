@@ -170,3 +170,22 @@ def test_a_graph_has_one_operator_for_each_stage(recwarn):
     assert sum("densenet_fast.stage" in name for name in called) == 3
     assert not any("batch_norm" in name for name in called)
     assert not recwarn.list
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter's and the compiler's own
+def test_ahead_of_time(tmp_path):
+    """AOTInductor's library of an exported net, which has PyTorch's operators alone, for batches of any size."""
+    model = net(block_config=(1,)).eval()
+    exported = torch.export.export(
+        model, (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)
+    )
+    assert not any("densenet_fast" in str(node.target) for node in exported.graph.nodes)
+    quick = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    package = torch._inductor.aoti_compile_and_package(
+        exported, package_path=str(tmp_path / "net.pt2"), inductor_configs=quick
+    )
+    loaded = torch._inductor.aoti_load_package(package)
+    with torch.no_grad():
+        for n in (2, 5):
+            x = torch.randn(n, 3, 8, 8)
+            assert error(loaded(x), model(x)) < 1e-5

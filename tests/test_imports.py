@@ -28,7 +28,7 @@ LAYERS = [
     {"info"},
     {"configurations"},
     {"nets"},
-    {"plan"},
+    {"plan", "train"},
     {"analyse"},
     {"__init__"},
     {"__main__"},

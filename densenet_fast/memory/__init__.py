@@ -19,7 +19,6 @@ from typing_extensions import Self
 
 from ..models import DenseNet
 from ..modules import DenseBlock, Transition
-from ..modules.eligibility import is_convolution
 from .scratch import scratch
 from .stage import Stage
 
@@ -34,8 +33,8 @@ class Step:
     gradients are None before the step.
     """
 
-    stages: tuple[Stage, ...]  # without those, at the beginning, that are frozen
-    efficient: tuple[bool, ...]  # of each of them; True of those without bottlenecks
+    stages: tuple[Stage, ...]
+    efficient: tuple[bool, ...]  # of each stage; True of those that have no bottlenecks to keep
     batch: int  # the images themselves, in float32: there before the step
     images: int  # the copy of the images that the first convolution keeps, and its weight as autocast converts it
     first: int  # bytes of the first convolution's gradient
@@ -64,17 +63,13 @@ class Step:
             )
         is_half = dtype.itemsize == 2
         stages, efficient = _stages(model, n, size, dtype, is_half)
-        head, classes = stages[-1].outputs, getattr(model.classifier, "out_features", 0)
-        learns = [conv0.weight.requires_grad]
-        for stage in stages:
-            learns.append(learns[-1] or stage.parameters > 0)
-        frozen = learns[1:].count(False)  # of these stages, the first ones, nothing is kept
         copies = prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + is_half * _half(conv0, dtype)
+        head, classes = stages[-1].outputs, getattr(model.classifier, "out_features", 0)
         return cls(
-            tuple(stages[frozen:]),
-            tuple(efficient[frozen:]),
+            tuple(stages),
+            tuple(efficient),
             prod(shape) * 4,
-            copies if learns[0] else 0,
+            copies if _gradients(conv0) else 0,
             _gradients(conv0),
             _gradients(model.classifier),
             n * (head + classes) * dtype.itemsize + is_half * _half(model.classifier, dtype),
@@ -99,6 +94,8 @@ class Step:
     def beside(self, i: int, backend: str, efficient: bool, threads: int | None = None) -> int:
         """The most bytes during the backward of stage i beside what stages up to it have kept."""
         stage = self.stages[i]
+        if not stage.trained:
+            return 0
         gradients = self.classifier + sum(behind.parameters for behind in self.stages[i:])
         dx = stage.pixels * stage.channels * stage.dtype.itemsize
         always = self.images + self.outputs + gradients + stage.output + stage.buffer + stage.statistics
@@ -112,9 +109,12 @@ def _stages(
     efficient: list[bool] = []
     parts: dict[str, Any] = dict(model.features.named_children())
     channels, at = parts["conv0"].out_channels, tuple(size)
+    trained = _gradients(parts["conv0"]) > 0
     if "pool0" in parts:
         at = tuple((s + 1) // 2 for s in at)
-        found.append(Stage("stem", n, at, channels, (), "stem", channels, _gradients(parts["norm0"]), 0, dtype))
+        gradients = _gradients(parts["norm0"])
+        trained = trained or gradients > 0
+        found.append(Stage("stem", n, at, channels, (), "stem", channels, gradients, 0, dtype, trained=trained))
         efficient.append(True)
         at = found[-1].output_size
     names = list(parts)
@@ -122,10 +122,11 @@ def _stages(
         if not isinstance(block, DenseBlock):
             continue
         behind = parts[names[names.index(name) + 1]]
+        gradients = _gradients(block) + _gradients(behind)
+        layers_learn, trained = trained or _gradients(block) > 0, trained or gradients > 0
         layers = tuple(_layer(layer) for layer in block.values())
         total = channels + sum(growth for _, growth in layers)
         is_transition = isinstance(behind, Transition)
-        outputs = behind.conv.out_channels if is_transition else total
         stage = Stage(
             name,
             n,
@@ -133,30 +134,34 @@ def _stages(
             channels,
             layers,
             "transition" if is_transition else "head",
-            outputs,
-            _gradients(block) + _gradients(behind),
+            behind.conv.out_channels if is_transition else total,
+            gradients,
             is_half * (_half(block, dtype) + _half(behind, dtype)),
             dtype,
-            not (is_transition and isinstance(behind.pool, nn.Identity)),
-            len(at) != 2 or any(_is_dilated(module) for module in block.modules()),
+            pools=not (is_transition and isinstance(behind.pool, nn.Identity)),
+            by_halves=len(size) != 2 or any(_dilation(layer) != 1 for layer in block.values()),
+            trained=trained,
         )
         found.append(stage)
-        efficient.append(block.efficient or not stage.widths)
+        efficient.append(block.efficient or not stage.widths or not layers_learn)
         if is_transition:
-            channels, at = outputs, stage.output_size
+            channels, at = stage.outputs, stage.output_size
         if 0 in at:
             raise ValueError(f"image: got a side of {min(size)}, which leaves no pixel behind {name}")
     return found, efficient
 
 
 def _layer(layer: Any) -> tuple[int, int]:
-    has_bottleneck = hasattr(layer, "conv2")
-    last = layer.conv2 if has_bottleneck else layer.conv1
-    return layer.conv1.out_channels if has_bottleneck else 0, last.out_channels
+    return layer.conv1.out_channels if hasattr(layer, "conv2") else 0, _last(layer).out_channels
 
 
-def _is_dilated(module: Any) -> bool:
-    return is_convolution(module) and module.dilation[0] != 1
+def _dilation(layer: Any) -> int:
+    return _last(layer).dilation[0]
+
+
+def _last(layer: Any) -> Any:
+    """A layer's 3x3 convolution."""
+    return layer.conv2 if hasattr(layer, "conv2") else layer.conv1
 
 
 def _gradients(module: nn.Module) -> int:

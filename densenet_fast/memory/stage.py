@@ -26,8 +26,9 @@ class Stage:
     parameters: int  # those with a gradient, in bytes
     converted: int  # weights that autocast converts, in bytes as converted
     dtype: torch.dtype  # of the activations
-    pools: bool = True  # whether a transition halves the image
-    by_halves: bool = False  # whether layers run half by half: volumes, dilated convolutions
+    pools: bool = True  # whether the transition halves the image
+    by_halves: bool = False  # whether its layers run half by half
+    trained: bool = True  # whether it has a backward: something in it or before it has a gradient
 
     @property
     def pixels(self) -> int:
@@ -86,4 +87,6 @@ class Stage:
 
     def kept(self, efficient: bool) -> int:
         """Bytes that the forward leaves for the backward."""
+        if not self.trained:
+            return 0
         return self.buffer + self.statistics + self.converted + (0 if efficient else self.z)

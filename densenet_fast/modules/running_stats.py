@@ -97,7 +97,7 @@ def tracked(norms: Sequence[Any], taken: Sequence[Columns | None]) -> list[Track
 class _Update(NamedTuple):
     norms: Tracked
     stats: Tensor
-    values: int | None  # that each channel had
+    values: int | None  # of a channel; as `count` of `Transaction.report`
     backend: str
 
 

@@ -174,6 +174,41 @@ FAULTS = [
             ("an empty batch counts", "if self._values == 0:", "if False:", "empty"),
         )
     ),
+    Fault(
+        "a tap's gradient is not added to the buffer's",
+        f"{FOLDER}/schedule.py",
+        "            g.add_(dbuffer)\n",
+        "            pass\n",
+        ("tests/test_intermediates.py", "-k", "timms and some and not efficient"),
+    ),
+    Fault(
+        "a tap has a version of its own",
+        f"{FOLDER}/function.py",
+        "passed.x.detach() if stage.wanted.buffer",
+        "passed.x.data if stage.wanted.buffer",
+        ("tests/test_intermediates.py", "-k", "in_place_is_told"),
+    ),
+    Fault(
+        "frozen layers keep their bottlenecks",
+        f"{FOLDER}/function.py",
+        "not stage.efficient and _layers_learn(stage.spec, ctx.needs_input_grad)",
+        "not stage.efficient",
+        ("tests/test_backbone.py", "-k", "no_bottlenecks"),
+    ),
+    Fault(
+        "a dilated convolution's gradient is that of an undilated one",
+        "densenet_fast/backends/eager/block.py",
+        "v = conv_dgrad(d, weight, dilation)",
+        "v = conv_dgrad(d, weight)",
+        ("tests/test_dilated.py", "-k", "by_hand and 8-False"),
+    ),
+    Fault(
+        "gradients pass channels that were dropped",
+        f"{FOLDER}/halves.py",
+        "d.mul_(self._mask(layer))",
+        "d",
+        ("tests/conversion/test_channel_dropout.py", "-k", "draw_for_draw and 2-False"),
+    ),
     *(
         Fault(name, f"{FOLDER}/{file}", before, after, ("tests/test_dimensions.py", "-x"))
         for name, file, before, after in (

@@ -83,8 +83,11 @@ def test_error_is_at_most_twice_eager_s(triton, eager, shape, options, keep):
         assert our <= 2 * their + torch.finfo(torch.float32).eps, name
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
-@pytest.mark.parametrize("frozen", [(False, False), (False, True)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "frozen"),
+    [("contiguous", (False, True)), ("channels_last", (False, False)), ("transposed", (False, False))],
+    ids=str,
+)
 def test_a_block_is_its_layers_and_their_halves(triton, frozen, layout):
     """To the bit, whole or in parts, on the tensors it was planned for and on others."""
 

@@ -18,7 +18,7 @@ def every(architectures: list[int]) -> list[Item]:
 
 
 def one_of_each(architectures: list[int]) -> list[Item]:
-    """Of each kernel, in bfloat16 and, on sm_90, in float32."""
+    """Of each kernel, in bfloat16 on sm_90; of those with products also in float32 there, and in bfloat16 elsewhere."""
     return _planned(architectures, whole=False)
 
 
@@ -29,6 +29,8 @@ def _planned(architectures: list[int], whole: bool) -> list[Item]:
         for name, form in plans.FORMS.items():
             if whole or name == "bf16" or (name, architecture) == ("fp32", 90):
                 for launch in plans.everything(device, form):
+                    if not whole and (name, architecture) != ("bf16", 90) and "PRECISION" not in launch.arguments:
+                        continue
                     variant = Variant.of(launch, architecture)
                     key = variant if whole else (variant.kernel, architecture, name)
                     found.setdefault(key, Item(variant, _describe(variant, launch, name)))

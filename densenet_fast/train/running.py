@@ -1,0 +1,236 @@
+"""`densenet-fast fit` and `validate`: Lightning's command line around the Trainer, with what every run has."""
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import lightning.pytorch as pl
+import yaml
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from ..cli import PROGRAM, Parser, Refused
+from . import datasets  # noqa: F401 - their names are options
+from .checkpoints import LAST, AtomicFiles, FiniteLoss, Last, Processes, Stopped, read
+from .classifier import Classifier
+from .data import ImageData
+from .parallel import FullySharded, SynchronisedNorms
+from .showing import Bar, LearningCurves
+
+# What may differ between a run and its continuation: where and how it is computed, not what.
+MAY_CHANGE = re.compile(r"data\.init_args\.(root|workers|download)|model\.(backend|efficient|compile|channels_last)")
+MUST_STAY = re.compile(
+    r"(model|data|seed_everything|ema_decay)\b|trainer\.(max_epochs|max_steps|precision|accumulate_grad_batches|"
+    r"gradient_clip_val|limit_train_batches|sync_batchnorm)$"
+)
+ENTRY = "densenet_fast"  # of a checkpoint: the configuration, the names of the classes, the number of processes
+
+
+class Configuration(SaveConfigCallback):
+    """Writes config.yaml into the run's folder, and what `validate` and `predict` need into its checkpoints."""
+
+    def plain(self) -> dict[str, Any]:
+        """What was chosen, in types of JSON."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        names = list(getattr(trainer.datamodule, "class_names", []))
+        checkpoint[ENTRY] = {"config": self.plain(), "class_names": names, "processes": trainer.world_size}
+
+
+class Command(LightningCLI):
+    """Lightning's command line with the net, the data and the callbacks that make a run."""
+
+    def __init__(self, arguments: list[str]):
+        super().__init__(
+            Classifier,
+            ImageData,
+            save_config_callback=Configuration,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+            },
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, "prog": PROGRAM},
+            args=arguments,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        both = {"model", "datamodule", "weights_only"}
+        return {"fit": both | {"train_dataloaders", "val_dataloaders"}, "validate": both | {"dataloaders", "verbose"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--checkpoint_every", type=int | None, help="optimizer steps between checkpoints within an epoch"
+        )
+        parser.add_argument(
+            "--ema_decay", type=float | None, help="validate and save an exponential average of the weights, as 0.999"
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        for name in ("num_classes", "in_channels"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for name, subparser in self._subcommand_parsers.items():
+            subparser.prog = f"{PROGRAM} {name}"
+        try:
+            self.config = parser.parse_args(args)
+        except jsonargparse.ArgumentError as error:
+            Parser(prog=f"{PROGRAM} {args[0]}").error(_sentence(str(error)))
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's configuration win over the command line's; see `_check_same`."""
+
+    def before_instantiate_classes(self) -> None:
+        self.chosen = self.config[self.subcommand]
+        trainer, model, data = self.chosen.trainer, self.chosen.model, self.chosen.data
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = f"runs/{model.name}-{data.class_path.rpartition('.')[2]}"
+        self.folder = Path(trainer.default_root_dir)
+        if self.subcommand == "fit":
+            last = self.folder / "checkpoints" / LAST
+            if self.chosen.ckpt_path == "last":
+                self.chosen.ckpt_path = str(last) if last.exists() else None
+            elif self.chosen.ckpt_path is None and last.exists():
+                raise Refused(
+                    f"trainer.default_root_dir: got {str(self.folder)!r}, which has a run; add --ckpt_path last to go "
+                    "on with it, or choose another folder"
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        chosen, folder = self.config_init[self.subcommand], self.folder
+        options = {**chosen.trainer, **kwargs}
+        callbacks = [*(options["callbacks"] or []), Processes(), FiniteLoss()]
+        if options["enable_progress_bar"] is not False:
+            callbacks.append(Bar(leave=False))
+        if self.subcommand == "fit":
+            best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val_error", enable_version_counter=False)
+            title = f"{chosen.model.hparams['name']} on {type(self.datamodule).__name__}"
+            callbacks += [LearningCurves(folder, title), Last(folder / "checkpoints", chosen.checkpoint_every), best]
+        if chosen.ema_decay is not None:
+            callbacks.append(EMAWeightAveraging(decay=chosen.ema_decay))
+        if options["strategy"] == "fsdp2":
+            if chosen.ema_decay is not None:
+                raise Refused(
+                    "ema_decay: got it with trainer.strategy fsdp2, whose weights are in parts; leave one out"
+                )
+            options["strategy"] = FullySharded()
+        if options["sync_batchnorm"]:
+            options["sync_batchnorm"] = False
+            callbacks.append(SynchronisedNorms())
+        if options["logger"] is None:
+            options["logger"] = self.subcommand == "fit" and [
+                TensorBoardLogger(folder, name="", version=""),
+                CSVLogger(folder, name="csv"),
+            ]
+        options["plugins"] = [*(options["plugins"] or []), AtomicFiles()]
+        return self._instantiate_trainer({**options, "callbacks": callbacks}, [])
+
+    def after_instantiate_classes(self) -> None:
+        path = self.chosen.ckpt_path
+        if self.subcommand == "fit" and path is not None:
+            self._check_same(read(Path(path)), path)
+
+    def _check_same(self, checkpoint: dict[str, Any], path: str) -> None:
+        """Refuse to go on with another net, other data or another schedule than the checkpoint's."""
+        if ENTRY not in checkpoint:
+            raise Refused(f"ckpt_path: got {path}, expected a checkpoint of `{PROGRAM} fit`")
+        entry = checkpoint[ENTRY]
+        config = next(c for c in self.trainer.callbacks if isinstance(c, Configuration)).plain()
+        then, now = _flat(entry["config"]), _flat(config)
+        then["processes"], now["processes"] = entry["processes"], self.trainer.world_size
+        for key in sorted(then.keys() | now.keys()):
+            decides = key == "processes" or (MUST_STAY.match(key) and not MAY_CHANGE.fullmatch(key))
+            if decides and then.get(key) != now.get(key):
+                option = f"--{key.replace('.init_args', '')}"
+                raise Refused(
+                    f"{option}: got {now.get(key)}, but the run of {path} has {then.get(key)}; go on with the "
+                    "same, or start another run in another --trainer.default_root_dir"
+                )
+
+    def before_fit(self) -> None:
+        net, data = self.model.net, self.datamodule
+        parameters = sum(p.numel() for p in net.parameters())
+        if self.trainer.is_global_zero:
+            what = f"{self.model.hparams['name']}, {parameters:,} parameters, on {type(data).__name__}"
+            print(f"{what}; the run is in {self.folder}", flush=True)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and self.trainer.callback_metrics:
+            shown = ", ".join(
+                f"{name} {value:.4g}" for name, value in sorted(self.trainer.callback_metrics.items()) if name != "lr"
+            )
+            print(
+                f"epoch {self.trainer.current_epoch}: {shown}\nlearning curves: {self.folder / 'learning_curves.png'}"
+            )
+
+
+def _sentence(message: str) -> str:
+    """jsonargparse's message in one line, without Python's names of types."""
+    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {
+        k: v for key, value in config.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def quieten() -> None:
+    """Lightning's notes on hardware, seeds and other products, and what its warnings say of choices made on purpose."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message="Encountered `nan` values")  # `FiniteLoss` says it
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    warnings.filterwarnings(
+        "ignore", message=".*(Checkpoint directory|Experiment logs directory).*exists and is not empty"
+    )
+
+
+def fit(arguments: list[str]) -> int:
+    quieten()
+    try:
+        Command(["fit", *arguments])
+    except Stopped as stopped:
+        print(f"{PROGRAM} fit: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
+    return 0
+
+
+def validate(arguments: list[str]) -> int:
+    quieten()
+    Command(["validate", *_configured(arguments), *arguments])
+    return 0
+
+
+def _configured(arguments: list[str]) -> list[str]:
+    """The net and the data that the checkpoint in `arguments` was trained with, unless they choose a configuration."""
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == "--ckpt_path":
+            path = Path(value if equals else "".join(arguments[i + 1 : i + 2]))
+            config = read(path).get(ENTRY, {}).get("config", {})
+            return ["--config", json.dumps({key: config[key] for key in ("model", "data") if key in config})]
+    return []
