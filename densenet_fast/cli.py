@@ -5,6 +5,7 @@ that are wrong (`Parser`). It is imported when it is called.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -49,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     module, _, function = COMMANDS[options.command][0].partition(":")
     try:
-        return getattr(import_module(module), function)(options.arguments)
+        status = getattr(import_module(module), function)(options.arguments)
+        sys.stdout.flush()
+        return status
     except Refused as refusal:
         print(f"{PROGRAM} {options.command}: {refusal}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # to which Python writes what is left
         return 1

@@ -1,5 +1,6 @@
 """The command `densenet-fast`: what every command has."""
 
+import os
 import runpy
 
 import pytest
@@ -35,6 +36,17 @@ def test_a_refusal_is_one_sentence_without_traceback(monkeypatch, capsys):
     monkeypatch.setattr("densenet_fast.nets.main", refuse)
     assert cli.main(["nets", "this"]) == 1
     assert capsys.readouterr().err == "densenet-fast nets: got ['this'], expected nothing\n"
+
+
+def test_a_reader_that_has_read_enough(monkeypatch, capfd):
+    """As `densenet-fast nets | head -1` has it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr("densenet_fast.nets.main", lambda arguments: print("all nets") or 0)
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert cli.main(["nets"]) == 1
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["fly"], 2)])
