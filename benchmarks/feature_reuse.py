@@ -1,6 +1,6 @@
 """Heat maps of connection strengths (docs/feature_reuse.png) of a DenseNet-BC trained on scikit-learn's digits.
 
-    python -m benchmarks.feature_reuse [--epochs 4]
+    python -m benchmarks.feature_reuse [--epochs 12]
 
 Training takes some minutes; the net is the demo's (digits.py). Weight decay is stronger than the paper's, since the run
 is a thousand times as short: it is what shrinks the weights that are not used.
@@ -23,7 +23,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "feature_reuse.png"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of the run")
     arguments = parser.parse_args()
     options = f"--trainer.max_epochs={arguments.epochs}", f"--model.weight_decay={WEIGHT_DECAY}"

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
+from ..contract import accumulator
 from ..models import DenseNet
 from ..modules import DenseBlock, Transition
+from ..modules.reading import uses_batch
 from .scratch import scratch
 from .stage import Stage
 
@@ -114,7 +116,10 @@ def _stages(
         at = tuple((s + 1) // 2 for s in at)
         gradients = _gradients(parts["norm0"])
         trained = trained or gradients > 0
-        found.append(Stage("stem", n, at, channels, (), "stem", channels, gradients, 0, dtype, trained=trained))
+        given = _given(parts["norm0"], dtype)
+        found.append(
+            Stage("stem", n, at, channels, (), "stem", channels, gradients, 0, dtype, trained=trained, given=given)
+        )
         efficient.append(True)
         at = found[-1].output_size
     names = list(parts)
@@ -141,6 +146,7 @@ def _stages(
             pools=not (is_transition and isinstance(behind.pool, nn.Identity)),
             by_halves=len(size) != 2 or any(_dilation(layer) != 1 for layer in block.values()),
             trained=trained,
+            given=_given(block, dtype) + _given(behind, dtype),
         )
         found.append(stage)
         efficient.append(block.efficient or not stage.widths or not layers_learn)
@@ -149,6 +155,12 @@ def _stages(
         if 0 in at:
             raise ValueError(f"image: got a side of {min(size)}, which leaves no pixel behind {name}")
     return found, efficient
+
+
+def _given(part: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the statistics that norms of a part are given, which are not the batch's."""
+    means = [m._buffers["running_mean"] for m in part.modules() if "running_mean" in m._buffers and not uses_batch(m)]
+    return sum(2 * mean.numel() * accumulator(dtype).itemsize for mean in means if mean is not None)
 
 
 def _layer(layer: Any) -> tuple[int, int]:

@@ -29,6 +29,7 @@ class Stage:
     pools: bool = True  # whether the transition halves the image
     by_halves: bool = False  # whether its layers run half by half
     trained: bool = True  # whether it has a backward: something in it or before it has a gradient
+    given: int = 0  # bytes of the statistics that norms in evaluation are given, of which a copy is kept
 
     @property
     def pixels(self) -> int:
@@ -89,4 +90,4 @@ class Stage:
         """Bytes that the forward leaves for the backward."""
         if not self.trained:
             return 0
-        return self.buffer + self.statistics + self.converted + (0 if efficient else self.z)
+        return self.buffer + self.statistics + self.given + self.converted + (0 if efficient else self.z)

@@ -8,8 +8,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from ..modules import DenseBlock
-
 
 class FullySharded(ModelParallelStrategy):
     """FSDP2 over all processes, with checkpoints that are one file: `--trainer.strategy fsdp2`."""
@@ -23,11 +21,12 @@ class FullySharded(ModelParallelStrategy):
 
 
 def shard(net: nn.Module, mesh: Any) -> None:
-    """Divide each dense block's parameters, and the others, among the processes of the mesh."""
+    """Divide the parameters among the processes of the mesh; they are together while the net runs.
+
+    As one group: a DenseNet's parameters are small beside its activations, and groups of its parts would keep those
+    from running fused with their neighbours.
+    """
     net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload] # FSDP2 takes no other weights
-    for module in net.modules():
-        if isinstance(module, DenseBlock):
-            fully_shard([module], mesh=mesh["data_parallel"])  # a block is a container: its parameters, as a group
     fully_shard(net, mesh=mesh["data_parallel"])
 
 

@@ -16,7 +16,7 @@ from . import device
 SOURCES = [file for file in device.kernels() if "__global__" in file.read_text()]
 pytestmark = [
     pytest.mark.skipif(shutil.which("ptxas") is None, reason="there is no ptxas"),
-    pytest.mark.parametrize("source", SOURCES, ids=lambda file: file.stem),
+    pytest.mark.parametrize("source", SOURCES, ids=[file.stem for file in SOURCES]),
 ]
 USED = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"

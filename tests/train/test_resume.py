@@ -39,10 +39,10 @@ def test_ctrl_c_saves_first(whole, tmp_path):
     assert not runs.difference(whole, tmp_path)
 
 
-# FSDP2 knows no double precision: the loss of single precision in 16 steps of which each has the error of the last.
+# FSDP2 knows no double precision: four small steps of single precision, whose rounding the norms carry on.
 STRATEGIES = {
-    "ddp": (("--trainer.precision=64-true",), 1e-9),
-    "fsdp2": (("--trainer.precision=32-true", "--ema_decay=null", "--model.lr=0.01"), 1e-4),
+    "ddp": (("--trainer.precision=64-true",), 1e-12),
+    "fsdp2": (("--trainer.precision=32-true", "--model.lr=0.01"), 100 * torch.finfo(torch.float32).eps),
 }
 
 
@@ -50,7 +50,7 @@ STRATEGIES = {
 def test_two_processes_are_one_with_the_doubled_batch(strategy, tmp_path):
     """Through what torchrun sets: augmentation, order and synchronised norms are the same."""
     own, bound = STRATEGIES[strategy]
-    options = ("--model.drop_rate=0", "--model.backend=eager", "--trainer.max_epochs=2", *own)
+    options = ("--model.drop_rate=0", "--ema_decay=null", "--model.backend=eager", "--trainer.max_epochs=2", *own)
     one, two = tmp_path / "one", tmp_path / "two"
     process = runs.fit(one, *options, "--data.batch_size=16", "--checkpoint_every=null")
     port = str(random.Random().randrange(20000, 40000))
@@ -65,5 +65,6 @@ def test_two_processes_are_one_with_the_doubled_batch(strategy, tmp_path):
         runs.finish(running, folder)
     a, b = (torch.load(f / "checkpoints" / LAST, weights_only=True)["state_dict"] for f in (one, two))
     assert a.keys() == b.keys()
-    for name, value in a.items():
-        torch.testing.assert_close(b[name], value, rtol=bound, atol=bound / 100, msg=name)
+    one_s, two_s = (torch.cat([value.double().flatten() for value in weights.values()]) for weights in (a, b))
+    error = (one_s - two_s).norm() / one_s.norm()
+    assert error < bound
