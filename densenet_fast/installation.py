@@ -76,7 +76,7 @@ def to_mend(part: str) -> str:
     first = known["left_out"].get(part, {}).get("first", "") if known else ""
     if known is None and is_source_tree() and any(map(has_library, other_copies())):
         first = f"run Python in another directory than {PACKAGE.parent}, or"
-        return f"{first} build here, too: {command(part)}"
+        return f"{first} build there, too: type: {command(part)}"
     return f"{first}, then type: {command(part)}" if first else f"type: {command(part)}"
 
 
