@@ -154,7 +154,7 @@ class Backbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """What timm's optimizers take to give parameters near the image a smaller learning rate (`layer_decay`)."""
-        # By which they count a transition with the block before it.
+        # timm's mark for: in the group of the layer before.
         from timm.models._manipulate import MATCH_PREV_GROUP
 
         layers = [

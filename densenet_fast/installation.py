@@ -1,6 +1,6 @@
 """What was installed: which copy of the package is imported, what was built of it, what was left out and why, and the
-command that mends it. setup.py writes _build.json, in a source tree with `pip install --editable`; it lies beside the
-library.
+command that mends it. tools/library writes _build.json beside the library, which with `pip install --editable` is in
+the source tree.
 """
 
 import json
