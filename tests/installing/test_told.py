@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import densenet_fast
 from densenet_fast import DenseNet, backends, info, installation
 
 from . import LIBRARY, ROOT, copy_sources
@@ -49,6 +50,12 @@ def test_one_warning_with_the_reason_and_the_command(hollow):
     assert "runs on cpu without compiled kernels" in text
     assert "c++ failed on csrc/block.cpp. To have them, see to c++, then type: DENSENET_FAST_BUILD_CPU=1 " in text
     assert f"{sys.executable} -m pip install" in text
+
+
+def test_a_damaged_record_is_none(monkeypatch, tmp_path):
+    (tmp_path / "_build.json").write_text("{")
+    monkeypatch.setattr(densenet_fast, "__path__", [str(tmp_path)])
+    assert installation.record.__wrapped__() is None
 
 
 def test_the_warning_points_at_the_caller(hollow):
