@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .modules import DenseBlock, Transition, Trunk, relu_pool
+from .modules import DenseBlock, Transition, Trunk, pools, relu_pool
 
 
 class Backbone(nn.Module):
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
                 channels += sum(list(layer.children())[-1].out_channels for layer in child.children())  # type: ignore[misc]
             elif isinstance(child, Transition):
                 channels = child.conv.out_channels
-                stride *= 1 if isinstance(child.pool, nn.Identity) else 2
+                stride *= 2 if pools(child) else 1
             elif name == "conv0":
                 channels = child.out_channels
                 stride *= child.stride[0]
@@ -82,6 +82,7 @@ class Backbone(nn.Module):
 
         Raises:
             ValueError: an index that there is not, another format.
+            TypeError: `features` was replaced or wrapped.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: got {output_fmt!r}, expected 'NCHW'")
@@ -89,7 +90,11 @@ class Backbone(nn.Module):
         names = [modules[i] for i in _taken(indices, len(modules))]
         last = max(names, key=modules.index)
         until = last if stop_early and last != modules[-1] else None
-        assert isinstance(self.features, Trunk)
+        if not isinstance(self.features, Trunk):
+            raise TypeError(
+                f"features: got {type(self.features).__name__}, expected the trunk that the model was made with, which "
+                "alone can be listened to on the way"
+            )
         y, taps = self.features.intermediates(x, names, until)
         if until is None:
             y = F.relu(y)
@@ -105,14 +110,18 @@ class Backbone(nn.Module):
     @property
     def num_features(self) -> int:
         """Channels C of the features."""
-        return next(p.shape[0] for p in reversed(list(self.features.parameters())))
+        return self.feature_info[-1]["num_chs"]
 
     def get_classifier(self) -> nn.Module:
         """The classifier."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one of `num_classes` outputs, or for 0 by nn.Identity."""
+        """Replace the classifier by a new one of `num_classes` outputs, or for 0 by nn.Identity.
+
+        Raises:
+            ValueError: num_classes below 0.
+        """
         like = next(self.features.parameters())
         self.classifier = new_classifier(self.num_features, num_classes).to(like.device, like.dtype)
         self.classifier.train(self.training)
@@ -180,7 +189,13 @@ def _taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 def new_classifier(channels: int, num_classes: int) -> nn.Module:
-    """nn.Linear with a bias of 0, or nn.Identity for no classes."""
+    """nn.Linear with a bias of 0, or nn.Identity for no classes.
+
+    Raises:
+        ValueError: num_classes below 0.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 0")
     if num_classes == 0:
         return nn.Identity()
     classifier = nn.Linear(channels, num_classes)

@@ -23,7 +23,7 @@ def record() -> dict[str, Any] | None:
     for folder in map(Path, sys.modules[_NAME].__path__):
         try:
             return json.loads((folder / "_build.json").read_text())
-        except OSError:
+        except (OSError, ValueError):  # none here, or a damaged one
             continue
     return None
 
