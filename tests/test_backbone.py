@@ -79,6 +79,17 @@ def test_what_cannot_be_had():
         model.forward_intermediates(image())
 
 
+def test_a_frozen_net_that_is_wrapped():
+    model = Ours(**CONFIG).freeze("transition1")
+    model.features = nn.Sequential(model.features)
+    model.train()
+    assert not model.features[0].denseblock1.training
+    assert model.features[0].denseblock2.training
+    model.features = model.features[0]
+    model.freeze(None)
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("until", ["conv0", "pool0", "denseblock1", "transition1", "denseblock2", "norm5"])
 def test_a_frozen_net_trains_as_one_that_was_frozen_by_hand(until):
     theirs, ours = pair()

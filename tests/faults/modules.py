@@ -199,11 +199,11 @@ FAULTS = [
         changes("backend"),
     ),
     Fault(
-        "a spec kept without the consumer's mode",
+        "what a transition tells kept with the block before it",
         f"{MODULES}/staging.py",
-        "(consumer.spec(outputs), consumer.slots)",
-        "(consumer.kind, outputs)",
-        changes("mode and transition"),
+        "known = block.known if consumer is None else consumer.known",
+        "known = block.known",
+        changes("transition"),
     ),
     Fault(
         "a trunk not planned again behind a module with hooks",
