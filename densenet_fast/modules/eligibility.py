@@ -96,7 +96,7 @@ def dilation_of(convolution: Any) -> int:
     return _each(convolution.dilation)[0]
 
 
-def _each(value: int | str | tuple[int, ...], dims: int = 1) -> tuple[Any, ...]:
+def _each(value: Any, dims: int = 1) -> tuple[Any, ...]:
     """An attribute of a convolution for each dimension; PyTorch takes one number for all, too."""
     return (value,) * dims if isinstance(value, int) else tuple(value)
 
