@@ -1,7 +1,7 @@
 """What those do with a net who build on it: its features and its head apart, other heads, frozen parts, groups of
 parameters. The names are timm's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ class Backbone(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | Iterable[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -185,16 +185,17 @@ def _first(value: int | tuple[int, ...]) -> int:
     return value if isinstance(value, int) else value[0]
 
 
-def _taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
+def _taken(indices: int | Iterable[int] | None, count: int) -> list[int]:
     """Numbers among `count` in their order; negative ones are from the end."""
     if indices is None or isinstance(indices, int):
         last = count if indices is None else indices
         if not 0 < last <= count:
             raise ValueError(f"indices: got the last {last}, expected 1 to {count} of them")
         return list(range(count - last, count))
-    if not indices or not all(-count <= i < count for i in indices):
-        raise ValueError(f"indices: got {list(indices)}, expected some from {-count} to {count - 1}")
-    return sorted({i % count for i in indices})
+    numbers = [int(i) for i in indices]
+    if not numbers or not all(-count <= i < count for i in numbers):
+        raise ValueError(f"indices: got {numbers}, expected some from {-count} to {count - 1}")
+    return sorted({i % count for i in numbers})
 
 
 def new_classifier(channels: int, num_classes: int) -> nn.Module:

@@ -50,7 +50,7 @@ def check(ours, theirs):
 
 CALLS = {
     "all": {},
-    "some": {"indices": [1, 2]},
+    "some": {"indices": torch.tensor([1, 2])},
     "some, and no more": {"indices": (2, 1), "stop_early": True},
     "the last two": {"indices": 2},
     "first and last": {"indices": [-1, 0], "stop_early": True},
