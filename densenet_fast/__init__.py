@@ -6,9 +6,7 @@
     model = densenet_fast.create("densenet_bc_100_12", num_classes=100)  # a published net by name
     densenet_fast.convert(model)  # of torchvision, timm, MONAI or torchxrayvision, in place
 
-Layers of the code, each importing only what is below it:
-torchvision -> models, conversion -> modules -> functional -> stage -> backends -> contract (of operations, which each
-backend implements). docs/internals/code-and-contract.md.
+Layers of the code: docs/internals/code-and-contract.md.
 """
 
 from . import functional, plan, torchvision

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .modules import DenseBlock, Transition, Trunk, relu_pool
+from .modules import DenseBlock, Transition, Trunk, pools, relu_pool
 
 
 class Backbone(nn.Module):
@@ -17,7 +17,7 @@ class Backbone(nn.Module):
     features: Any  # a Trunk, or what it was replaced by or wrapped in
     classifier: nn.Module
     spatial_dims = 2
-    _frozen: str | None = None  # the last child of `features` that is frozen
+    _frozen: tuple[str, ...] = ()  # children of `features`
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> class scores [N, num_classes], or pooled features [N, C] without a classifier."""
@@ -37,23 +37,31 @@ class Backbone(nn.Module):
         norm, rectified."""
         found: list[dict[str, Any]] = []
         stride, channels = 1, 0
-        children: list[tuple[str, Any]] = list(self.features.named_children())
+        children: list[tuple[str, Any]] = list(self._trunk().named_children())
         for i, (name, child) in enumerate(children):
             if isinstance(child, DenseBlock):
                 channels += sum(list(layer.children())[-1].out_channels for layer in child.children())  # type: ignore[misc]
             elif isinstance(child, Transition):
                 channels = child.conv.out_channels
-                stride *= 1 if isinstance(child.pool, nn.Identity) else 2
+                stride *= 2 if pools(child) else 1
             elif name == "conv0":
                 channels = child.out_channels
-                stride *= child.stride[0]
-            elif name == "pool0":
-                stride *= 2
+                stride *= _first(child.stride)
+            elif isinstance(child, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):
+                stride *= _first(child.stride)
             is_last = i + 1 == len(children)
             block_goes_on = isinstance(child, DenseBlock) and i + 2 < len(children)
             if name == "relu0" or block_goes_on or is_last:
                 found.append({"num_chs": channels, "reduction": stride, "module": f"features.{name}"})
         return found
+
+    def _trunk(self) -> Trunk:
+        if not isinstance(self.features, Trunk):
+            raise TypeError(
+                f"features: got {type(self.features).__name__}, expected the trunk that the model was made with, whose "
+                "parts alone are known"
+            )
+        return self.features
 
     def forward_intermediates(
         self,
@@ -82,15 +90,16 @@ class Backbone(nn.Module):
 
         Raises:
             ValueError: an index that there is not, another format.
+            TypeError: `features` was replaced or wrapped.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: got {output_fmt!r}, expected 'NCHW'")
+        trunk = self._trunk()
         modules = [info["module"].removeprefix("features.") for info in self.feature_info]
         names = [modules[i] for i in _taken(indices, len(modules))]
         last = max(names, key=modules.index)
         until = last if stop_early and last != modules[-1] else None
-        assert isinstance(self.features, Trunk)
-        y, taps = self.features.intermediates(x, names, until)
+        y, taps = trunk.intermediates(x, names, until)
         if until is None:
             y = F.relu(y)
             taps |= {name: y for name in names if name == modules[-1]}
@@ -105,14 +114,18 @@ class Backbone(nn.Module):
     @property
     def num_features(self) -> int:
         """Channels C of the features."""
-        return next(p.shape[0] for p in reversed(list(self.features.parameters())))
+        return self.feature_info[-1]["num_chs"]
 
     def get_classifier(self) -> nn.Module:
         """The classifier."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one of `num_classes` outputs, or for 0 by nn.Identity."""
+        """Replace the classifier by a new one of `num_classes` outputs, or for 0 by nn.Identity.
+
+        Raises:
+            ValueError: num_classes below 0.
+        """
         like = next(self.features.parameters())
         self.classifier = new_classifier(self.num_features, num_classes).to(like.device, like.dtype)
         self.classifier.train(self.training)
@@ -127,12 +140,13 @@ class Backbone(nn.Module):
         Raises:
             ValueError: `features` has no such child.
         """
-        before, self._frozen = self._frozen_children(), None
+        before, self._frozen = self._frozen_children(), ()
         if until is not None:
             if until not in self.features._modules:
                 names = ", ".join(self.features._modules)
                 raise ValueError(f"until: got {until!r}, expected None or a child of features: {names}")
-            self._frozen = until
+            children = list(self.features._modules)
+            self._frozen = tuple(children[: children.index(until) + 1])
         for child in before:
             child.requires_grad_()
         for child in self._frozen_children():
@@ -147,14 +161,14 @@ class Backbone(nn.Module):
         return self
 
     def _frozen_children(self) -> list[nn.Module]:
-        if self._frozen is None:
+        """Also where `features` is wrapped by now."""
+        if not self._frozen:
             return []
-        children = list(self.features._modules)
-        return list(self.features.children())[: children.index(self._frozen) + 1]
+        return [m for name, m in self.features.named_modules() if name.rpartition(".")[2] in self._frozen]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """What timm's optimizers take to give parameters near the image a smaller learning rate (`layer_decay`)."""
-        # By which they count a transition with the block before it.
+        # timm's mark for: in the group of the layer before.
         from timm.models._manipulate import MATCH_PREV_GROUP
 
         layers = [
@@ -165,6 +179,10 @@ class Backbone(nn.Module):
             "stem": r"^features\.(?:conv|norm)0",
             "blocks": r"^features\.(?:denseblock|transition)(\d+)" if coarse else layers,
         }
+
+
+def _first(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
 
 
 def _taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
@@ -180,7 +198,13 @@ def _taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 def new_classifier(channels: int, num_classes: int) -> nn.Module:
-    """nn.Linear with a bias of 0, or nn.Identity for no classes."""
+    """nn.Linear with a bias of 0, or nn.Identity for no classes.
+
+    Raises:
+        ValueError: num_classes below 0.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes: got {num_classes}, expected at least 0")
     if num_classes == 0:
         return nn.Identity()
     classifier = nn.Linear(channels, num_classes)

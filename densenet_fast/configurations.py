@@ -1,7 +1,7 @@
 """The published nets by name, and nets for small images by their type, depth and growth rate.
 
-Huang et al., "Densely Connected Convolutional Networks", CVPR 2017 (tables 1 and 2), and the weights published with
-Pleiss et al., "Memory-Efficient Implementation of DenseNets", arXiv 1707.06990 (DenseNet-264 and DenseNet-232).
+Huang et al., "Densely Connected Convolutional Networks", CVPR 2017 (tables 1 and 2), and DenseNet-232, whose weights
+were published with Pleiss et al., "Memory-Efficient Implementation of DenseNets", arXiv 1707.06990.
 """
 
 import re

@@ -1,6 +1,6 @@
 """What was installed: which copy of the package is imported, what was built of it, what was left out and why, and the
-command that mends it. setup.py writes _build.json, in a source tree with `pip install --editable`; it lies beside the
-library.
+command that mends it. tools/library writes _build.json beside the library, which with `pip install --editable` is in
+the source tree.
 """
 
 import json
@@ -23,7 +23,7 @@ def record() -> dict[str, Any] | None:
     for folder in map(Path, sys.modules[_NAME].__path__):
         try:
             return json.loads((folder / "_build.json").read_text())
-        except OSError:
+        except (OSError, ValueError):  # none here, or a damaged one
             continue
     return None
 

@@ -87,8 +87,6 @@ class DenseNet(Backbone):
             raise ValueError(f"compression: got {compression}, expected a number in (0, 1]{hint}")
         if num_init_features < 1:
             raise ValueError(f"num_init_features: got {num_init_features}, expected at least 1")
-        if num_classes is not None and num_classes < 0:
-            raise ValueError(f"num_classes: got {num_classes}, expected at least 0")
         few_blocks = len(block_config) < 4
         small_inputs = few_blocks if small_inputs is None else small_inputs
         num_classes = (10 if few_blocks else 1000) if num_classes is None else num_classes

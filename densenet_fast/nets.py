@@ -11,7 +11,12 @@ from .configurations import NAMES, configuration, create
 
 
 class Size(NamedTuple):
-    """What a net costs whoever runs it. A multiply-add is a product and the sum it enters, of one image's forward."""
+    """What a net costs whoever runs it.
+
+    Attributes:
+        parameters: how many numbers.
+        multiply_adds: of one image's forward; each is a product and the sum that it enters.
+    """
 
     parameters: int
     multiply_adds: int

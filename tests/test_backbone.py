@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.models.densenet import DenseNet as Timm
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.memory import measure
 from densenet_fast import DenseNet
@@ -59,6 +60,34 @@ def step(model, x, optimizer):
     y.square().mean().backward()
     optimizer.step()
     return y
+
+
+def test_a_head_behind_a_norm_without_parameters():
+    model = Ours(**CONFIG)
+    channels = model.num_features
+    model.features.norm5 = FrozenBatchNorm2d(channels)
+    model.reset_classifier(7)
+    assert model.classifier.weight.shape == (7, channels)
+
+
+def test_what_cannot_be_had():
+    model = Ours(**CONFIG)
+    with pytest.raises(ValueError, match="num_classes: got -1, expected at least 0"):
+        model.reset_classifier(-1)
+    model.features = nn.Sequential(model.features)
+    with pytest.raises(TypeError, match="features: got Sequential, expected the trunk"):
+        model.forward_intermediates(image())
+
+
+def test_a_frozen_net_that_is_wrapped():
+    model = Ours(**CONFIG).freeze("transition1")
+    model.features = nn.Sequential(model.features)
+    model.train()
+    assert not model.features[0].denseblock1.training
+    assert model.features[0].denseblock2.training
+    model.features = model.features[0]
+    model.freeze(None)
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("until", ["conv0", "pool0", "denseblock1", "transition1", "denseblock2", "norm5"])

@@ -1,6 +1,9 @@
 """What people do to a model between two steps, and within one: a module is read again when it has changed."""
 
+import copy
+
 import pytest
+import torch
 from torch import nn
 
 from .oracle import error
@@ -16,6 +19,17 @@ class Doubled(nn.Conv2d):
 
 def layer(model):
     return model.features.denseblock1.denselayer1
+
+
+def transition_norm(model):
+    return model.features.transition1.norm
+
+
+def no_buffer(model):
+    norm = layer(model).norm1
+    mean = norm.running_mean
+    del norm.running_mean
+    norm.running_mean = mean
 
 
 def set_on(of, **attributes):
@@ -44,6 +58,29 @@ CHANGES = {
     "a bias taken away": set_on(lambda model: layer(model).norm2, bias=None),
     "dilation": set_on(lambda model: layer(model).conv2, padding=(2, 2), dilation=(2, 2)),
     "dropout": set_on(layer, drop_rate=1.0),
+    "dilation, as one number": set_on(lambda model: layer(model).conv2, padding=2, dilation=2),
+    "padding": set_on(
+        lambda model: layer(model).conv2,
+        padding=0,
+        kernel_size=1,
+        weight=nn.Parameter(torch.ones(4, 16, 1, 1).double()),
+    ),
+    "a dictionary of tensors": lambda model: setattr(
+        layer(model).norm1, "_buffers", {k: v.clone() for k, v in layer(model).norm1._buffers.items()}
+    ),
+    "all attributes": lambda model: setattr(layer(model).norm1, "__dict__", layer(model).norm1.__dict__ | {"eps": 0.1}),
+    "running statistics that are no buffers": no_buffer,
+    "a transition": lambda model: setattr(model.features, "transition1", copy.deepcopy(model.features.transition1)),
+    "a transition's norm": lambda model: setattr(
+        model.features.transition1, "norm", copy.deepcopy(transition_norm(model))
+    ),
+    "the momentum of a transition's norm": set_on(transition_norm, momentum=0.7),
+    "a transition's norm that averages": set_on(transition_norm, momentum=None),
+    "a transition's norm that tracks no more": set_on(transition_norm, track_running_stats=False),
+    "a transition's norm that counts no more": set_on(transition_norm, num_batches_tracked=None),
+    "the statistics of a transition's norm taken away": set_on(transition_norm, running_mean=None, running_var=None),
+    "the momentum of the last norm": set_on(lambda model: model.features.norm5, momentum=0.7),
+    "the last norm": lambda model: setattr(model.features, "norm5", copy.deepcopy(model.features.norm5)),
     "a pooling's rounding": set_on(lambda model: model.features.transition1.pool, ceil_mode=True),
 }
 

@@ -152,6 +152,14 @@ def test_the_bytes_kept_are_those_of_the_net_itself(config, compiler):
     assert compiled.peak <= 1.01 * kept.peak
 
 
+def test_frozen_layers_keep_no_bottlenecks():
+    model, x = net(**LARGE, growth_rate=8), torch.randn(4, 3, 64, 64)
+    model.freeze("denseblock1")
+    call = torch.compile(model, backend="aot_eager", fullgraph=True)
+    call(x).sum().backward()
+    assert measure(model, x, call=call).live <= 1.01 * measure(model, x).live
+
+
 def test_a_batch_of_another_size_is_compiled_once():
     model = net(small_inputs=False)
     compiled = copy.deepcopy(model)

@@ -1,6 +1,7 @@
 """What an import costs, and that imports run one way."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import densenet_fast
 
 PACKAGE = Path(densenet_fast.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "internals" / "code-and-contract.md"
 
 # Each module may import only from the rows above its own.
 LAYERS = [
@@ -81,6 +83,14 @@ def test_imports_run_one_way(room):
         for name in imported(file, root) & rank.keys() - {top}:
             assert rank[name] < rank[top], f"{file.name} imports {name}"
     assert {f.stem if f.is_file() else f.name for f in root.glob("[!_]*") if f.suffix in ("", ".py")} <= rank.keys()
+
+
+def test_the_page_has_a_line_for_each_layer_topmost_first():
+    section = PAGE.read_text().partition("## Layers of the code\n")[2].partition("\n## ")[0]
+    names = re.findall(r"^    (\w+)  ", section, re.MULTILINE)
+    rank = {name: i for i, layer in enumerate(LAYERS) for name in layer if not name.startswith("_")}
+    assert sorted(names) == sorted(rank)
+    assert names == sorted(names, key=rank.__getitem__, reverse=True)
 
 
 def test_backends_import_neither_each_other_nor_the_models():

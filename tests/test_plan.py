@@ -63,6 +63,15 @@ def test_a_budget_that_a_choice_just_needs_is_used_up():
     assert 0.95 * budget <= all_bytes(model, x) <= budget
 
 
+def test_frozen_layers_have_nothing_to_recompute():
+    model = DenseNet(8, (4, 4), backend="eager").freeze("denseblock1")
+    step = Step.of(model, (2, 3, 32, 32))
+    budget = plan.needed(step, "eager", plan.resident(model, step), [True, True])
+    assert plan.fit(model, 32, 2, budget).efficient in ((), ("denseblock2",))
+    assert not step.stages[0].can_recompute
+    assert step.stages[1].can_recompute
+
+
 def test_where_nothing_fits_it_says_what_would():
     model = DenseNet(block_config=(3, 3), backend="eager")
     with pytest.raises(

@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import densenet_fast
+from densenet_fast import installation
 
 from .. import machine
 from ..machine import ROOT
@@ -35,17 +36,19 @@ def use(folder: Path = FOLDER) -> str | None:
     path = str(folder / "densenet_fast")
     if path not in densenet_fast.__path__:
         densenet_fast.__path__.insert(0, path)
+        installation.record.cache_clear()
     return None
 
 
 def forget() -> None:
     """Undo `use`."""
     densenet_fast.__path__[:] = [path for path in densenet_fast.__path__ if "gpu-bu" not in path]
+    installation.record.cache_clear()
 
 
 def is_built() -> bool:
     """Whether the package has a library."""
-    return find_spec("densenet_fast._C") is not None
+    return PathFinder.find_spec("densenet_fast._C", densenet_fast.__path__) is not None  # as `backends` looks for it
 
 
 def manifest(folder: Path = FOLDER) -> dict[str, Any]:

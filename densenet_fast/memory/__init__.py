@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from ..contract import accumulator
 from ..models import DenseNet
-from ..modules import DenseBlock, Transition
+from ..modules import DenseBlock, Transition, pools
 from ..modules.reading import uses_batch
 from .scratch import scratch
 from .stage import Stage
@@ -151,13 +151,14 @@ def _stages(
             gradients,
             is_half * (_half(block, dtype) + _half(behind, dtype)),
             dtype,
-            pools=not (is_transition and isinstance(behind.pool, nn.Identity)),
+            pools=not is_transition or pools(behind),
             by_halves=len(size) != 2 or any(_dilation(layer) != 1 for layer in block.values()),
             trained=trained,
+            layers_learn=layers_learn,
             given=_given(block, dtype) + _given(behind, dtype),
         )
         found.append(stage)
-        efficient.append(block.efficient or not stage.widths or not layers_learn)
+        efficient.append(block.efficient or not stage.can_recompute)
         if is_transition:
             channels, at = stage.outputs, stage.output_size
         if 0 in at:

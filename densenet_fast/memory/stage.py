@@ -29,7 +29,13 @@ class Stage:
     pools: bool = True  # whether the transition halves the image
     by_halves: bool = False  # whether its layers run half by half
     trained: bool = True  # whether it has a backward: something in it or before it has a gradient
+    layers_learn: bool = True  # whether its backward goes through its layers
     given: int = 0  # bytes of the statistics that norms in evaluation are given, of which a copy is kept
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether there is anything that `efficient` recomputes."""
+        return self.z > 0
 
     @property
     def pixels(self) -> int:
@@ -60,11 +66,15 @@ class Stage:
     @property
     def z(self) -> int:
         """Bytes of all bottleneck outputs: what `efficient` recomputes instead of keeping."""
+        if not self.layers_learn:
+            return 0
         return z_size(self.widths, self.pixels) * self.dtype.itemsize
 
     @property
     def recomputed(self) -> int:
         """Multiply-adds by which `efficient` makes them once more."""
+        if not self.layers_learn:
+            return 0
         return sum(self.pixels * c * width for c, (width, _) in zip(self.inputs, self.layers, strict=True))
 
     @property

@@ -12,5 +12,6 @@ from .fusable import Fusable
 from .layer import DenseLayer
 from .transition import Transition
 from .trunk import Trunk, relu_pool
+from .views import pools
 
-__all__ = ["DenseBlock", "DenseLayer", "Fusable", "Transition", "Trunk", "relu_pool"]
+__all__ = ["DenseBlock", "DenseLayer", "Fusable", "Transition", "Trunk", "pools", "relu_pool"]

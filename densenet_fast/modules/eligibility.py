@@ -93,7 +93,12 @@ def is_convolution(module: nn.Module) -> bool:
 
 
 def dilation_of(convolution: Any) -> int:
-    return convolution.dilation[0]
+    return _each(convolution.dilation)[0]
+
+
+def _each(value: Any, dims: int = 1) -> tuple[Any, ...]:
+    """An attribute of a convolution for each dimension; PyTorch takes one number for all, too."""
+    return (value,) * dims if isinstance(value, int) else tuple(value)
 
 
 def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
@@ -104,16 +109,20 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
     if reason is not None:
         return reason
     stock = (
-        module.kernel_size == (kernel,) * dims
-        and module.stride == (1,) * dims
-        and module.padding == (kernel // 2 * dilation_of(module),) * dims
-        and module.dilation == (dilation_of(module),) * dims
+        _each(module.kernel_size, dims) == (kernel,) * dims
+        and _each(module.stride, dims) == (1,) * dims
+        and _each(module.padding, dims) == (kernel // 2 * dilation_of(module),) * dims
+        and _each(module.dilation, dims) == (dilation_of(module),) * dims
         and module.groups == 1
         and module.bias is None
         and (module.padding_mode == "zeros" or kernel == 1)
         and type(module)._conv_forward is cls._conv_forward
     )
-    return None if stock else f"is not a plain {'x'.join([str(kernel)] * dims)} convolution: {module}"
+    if stock:
+        return None
+    names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    got = ", ".join(f"{name}={getattr(module, name)}" for name in names)
+    return f"is not a plain {'x'.join([str(kernel)] * dims)} convolution: got {got}, bias={module.bias is not None}"
 
 
 Predicate = Callable[[nn.Module], str | None]
@@ -158,6 +167,8 @@ def why_not_norm(module: nn.Module, dims: int = 2) -> str | None:
     reason = why_not(module, cls) or (why_not_parts(module, _ACTIVATION) if activates else None)
     if reason is not None or not isinstance(module, _BatchNorm):
         return reason
+    if "running_mean" not in module._buffers or "running_var" not in module._buffers:
+        return "has running statistics that are no buffers"
     must_count = module.momentum is None or isinstance(module, nn.SyncBatchNorm)
     counts = not (module.training and module.track_running_stats) or module.num_batches_tracked is not None
     return None if counts or not must_count else "has no num_batches_tracked"

@@ -40,13 +40,14 @@ class Snapshot:
         families = list(map(_children, self._own))
         self._names_of_children, self._children = _names(families), list(_values(families))
         self._owners = [m.__dict__ for m in self._modules if m._parameters or m._buffers]
-        tensors = self._of_tensors()
-        self._names_of_tensors, self._missing = _names(tensors), _are_missing(tensors)
+        self._tensors = self._of_tensors()
+        self._names_of_tensors, self._missing = _names(self._tensors), _are_missing(self._tensors)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether it is of `module`, not of one that this is a replica of, and nothing has changed."""
         return (
             module is self._modules[0]
+            and all(map(is_, map(vars, self._modules), self._own))
             and list(map(len, self._own)) == self._sizes
             and list(map(type, self._modules)) == self._classes
             and self._look_alike()
@@ -72,9 +73,12 @@ class Snapshot:
         return _names(families) == self._names_of_children and all(map(is_, _values(families), self._children))
 
     def _have_their_tensors(self) -> bool:
-        """By name; which tensors they are a step sees for itself."""
-        tensors = self._of_tensors()
-        return _names(tensors) == self._names_of_tensors and _are_missing(tensors) == self._missing
+        """In the same dictionaries, by name; which tensors they are a step sees for itself."""
+        return (
+            all(map(is_, self._of_tensors(), self._tensors))
+            and _names(self._tensors) == self._names_of_tensors
+            and _are_missing(self._tensors) == self._missing
+        )
 
     def _of_tensors(self) -> list[dict[str, Any]]:
         return [*map(_parameters, self._owners), *map(_buffers, self._owners)]

@@ -24,6 +24,7 @@ class Consumer(NamedTuple):
     slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
     dims: int  # of the images
     pools: bool  # a transition
+    known: dict[Any, Known]  # of the stage that ends with it, by what tensors tell; as `BlockReading.known`
 
     @classmethod
     def of(
@@ -36,7 +37,7 @@ class Consumer(NamedTuple):
     ) -> "Consumer":
         sources = [*sources_of(norm), None if conv is None else source_of(conv, "weight")]
         slots = tuple([i for i, source in enumerate(sources) if source is not None])
-        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims, pools)
+        return cls(kind, norm, tuple([source for source in sources if source is not None]), slots, dims, pools, {})
 
     def spec(self, outputs: int) -> ConsumerSpec:
         norm = self.norm
@@ -100,8 +101,8 @@ def run_stage(
 
 
 def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> Known:
-    """The spec of modules in their present mode, and which of their norms track statistics; kept with the block's
-    reading."""
+    """The spec of modules in their present mode, and which of their norms track statistics; kept with what was read of
+    the last of them."""
     if block is None:
         assert consumer is not None
         outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
@@ -110,8 +111,9 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
         return spec, _tracked(spec, [consumer.norm])
     outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
+    known = block.known if consumer is None else consumer.known
     key = channels, mode, *[tensors[i].shape[0] for i in block.weights], *map(group_of, block.synchronised)
-    if key not in block.known:
+    if key not in known:
         layers, norms = block.layer_specs(tensors), block.norms
         behind = len(block.layers) * len(TENSORS)
         slots = block.slots
@@ -121,8 +123,8 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
             slots = (*slots, *(behind + slot for slot in consumer.slots))
             norms = (*norms, consumer.norm)
         spec = StageSpec(channels, layers, of_consumer, slots, block.module.spatial_dims)
-        block.known[key] = spec, _tracked(spec, norms)
-    return block.known[key]
+        known[key] = spec, _tracked(spec, norms)
+    return known[key]
 
 
 def _tracked(spec: StageSpec, norms: Sequence[Any]) -> list[tuple[Tracked, bool]]:

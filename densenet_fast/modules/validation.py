@@ -95,7 +95,8 @@ def _pooled_size(module: Any, size: int, axis: int) -> int:
 
     span = of(getattr(module, "dilation", 1)) * (of(module.kernel_size) - 1) + 1
     room = size + 2 * of(module.padding) - span
-    return max(0, room // of(module.stride) + 1)
+    stride = module.kernel_size if module.stride is None else module.stride  # as PyTorch's poolings have it
+    return max(0, room // of(stride) + 1)
 
 
 def _too_small(trunk: nn.Sequential, size: Sequence[int]) -> str | None:

@@ -89,6 +89,11 @@ def view_transition(parts: Parts, dims: int) -> TransitionView | str:
     return reason or TransitionView(parts["norm"], parts["conv"], pools)
 
 
+def pools(transition: Any) -> bool:
+    """Whether a transition of torchvision's names halves the image."""
+    return not _does_nothing(transition.pool, transition.spatial_dims)
+
+
 def _does_nothing(pool: nn.Module | None, dims: int) -> bool:
     """Whether a transition's pooling has been taken out, in one of the ways in which that is done."""
     if pool is None:

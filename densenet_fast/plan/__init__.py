@@ -13,7 +13,6 @@ import torch
 from .. import backends
 from ..memory import Step, check
 from ..models import DenseNet
-from ..modules import DenseBlock
 from .units import parse_bytes, text_of_bytes
 
 MARGIN = 1.015  # measured peaks are up to this much above the model's (tests/test_memory.py)
@@ -76,11 +75,9 @@ def fit(
             f"memory: got {text_of_bytes(budget)}, expected at least {text_of_bytes(least)} for a batch of {batch} "
             f"with every block efficient; {instead} would fit"
         )
-    for stage, efficient in zip(step.stages, chosen, strict=True):
-        block = getattr(model.features, stage.name, None)
-        if isinstance(block, DenseBlock):
-            block.set_efficient(efficient)
-    pairs = [pair for pair in zip(step.stages, chosen, strict=True) if pair[0].widths]
+    pairs = [pair for pair in zip(step.stages, chosen, strict=True) if pair[0].can_recompute]
+    for stage, efficient in pairs:
+        getattr(model.features, stage.name).set_efficient(efficient)
     return Fit(
         tuple(stage.name for stage, efficient in pairs if efficient),
         needed(step, name, always, chosen),
@@ -97,7 +94,7 @@ def cheapest(step: Step, backend: str, budget: int, always: int) -> list[bool] |
     choices: list[tuple[int, int, list[bool]]] = [(0, 0, [])]  # bytes kept, multiply-adds, which recompute
     for i, stage in enumerate(step.stages):
         extended = []
-        for efficient in (False, True) if stage.widths else (True,):
+        for efficient in (False, True) if stage.can_recompute else (True,):
             beside = step.beside(i, backend, efficient)
             for kept, cost, chosen in choices:
                 kept += stage.kept(efficient)
@@ -134,7 +131,7 @@ def largest_batch(
 
     def fits(batch: int) -> bool:
         step = Step.of(model, shape_of(model, image, batch), dtype, nhwc)
-        chosen = [efficient or not stage.widths for stage in step.stages]
+        chosen = [efficient or not stage.can_recompute for stage in step.stages]
         return needed(step, name, resident(model, step, states), chosen) <= budget
 
     return most(fits)

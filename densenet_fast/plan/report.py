@@ -64,7 +64,7 @@ class Way(NamedTuple):
 
 
 def _all(step: Step, efficient: bool) -> Sequence[bool]:
-    return [efficient or not stage.widths for stage in step.stages]
+    return [efficient or not stage.can_recompute for stage in step.stages]
 
 
 WAYS = {
@@ -112,7 +112,7 @@ def report(asked: Asked) -> dict[str, Any]:
 
 
 def _fitted(step: Step, backend: str, always: int, chosen: list[bool]) -> dict[str, Any]:
-    pairs = [pair for pair in zip(step.stages, chosen, strict=True) if pair[0].widths]
+    pairs = [pair for pair in zip(step.stages, chosen, strict=True) if pair[0].can_recompute]
     return {
         "efficient": [stage.name for stage, efficient in pairs if efficient],
         "needed": needed(step, backend, always, chosen),

@@ -1,7 +1,9 @@
 """A stage of a DenseNet: a dense block and what consumes its buffer, as one differentiable step.
 
 spec.py says what a stage is, checks.py what it refuses, function.py makes it one autograd.Function, schedule.py runs
-its passes on operations, buffer.py knows how activations lie in memory.
+its passes on operations, buffer.py knows how activations lie in memory, halves.py runs a layer half by half
+(SyncBatchNorm), mixed.py gives it convolutions that no kernel has, dropout.py draws, recompute.py differentiates again,
+operator.py is the stage in graphs.
 """
 
 from .checks import SHAPES, check_image, check_weight

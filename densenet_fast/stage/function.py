@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .. import backends, contract
-from ..contract.block import TENSORS
 from ..uncompiled import uncompiled
 from . import mixed, operator, recompute, schedule
 from .buffer import channels_last, handed_out, laid_out, memory_format
@@ -106,7 +105,8 @@ class StageFunction(torch.autograd.Function):
             dtypes = [t.dtype for t in tensors]
             fitted = _fitted(stage, _with_own_statistics(stage, tensors), dtypes)
             ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
-            keep_z = not stage.efficient and _layers_learn(stage.spec, ctx.needs_input_grad)
+            _, needs_x, _, _, *needs = ctx.needs_input_grad
+            keep_z = not stage.efficient and stage.spec.layers_learn(needs_x, needs)
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
             y = y.detach() if y is passed.x else y
@@ -139,12 +139,6 @@ class StageFunction(torch.autograd.Function):
         if dx is not None:
             dx = handed_out(dx, ctx.layout, shared=False)
         return None, dx, None, None, *gradients
-
-
-def _layers_learn(spec: StageSpec, needs: Sequence[bool]) -> bool:
-    """Whether a backward goes through the layers; else only the consumer's tensors have gradients."""
-    behind = len(TENSORS) * len(spec.layers)
-    return needs[1] or any(need and slot < behind for slot, need in zip(spec.slots, needs[4:], strict=True))
 
 
 def _apply(stage: Stage, x: Tensor, *tensors: Tensor | None) -> Any:

@@ -79,9 +79,10 @@ def run(
     if not spec.layers:  # x itself is the buffer
         x = _nhwc(x)
     keep = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
+    keep_z = keep and not efficient and spec.layers_learn(x.requires_grad, [t.requires_grad for t in tensors])
     nhwc = wanted.layout != torch.contiguous_format
     y, y_stats, _, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
-        x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep and not efficient
+        x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep_z
     )
     reported = reported if spec.synchronised else stats
     return y, y_stats.detach() if wanted.stats else None, reported.detach()

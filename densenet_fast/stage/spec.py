@@ -152,6 +152,12 @@ class StageSpec:
     def convolves(self) -> bool:
         return len(self.layers) > 0 or (self.consumer is not None and self.consumer.kind == "transition")
 
+    def layers_learn(self, needs_x: bool, needs: Sequence[bool]) -> bool:
+        """Whether a backward goes through the layers, and not only through the consumer; by what needs a gradient: x,
+        and each of the tensors."""
+        behind = len(TENSORS) * len(self.layers)
+        return needs_x or any(need and slot < behind for slot, need in zip(self.slots, needs, strict=True))
+
     def z_size(self, pixels: int) -> int:
         """Elements of all bottlenecks of N * H * W = `pixels`."""
         return z_size(self._widths, pixels)

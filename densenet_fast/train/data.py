@@ -28,8 +28,11 @@ class ImageData(LightningDataModule):
         seed: of the order and the augmentation; the command links it to `--seed_everything`.
 
     Attributes:
-        num_classes, in_channels, image_size: what the net must be made for; image_size is the side in pixels.
-        mean, std: of each channel, which `prepare` subtracts and divides by.
+        num_classes: outputs of the net.
+        in_channels: channels of its images.
+        image_size: their side in pixels.
+        mean: of each channel, which `transform` subtracts.
+        std: of each channel, which `transform` divides by.
         class_names: in the order of the labels, once images are read.
     """
 

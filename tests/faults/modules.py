@@ -27,8 +27,8 @@ FAULTS = [
     Fault(
         "a compiled stage keeps its bottlenecks, efficient or not",
         "densenet_fast/stage/operator.py",
-        "keep, keep and not efficient",
-        "keep, keep",
+        "keep and not efficient and spec",
+        "keep and spec",
         ("tests/test_compile.py", "-k", "bytes_kept and aot_eager"),
     ),
     Fault(
@@ -110,7 +110,11 @@ FAULTS = [
         CHANGED,
     ),
     Fault(
-        "a convolution with stride is run fused", ELIGIBLE, "        and module.stride == (1,) * dims\n", "", CHANGED
+        "a convolution with stride is run fused",
+        ELIGIBLE,
+        "        and _each(module.stride, dims) == (1,) * dims\n",
+        "",
+        CHANGED,
     ),
     Fault("a convolution with groups is run fused", ELIGIBLE, "        and module.groups == 1\n", "", CHANGED),
     Fault("a convolution's bias is left out", ELIGIBLE, "        and module.bias is None\n", "", CHANGED),
@@ -199,11 +203,11 @@ FAULTS = [
         changes("backend"),
     ),
     Fault(
-        "a spec kept without the consumer's mode",
+        "what a transition tells kept with the block before it",
         f"{MODULES}/staging.py",
-        "(consumer.spec(outputs), consumer.slots)",
-        "(consumer.kind, outputs)",
-        changes("mode and transition"),
+        "known = block.known if consumer is None else consumer.known",
+        "known = block.known",
+        changes("transition"),
     ),
     Fault(
         "a trunk not planned again behind a module with hooks",

@@ -191,7 +191,7 @@ FAULTS = [
     Fault(
         "frozen layers keep their bottlenecks",
         f"{FOLDER}/function.py",
-        "not stage.efficient and _layers_learn(stage.spec, ctx.needs_input_grad)",
+        "not stage.efficient and stage.spec.layers_learn(needs_x, needs)",
         "not stage.efficient",
         ("tests/test_backbone.py", "-k", "no_bottlenecks"),
     ),

@@ -30,11 +30,27 @@ class Row:
     where: str = "{folder}"  # the model runs
 
 
+BEFORE = (
+    "densenet_fast runs on cpu without compiled kernels (same results, less speed): ",
+    "densenet_fast: ",
+    "the compiled library was not built: ",
+)
+
+
 class Outcome(NamedTuple):
     built: str
     told: str
     typed: str
     runs_on: str
+
+    def reason(self) -> str:
+        """What `told` says between what it has in common with others and the command."""
+        reason = self.told.partition(self.typed)[0] if self.typed else self.told
+        for words in BEFORE:
+            reason = reason.removeprefix(words)
+        for words in ("type", "then", "To have them"):
+            reason = reason.rstrip(" ,.;:").removesuffix(words)
+        return reason.rstrip(" ,.;:")
 
 
 class Place:

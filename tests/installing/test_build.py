@@ -165,7 +165,7 @@ def test_default_and_native_architectures_are_those_that_nvcc_knows(monkeypatch,
     nvcc = str(executable(tmp_path / "nvcc", NVCC.replace("compute_100\\n", "")))
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     assert architectures.chosen(nvcc) == (
-        ["8.0", "8.6", "8.9", "9.0"],
+        ["8.0", "8.6", "8.9", "9.0+PTX"],
         ["10.0+PTX: nvcc does not know it"],
     )
     executable(tmp_path / "nvidia-smi", "#!/bin/sh\nprintf '12.0\\n8.0\\n8.0\\n'\n")

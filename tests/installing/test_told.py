@@ -7,10 +7,11 @@ import warnings
 import pytest
 import torch
 
+import densenet_fast
 from densenet_fast import DenseNet, backends, info, installation
 
-from . import LIBRARY, ROOT, copy_sources
-from .table import ROWS, run
+from . import LIBRARY, ROOT, copy_sources, mending
+from .table import ROWS, Outcome, run
 
 CPU = torch.device("cpu")
 BY_NAME = {row.name: row for row in ROWS}
@@ -49,6 +50,19 @@ def test_one_warning_with_the_reason_and_the_command(hollow):
     assert "runs on cpu without compiled kernels" in text
     assert "c++ failed on csrc/block.cpp. To have them, see to c++, then type: DENSENET_FAST_BUILD_CPU=1 " in text
     assert f"{sys.executable} -m pip install" in text
+
+
+def test_the_table_has_what_stands_before_the_command(hollow):
+    (text,) = told()
+    assert Outcome("", text, mending(text), "").reason() == "c++ failed on csrc/block.cpp. To have them, see to c++"
+    error = "densenet_fast: there is no PyTorch; type: pip install torch  (or do without)"
+    assert Outcome("", error, mending(error), "").reason() == "there is no PyTorch"
+
+
+def test_a_damaged_record_is_none(monkeypatch, tmp_path):
+    (tmp_path / "_build.json").write_text("{")
+    monkeypatch.setattr(densenet_fast, "__path__", [str(tmp_path)])
+    assert installation.record.__wrapped__() is None
 
 
 def test_the_warning_points_at_the_caller(hollow):

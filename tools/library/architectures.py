@@ -36,6 +36,8 @@ def chosen(nvcc: str) -> tuple[list[str], list[str]]:
         names = _of_the_gpus(known) if listed else DEFAULT.split(";")
         left_out = [f"{n}: nvcc does not know it" for n in names if known and _capability(n) not in known]
         names = [n for n in names if not known or _capability(n) in known]
+        if not listed and names and not names[-1].endswith("+PTX"):
+            names[-1] += "+PTX"  # for GPUs that come after this nvcc
     else:
         names, left_out = read(listed), []
     old = [name for name in names if _capability(name) < LEAST]

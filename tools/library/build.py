@@ -106,7 +106,9 @@ class Record:
 def write(record: dict[str, Any], folder: Path) -> None:
     """As a file of the package."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
+    beside = folder / "_build.json.new"
+    beside.write_text(json.dumps(record, indent=1) + "\n")
+    beside.replace(folder / "_build.json")
 
 
 def _switch(part: str) -> str:
@@ -119,7 +121,7 @@ def _switch(part: str) -> str:
 
 def _refuse(part: str) -> None:
     if _switch(part) == "0":
-        raise Missing(f"DENSENET_FAST_BUILD_{part}=0 when it was built", f"unset DENSENET_FAST_BUILD_{part}")
+        raise Missing(f"DENSENET_FAST_BUILD_{part}=0 when it was built")
 
 
 def _look() -> tuple[Torch, str]:
