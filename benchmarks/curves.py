@@ -67,8 +67,8 @@ def draw(curves: Curves, path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, help="of each run (default: the recipe's)")
+    parser.add_argument("--seeds", type=cli.count, default=5)
+    parser.add_argument("--epochs", type=cli.count, help="of each run (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out" / "curves")
     args = parser.parse_args()
     options = [] if args.epochs is None else [f"--trainer.max_epochs={args.epochs}"]
@@ -76,7 +76,8 @@ def main() -> int:
     curves: Curves = {name: [] for name in VARIANTS}
     for seed in range(args.seeds):
         for name, backend in VARIANTS.items():  # in turns
-            curves[name].append(run(args.out / f"{name}-{seed}", seed, backend, options))
+            folder = args.out / f"{name}-{seed}-{args.epochs or 'recipe'}"
+            curves[name].append(run(folder, seed, backend, options))
     with open(args.out / "curves.csv", "w", newline="") as file:
         rows = [(n, s, e, v) for n, seeds in curves.items() for s, c in enumerate(seeds) for e, v in enumerate(c, 1)]
         csv.writer(file).writerows([("variant", "seed", "epoch", "val_error"), *rows])

@@ -115,15 +115,9 @@ def draw(out: Path, device: torch.device, backend: str, machine: str) -> Path:
     return save(memory_against_depth(curves), TITLES[DEPTH], machine, out / DEPTH)
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
-    return int(text)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.digits", description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=_positive, help="default: the recipe's")
+    parser.add_argument("--epochs", type=cli.count, help="default: the recipe's")
     parser.add_argument("--backend", default="auto", help="backend of densenet_fast (default: the best available)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of run and picture")

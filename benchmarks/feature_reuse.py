@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from densenet_fast import cli
 from densenet_fast.analyse import blocks
 from densenet_fast.analyse.command import text
 from densenet_fast.analyse.picture import draw
@@ -23,8 +24,9 @@ PICTURE = Path(__file__).parents[1] / "docs" / "feature_reuse.png"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of the run")
+    parser.add_argument("--epochs", type=cli.count, default=12)
+    out = "directory of the run; the picture goes into docs/"
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help=out)
     arguments = parser.parse_args()
     options = f"--trainer.max_epochs={arguments.epochs}", f"--model.weight_decay={WEIGHT_DECAY}"
     model = train(arguments.out / f"feature-reuse-{arguments.epochs}", "--seed_everything=0", *options)

@@ -25,7 +25,7 @@ COMMANDS = {
 }
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """What a command cannot do, in one sentence: it is printed without a traceback, and the exit status is 1."""
 
 
@@ -34,6 +34,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def count(argument: str) -> int:
+    """The type of an argument that is a number of things."""
+    if not argument.isdecimal() or int(argument) < 1:
+        raise argparse.ArgumentTypeError(f"got {argument!r}, expected a number of at least 1")
+    return int(argument)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -103,7 +103,7 @@ def test_without_matplotlib_the_table_remains(model, tmp_path, capsys, monkeypat
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "densenet_fast.analyse.picture", raising=False)
     assert cli.main(["analyse", str(path), "--out", str(tmp_path)]) == 0
-    assert "matplotlib is not installed" in capsys.readouterr().out
+    assert "matplotlib is not installed; type: " in capsys.readouterr().out
     assert not (tmp_path / "net-strengths.png").exists()
 
 

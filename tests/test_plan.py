@@ -115,10 +115,19 @@ def test_bytes_as_people_write_them(text, count):
     assert parse_bytes(text_of_bytes(count)) == pytest.approx(count, rel=0.005)
 
 
-@pytest.mark.parametrize("text", ["", "many", "24 apples", "-3GB", "0", "1.2.3GB"])
+@pytest.mark.parametrize("text", ["", "many", "24 apples", "-3GB", "0", "1.2.3GB", "1e400", "9300000T"])
 def test_what_are_no_bytes(text):
-    with pytest.raises(ValueError, match="expected bytes"):
+    with pytest.raises(ValueError, match=r"^got .*expected bytes"):
         parse_bytes(text)
+    with pytest.raises(ValueError, match=r"^memory: got .*expected bytes"):
+        plan.fit(DenseNet(block_config=(3, 3)), 32, 1, text)
+
+
+def test_another_library_s_model_is_refused_in_a_sentence():
+    theirs = stock_models.DenseNet(16, (3, 4), 24, num_classes=10)
+    for asked in (lambda: plan.fit(theirs, 32, 1, "1GB"), lambda: plan.largest_batch(theirs, 32, "1GB")):
+        with pytest.raises(ValueError, match=r"model: got DenseNet, expected a densenet_fast\.DenseNet"):
+            asked()
 
 
 def test_the_command_s_json_is_the_model(capsys, tmp_path):
@@ -142,10 +151,13 @@ def test_the_command_s_json_is_the_model(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ("densenet_bc_101_12", 2, "of depth 101, expected"),
-        ("densenet121 --memory lots", 2, "memory: got 'lots', expected bytes"),
+        ("densenet_bc_101_12", 2, "argument net: got 'densenet_bc_101_12' of depth 101, expected"),
+        ("densenet121 --memory lots", 2, "argument --memory: got 'lots', expected bytes"),
+        ("densenet121 --bandwidth lots", 2, "argument --bandwidth: got 'lots', expected bytes"),
         ("densenet121 --batch 0", 2, "got '0', expected a number of at least 1"),
         ("densenet121 --gpu h900", 2, "invalid choice: 'h900'"),
+        ("densenet_bc_22_4 --picture none/x.png", 1, "--picture: got none/x.png, which cannot be drawn"),
+        ("densenet_bc_22_4 --picture x.foo", 1, "--picture: got x.foo, which cannot be drawn"),
         ("densenet121 --image 8", 1, "image: got a side of 8, which leaves no pixel"),
     ],
 )

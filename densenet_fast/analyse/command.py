@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import PROGRAM, Parser, Refused
+from ..installation import install
 from . import Block, blocks, load
 
 IN_USE = 0.25  # of the strongest connection of a target
@@ -37,17 +38,17 @@ def main(arguments: Sequence[str]) -> int:
     print(text(found))
     print(f"\nwritten: {options.out / name}-strengths.csv{' and .png' if drawn else ''}")
     if not drawn:
-        print("no heat maps: matplotlib is not installed (pip install densenet_fast[pictures])")
+        print(f"no heat maps: matplotlib is not installed; type: {install('matplotlib')}")
     return 0
 
 
 def draw(found: Sequence[Block], path: Path) -> bool:
     """Write the heat maps; False where there is no matplotlib."""
     try:
-        from .picture import draw
+        from .picture import draw as picture
     except ImportError:
         return False
-    draw(found, path)
+    picture(found, path)
     return True
 
 

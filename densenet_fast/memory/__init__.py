@@ -24,7 +24,7 @@ from ..modules.reading import uses_batch
 from .scratch import scratch
 from .stage import Stage
 
-__all__ = ["Stage", "Step"]
+__all__ = ["Stage", "Step", "check"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class Step:
         Raises:
             ValueError: no DenseNet of ours, or the images do not fit it.
         """
-        if not isinstance(model, DenseNet):
-            raise ValueError(f"model: got {type(model).__name__}, expected a densenet_fast.DenseNet")
+        check(model)
         n, in_channels, *size = shape
         conv0: Any = model.features.conv0
         dims = model.spatial_dims
@@ -102,6 +101,15 @@ class Step:
         dx = stage.pixels * stage.channels * stage.dtype.itemsize
         always = self.images + self.outputs + gradients + stage.output + stage.buffer + stage.statistics
         return always + max(dx + stage.converted, scratch(stage, backend, efficient, threads))
+
+
+def check(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: no DenseNet of ours.
+    """
+    if not isinstance(model, DenseNet):
+        raise ValueError(f"model: got {type(model).__name__}, expected a densenet_fast.DenseNet")
 
 
 def _stages(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import backends
-from ..memory import Step
+from ..memory import Step, check
 from ..models import DenseNet
 from .units import parse_bytes, text_of_bytes
 
@@ -58,9 +58,11 @@ def fit(
         What was set. An allocator's own overhead, a GPU's context and other processes are not part of it.
 
     Raises:
-        ValueError: nothing fits, with what would; nothing is set then. An image that the model does not take.
+        ValueError: nothing fits, with what would; nothing is set then. An image that the model does not take. A model
+            that is no DenseNet of ours.
     """
-    budget = parse_bytes(memory)
+    check(model)
+    budget = _budget(memory)
     step = Step.of(model, shape_of(model, image, batch), dtype, nhwc)
     name = backend or backend_of(model, dtype)
     always = resident(model, step, states)
@@ -124,7 +126,8 @@ def largest_batch(
 ) -> int:
     """The most images whose training step fits `memory`, 0 if not even one does. efficient: of all blocks; the rest as
     in `fit`."""
-    budget, name = parse_bytes(memory), backend or backend_of(model, dtype)
+    check(model)
+    budget, name = _budget(memory), backend or backend_of(model, dtype)
 
     def fits(batch: int) -> bool:
         step = Step.of(model, shape_of(model, image, batch), dtype, nhwc)
@@ -132,6 +135,13 @@ def largest_batch(
         return needed(step, name, resident(model, step, states), chosen) <= budget
 
     return most(fits)
+
+
+def _budget(memory: int | str) -> int:
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise ValueError(f"memory: {error}") from None
 
 
 def most(fits: Callable[[int], bool]) -> int:

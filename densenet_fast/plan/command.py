@@ -5,8 +5,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..cli import PROGRAM, Parser, Refused
+from ..cli import PROGRAM, Parser, Refused, count
 from ..configurations import configuration
+from ..installation import install
 from .devices import DEVICES
 from .report import DTYPES, Asked, report, text
 from .units import parse_bytes
@@ -39,12 +40,13 @@ def main(arguments: Sequence[str]) -> int:
 def draw(asked: Asked, path: str) -> None:
     """The picture, where there is matplotlib."""
     try:
-        from .picture import draw
+        from .picture import draw as picture
     except ImportError as error:
-        raise Refused(
-            f"--picture: matplotlib is not installed (pip install densenet_fast[pictures]): {error}"
-        ) from error
-    draw(asked, path)
+        raise Refused(f"--picture: matplotlib is not installed ({error}); type: {install('matplotlib')}") from error
+    try:
+        picture(asked, path)
+    except (OSError, ValueError) as error:
+        raise Refused(f"--picture: got {path}, which cannot be drawn: {error}") from error
 
 
 def _parser() -> Parser:
@@ -56,8 +58,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "net", type=_asked(configuration, keep=True), help=f"a name that `{PROGRAM} nets` lists or explains"
     )
-    parser.add_argument("--image", type=_count, metavar="SIDE", help="side of the images (default: that of the net)")
-    parser.add_argument("--batch", type=_count, default=64, help="images in a step (default: 64)")
+    parser.add_argument("--image", type=count, metavar="SIDE", help="side of the images (default: that of the net)")
+    parser.add_argument("--batch", type=count, default=64, help="images in a step (default: 64)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of activations; half precision as under autocast"
     )
@@ -79,19 +81,13 @@ def _parser() -> Parser:
 
 
 def _asked(parse: Callable[[str], Any], keep: bool = False) -> Callable[[str], Any]:
-    """An argument's type whose refusal argparse shows."""
+    """An argument's type whose refusal argparse shows, behind the argument's name."""
 
     def convert(argument: str) -> Any:
         try:
             found = parse(argument)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            raise argparse.ArgumentTypeError(str(error).removeprefix("net: ")) from error
         return argument if keep else found
 
     return convert
-
-
-def _count(argument: str) -> int:
-    if not argument.isdecimal() or int(argument) < 1:
-        raise argparse.ArgumentTypeError(f"got {argument!r}, expected a number of at least 1")
-    return int(argument)

@@ -9,7 +9,7 @@ def parse_bytes(text: int | float | str) -> int:
     """24000000000, "24GB", "24 GiB".
 
     Raises:
-        ValueError: it is none of these, or not above 0.
+        ValueError: it is none of these, or not from 1 to 2^63 - 1.
     """
     match = re.fullmatch(
         r"\s*([\d.]+(?:e\d+)?)\s*([KMGT]I?)?B?\s*", str(text).upper().replace("E+", "E"), re.IGNORECASE
@@ -18,8 +18,8 @@ def parse_bytes(text: int | float | str) -> int:
         found = float(match[1]) * _UNITS[match[2] or ""] if match else 0
     except ValueError:
         found = 0
-    if found < 1:
-        raise ValueError(f"memory: got {text!r}, expected bytes, as 24000000000, 24GB or 24GiB")
+    if not 1 <= found < 2**63:
+        raise ValueError(f"got {text!r}, expected bytes, as 24000000000, 24GB or 24GiB")
     return int(found)
 
 

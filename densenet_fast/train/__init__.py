@@ -1,4 +1,4 @@
 """Training as in the paper, on Lightning's Trainer: `densenet-fast fit | validate | predict` (docs/training.md).
 
-Needs the extra `densenet_fast[train]`; `import densenet_fast` does not import it.
+Needs the extra `train`; `import densenet_fast` does not import it.
 """

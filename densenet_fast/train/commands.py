@@ -1,12 +1,11 @@
 """The commands fit, validate and predict: what can be said without Lightning, which takes seconds to import."""
 
-import argparse
 from collections.abc import Callable
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from ..cli import PROGRAM, Parser, Refused
+from ..cli import PROGRAM, Parser, Refused, count
 
 RECIPES = files(__package__) / "recipes"
 EXTRA = (
@@ -38,8 +37,8 @@ def predict(arguments: list[str]) -> int:
     )
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of `densenet-fast fit`")
-    parser.add_argument("--top", type=_positive, default=3, help="how many classes of each image (default: 3)")
-    parser.add_argument("--batch_size", type=_positive, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--top", type=count, default=3, help="how many classes of each image (default: 3)")
+    parser.add_argument("--batch_size", type=count, default=64, help="images at a time (default: 64)")
     parser.add_argument("--csv", type=Path, help="also write file, class and probability into this file")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto (default)")
     options = parser.parse_args(arguments)
@@ -55,19 +54,14 @@ def list_recipes(arguments: list[str]) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
-    return int(text)
-
-
 def _imported(module: str, name: str) -> Callable[..., int]:
     try:
         return getattr(import_module(f".{module}", __package__), name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRA:
             raise
-        raise Refused(f"{error.name} is not installed; training needs: pip install 'densenet_fast[train]'") from None
+        needed = "pip install '.[train]' in a checkout of densenet_fast"
+        raise Refused(f"{error.name} is not installed; training needs: {needed}") from None
 
 
 def recipes() -> list[str]:

@@ -4,7 +4,9 @@ Channel means and deviations of CIFAR are those of the paper's published code (f
 255 (section 4.1).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,6 +17,14 @@ from torchvision.transforms import v2
 from ..cli import Refused
 from .data import ImageData
 from .order import Readable
+
+
+@contextmanager
+def _fetching() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came is not what was expected
+        raise Refused(f"data.download: the archive could not be fetched: {error}") from error
 
 
 class CIFAR10(ImageData):
@@ -44,14 +54,17 @@ class CIFAR10(ImageData):
 
     def prepare_data(self) -> None:
         if self.download:
-            self.archive(str(self.root), download=True)
+            with _fetching():
+                self.archive(str(self.root), download=True)
 
     def read(self, train: bool) -> Readable:
         try:
             images = self.archive(str(self.root), train=train)
         except RuntimeError:
-            expected = f"{self.archive.base_folder} or {self.archive.filename} with --data.download true"
-            raise Refused(f"data.root: got {str(self.root)!r}, which has no {expected}") from None
+            raise Refused(
+                f"data.root: got {str(self.root)!r}, expected a folder with {self.archive.base_folder}, or with "
+                f"{self.archive.filename} and --data.download true, or --data.download true alone, which fetches it"
+            ) from None
         self.class_names = images.classes
         return images
 
@@ -102,8 +115,9 @@ class SVHN(ImageData):
 
     def prepare_data(self) -> None:
         if self.download:
-            for split in self.splits[True] + self.splits[False]:
-                datasets.SVHN(str(self.root), split, download=True)
+            with _fetching():
+                for split in self.splits[True] + self.splits[False]:
+                    datasets.SVHN(str(self.root), split, download=True)
 
     def read(self, train: bool) -> Readable:
         try:
@@ -141,7 +155,8 @@ class ImageFolder(ImageData):
     ):
         super().__init__(root, batch_size, augment, held_out, workers, seed)
         self.image_size, self.ten_crop = image_size, ten_crop
-        self.class_names = sorted(folder.name for folder in (self.root / "train").glob("*/"))
+        train = self.root / "train"
+        self.class_names = sorted(f.name for f in train.iterdir() if f.is_dir()) if train.is_dir() else []
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -167,8 +182,12 @@ class ImageFolder(ImageData):
             images = datasets.ImageFolder(str(folder))
         except FileNotFoundError:
             raise Refused(f"data.root: got {str(self.root)!r}, expected images in {folder}/<class>/") from None
-        if images.classes != self.class_names:
-            raise Refused(f"data.root: got classes in {folder} that are not those of {self.root / 'train'}")
+        for got, expected in zip_longest(images.classes, self.class_names):
+            if got != expected:
+                has = got or "no more"
+                raise Refused(
+                    f"data.root: got {has} in {folder}, expected {expected or 'no more'}, as in {self.root / 'train'}"
+                )
         return images
 
 

@@ -2,13 +2,15 @@
 
 import argparse
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -17,7 +19,7 @@ from ..cli import Refused
 from .checkpoints import read
 from .classifier import Classifier
 from .data import ImageData
-from .running import ENTRY, quieten
+from .running import ENTRY, one_line, quieten
 
 
 class Files(Dataset[tuple[Tensor, int]]):
@@ -64,23 +66,35 @@ def predict(options: argparse.Namespace) -> int:
     model.load_state_dict(checkpoint["state_dict"])
     files = Files(listed(options.images), data.transform(augment=False), data.in_channels)
     quiet = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(accelerator=options.accelerator, devices=1, **quiet)
+    try:
+        trainer = pl.Trainer(accelerator=options.accelerator, devices=1, **quiet)
+    except (MisconfigurationException, ValueError) as error:
+        raise Refused(f"--accelerator: got {options.accelerator}: {one_line(str(error))}") from error
+    if options.csv is not None:
+        with _opened(options.csv, "a"):  # before the work
+            pass
     batches = trainer.predict(model, DataLoader(files, options.batch_size))
     probabilities = torch.cat(batches)
     names = checkpoint[ENTRY]["class_names"] or [str(i) for i in range(probabilities.shape[1])]
     best, classes = probabilities.topk(min(options.top, len(names)))
-    rows = [
-        (str(path), names[label], f"{p:.4f}")
-        for path, labels, ps in zip(files.paths, classes.tolist(), best.tolist(), strict=True)
-        for label, p in zip(labels, ps, strict=True)
-    ]
-    for path in files.paths:
-        told = [f"{name} {float(p):.1%}" for file, name, p in rows if file == str(path)]
-        print(f"{path}: {', '.join(told)}")
+    rows = []
+    for path, labels, shares in zip(files.paths, classes.tolist(), best.tolist(), strict=True):
+        found = [(names[label], share) for label, share in zip(labels, shares, strict=True)]
+        print(f"{path}: {', '.join(f'{name} {share:.1%}' for name, share in found)}")
+        rows += [(str(path), name, f"{share:.4f}") for name, share in found]
     if options.csv is not None:
-        with open(options.csv, "w", newline="") as file:
+        with _opened(options.csv, "w") as file:
             csv.writer(file).writerows([("file", "class", "probability"), *rows])
     return 0
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
+    try:
+        with open(path, mode, newline="") as file:
+            yield file
+    except OSError as error:
+        raise Refused(f"--csv: got {path}, which cannot be written: {error.strerror}") from error
 
 
 def _data(config: dict[str, Any]) -> ImageData:

@@ -12,6 +12,7 @@ from typing import Any
 import jsonargparse
 import lightning.pytorch as pl
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -36,6 +37,11 @@ ENTRY = "densenet_fast"  # of a checkpoint: the configuration, the names of the 
 
 class Configuration(SaveConfigCallback):
     """Writes config.yaml into the run's folder, and what `validate` and `predict` need into its checkpoints."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """`validate` leaves a run as it is."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
     def plain(self) -> dict[str, Any]:
         """What was chosen, in types of JSON."""
@@ -92,7 +98,7 @@ class Command(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except jsonargparse.ArgumentError as error:
-            Parser(prog=f"{PROGRAM} {args[0]}").error(_sentence(str(error)))
+            Parser(prog=f"{PROGRAM} {args[0]}").error(one_line(str(error)))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's configuration win over the command line's; see `_check_same`."""
@@ -105,13 +111,31 @@ class Command(LightningCLI):
         self.folder = Path(trainer.default_root_dir)
         if self.subcommand == "fit":
             last = self.folder / "checkpoints" / LAST
-            if self.chosen.ckpt_path == "last":
+            path = self.chosen.ckpt_path
+            if path == "last":
                 self.chosen.ckpt_path = str(last) if last.exists() else None
-            elif self.chosen.ckpt_path is None and last.exists():
+            elif path is None and last.exists():
                 raise Refused(
                     f"trainer.default_root_dir: got {str(self.folder)!r}, which has a run; add --ckpt_path last to go "
                     "on with it, or choose another folder"
                 )
+            elif last.exists() and Path(path).resolve() != last.resolve():
+                raise Refused(
+                    f"ckpt_path: got {path}, which would overwrite {last}; add --ckpt_path last to go on with that, or "
+                    "choose another --trainer.default_root_dir"
+                )
+
+    def instantiate_classes(self) -> None:
+        """jsonargparse wraps what a class refuses."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, Refused):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         chosen, folder = self.config_init[self.subcommand], self.folder
@@ -140,7 +164,10 @@ class Command(LightningCLI):
                 CSVLogger(folder, name="csv"),
             ]
         options["plugins"] = [*(options["plugins"] or []), AtomicFiles()]
-        return self._instantiate_trainer({**options, "callbacks": callbacks}, [])
+        try:
+            return self._instantiate_trainer({**options, "callbacks": callbacks}, [])
+        except ValueError as error:
+            raise Refused(f"trainer: {one_line(str(error))}") from error
 
     def after_instantiate_classes(self) -> None:
         path = self.chosen.ckpt_path
@@ -165,6 +192,11 @@ class Command(LightningCLI):
                 )
 
     def before_fit(self) -> None:
+        if self.trainer.max_epochs == self.trainer.max_steps == -1:
+            raise Refused(
+                "trainer.max_epochs: got no end of the run, expected --trainer.max_epochs or --trainer.max_steps, "
+                "which the learning rate's schedule needs"
+            )
         net, data = self.model.net, self.datamodule
         parameters = sum(p.numel() for p in net.parameters())
         if self.trainer.is_global_zero:
@@ -181,8 +213,8 @@ class Command(LightningCLI):
             )
 
 
-def _sentence(message: str) -> str:
-    """jsonargparse's message in one line, without Python's names of types."""
+def one_line(message: str) -> str:
+    """jsonargparse's or Lightning's message in one line, without Python's names of types."""
     return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
 
 
@@ -210,10 +242,17 @@ def quieten() -> None:
     )
 
 
-def fit(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> None:
     quieten()
     try:
-        Command(["fit", *arguments])
+        Command(arguments)
+    except MisconfigurationException as error:
+        raise Refused(f"trainer: {one_line(str(error))}") from error
+
+
+def fit(arguments: list[str]) -> int:
+    try:
+        _run(["fit", *arguments])
     except Stopped as stopped:
         print(f"{PROGRAM} fit: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
@@ -221,13 +260,13 @@ def fit(arguments: list[str]) -> int:
 
 
 def validate(arguments: list[str]) -> int:
-    quieten()
-    Command(["validate", *_configured(arguments), *arguments])
+    _run(["validate", *_configured(arguments), *arguments])
     return 0
 
 
 def _configured(arguments: list[str]) -> list[str]:
-    """The net and the data that the checkpoint in `arguments` was trained with, unless they choose a configuration."""
+    """The net and the data that the checkpoint in `arguments` was trained with; what else `arguments` have comes
+    behind it and wins."""
     for i, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option == "--ckpt_path":

@@ -5,6 +5,8 @@ import io
 import pickle
 import shutil
 import tarfile
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,25 @@ def test_order_is_of_the_seed_and_the_epoch_and_shared_among_processes():
     assert [key for pair in zip(keys(2, 0, 3), keys(2, 1, 3), strict=True) for key in pair] == whole
     assert keys(1, 0, epoch=4) != whole
     assert keys(1, 0, epoch=3, seed=1) != whole
+
+
+def test_classes_are_folders_and_the_same_in_both_parts(tmp_path):
+    photographs(tmp_path)
+    (tmp_path / "train" / "labels.txt").write_text("no class")
+    assert ImageFolder(str(tmp_path)).class_names == ["china", "flower"]
+    (tmp_path / "val" / "flower").rename(tmp_path / "val" / "tree")
+    with pytest.raises(Refused, match=r"got tree in .*val, expected flower, as in .*train"):
+        ImageFolder(str(tmp_path)).read(train=False)
+
+
+@pytest.mark.parametrize("data", [CIFAR10, SVHN])
+def test_an_archive_that_cannot_be_fetched(data, tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(Refused, match=r"data.download: the archive could not be fetched: .*no network"):
+        data(str(tmp_path), download=True).prepare_data()
 
 
 @pytest.mark.parametrize(
