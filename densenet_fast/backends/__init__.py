@@ -192,13 +192,15 @@ def _best(device: torch.device, dtype: torch.dtype) -> str:
     return next(b for b in found if b != "triton" or device.type != "cpu")  # the interpreter is for tests
 
 
-def operations(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> contract.Operations:
+def operations(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, tells: bool = True
+) -> contract.Operations:
     """The operations of the backend that `choose` gives, loaded.
 
-    Warns once where "auto" runs without compiled kernels that could be had.
+    `tells`: warn once where "auto" runs without compiled kernels that could be had.
     """
     chosen = choose(name, device, dtype)
-    if name == "auto" and chosen == "eager":
+    if tells and name == "auto" and chosen == "eager":
         _tell_if_hollow(device, dtype)
     if chosen not in _loaded:
         with _loading:

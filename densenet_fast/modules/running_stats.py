@@ -69,9 +69,8 @@ class Tracked:
             if torch.compiler.is_compiling():
                 torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
             else:
-                # `choose` first: by a name that is not "auto" nobody is warned of these few sums.
-                chosen = backends.choose(backend, stats.device, stats.dtype)
-                backends.operations(chosen, stats.device, stats.dtype).update_running_stats(*arguments)
+                ops = backends.operations(backend, stats.device, stats.dtype, False)  # nobody is told of these few sums
+                ops.update_running_stats(*arguments)
         if self._counted:
             torch._foreach_add_([of["num_batches_tracked"] for of in self._counted], 1)
         if count != 0:

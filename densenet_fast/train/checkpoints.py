@@ -71,7 +71,7 @@ def read(path: Path) -> dict[str, Any]:
         raise Refused(
             f"ckpt_path: got {path}, which is damaged or no checkpoint ({_first_line(error)}){hint}"
         ) from error
-    if "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise Refused(f"ckpt_path: got {path}, expected a checkpoint of `densenet-fast fit`, with a state_dict")
     return checkpoint
 

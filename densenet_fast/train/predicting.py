@@ -61,9 +61,12 @@ def predict(options: argparse.Namespace) -> int:
     checkpoint = read(options.ckpt_path)
     if ENTRY not in checkpoint:
         raise Refused(f"ckpt_path: got {options.ckpt_path}, expected a checkpoint of `densenet-fast fit`")
-    data = _data(checkpoint[ENTRY]["config"]["data"])
-    model = Classifier(**checkpoint["hyper_parameters"])
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        data = _data(checkpoint[ENTRY]["config"]["data"])
+        model = Classifier(**checkpoint["hyper_parameters"])
+        model.load_state_dict(checkpoint["state_dict"])
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError) as error:
+        raise Refused(f"ckpt_path: got {options.ckpt_path}, whose parts do not fit: {one_line(str(error))}") from error
     files = Files(listed(options.images), data.transform(augment=False), data.in_channels)
     quiet = {"logger": False, "enable_model_summary": False, "enable_progress_bar": False}
     try:
@@ -98,7 +101,11 @@ def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
 
 
 def _data(config: dict[str, Any]) -> ImageData:
-    """Only its transforms are wanted: nothing is read."""
+    """Only its transforms are wanted: nothing is read. Nothing but a data set is called."""
     module, _, name = config["class_path"].rpartition(".")
-    data: ImageData = getattr(import_module(module), name)(**config["init_args"])
-    return data
+    data = getattr(import_module(module), name)
+    if not (isinstance(data, type) and issubclass(data, ImageData)):
+        raise Refused(
+            f"ckpt_path: got {config['class_path']} as the data that it was trained on, expected an ImageData"
+        )
+    return data(**config["init_args"])

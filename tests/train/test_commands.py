@@ -93,6 +93,29 @@ def test_predict_prints_a_file_as_often_as_it_is_given(trained, capsys):
     assert first.count("%") == 1
 
 
+DAMAGES = {
+    "another call for the data": (
+        lambda c: c["densenet_fast"]["config"]["data"].update(class_path="os.getcwd"),
+        "os.getcwd",
+    ),
+    "no data": (lambda c: c["densenet_fast"]["config"].pop("data"), "parts do not fit: 'data'"),
+    "a weight less": (lambda c: c["state_dict"].popitem(), "parts do not fit: .*Missing key"),
+    "no net": (lambda c: c.pop("hyper_parameters"), "parts do not fit: 'hyper_parameters'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_predict_calls_nothing_and_trusts_nothing_of_a_checkpoint(trained, tmp_path, damage, capsys):
+    checkpoint = torch.load(trained / "checkpoints" / LAST, weights_only=True)
+    change, told = DAMAGES[damage]
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "damaged.ckpt")
+    assert cli.main(["predict", str(PHOTOGRAPHS), f"--ckpt_path={tmp_path / 'damaged.ckpt'}"]) == 1
+    message = capsys.readouterr().err
+    assert re.search(told, message)
+    assert message.count("\n") == 1
+
+
 def table(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
