@@ -170,3 +170,17 @@ def test_what_cannot_be_planned(arguments, status, message, capsys):
     assert (found, told.out) == (status, "")
     assert message in told.err
     assert told.err.count("\n") == 1
+
+
+def test_a_backend_by_name_is_that_of_the_model_or_of_another_machine():
+    model = DenseNet(4, (2, 2), backend="eager")
+    needs = [plan.backend_of(model, torch.float32, name) for name in (None, "eager", "triton")]
+    assert needs == ["eager", "eager", "triton"]
+    assert plan.backend_of(model, torch.float64, "auto") == "eager"
+    for asked, dtype, told in [
+        ("foo", torch.float32, "unknown backend: got 'foo'"),
+        ("plain", torch.float32, "backend: got the plain layers"),
+        ("eager", torch.int8, "dtype: got torch.int8"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            plan.fit(model, 32, 2, "1GB", backend=asked, dtype=dtype)

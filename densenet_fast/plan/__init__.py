@@ -64,7 +64,7 @@ def fit(
     check(model)
     budget = _budget(memory)
     step = Step.of(model, shape_of(model, image, batch), dtype, nhwc)
-    name = backend or backend_of(model, dtype)
+    name = backend_of(model, dtype, backend)
     always = resident(model, step, states)
     chosen = cheapest(step, name, budget, always)
     if chosen is None:
@@ -127,7 +127,7 @@ def largest_batch(
     """The most images whose training step fits `memory`, 0 if not even one does. efficient: of all blocks; the rest as
     in `fit`."""
     check(model)
-    budget, name = _budget(memory), backend or backend_of(model, dtype)
+    budget, name = _budget(memory), backend_of(model, dtype, backend)
 
     def fits(batch: int) -> bool:
         step = Step.of(model, shape_of(model, image, batch), dtype, nhwc)
@@ -168,10 +168,19 @@ def shape_of(model: DenseNet, image: int | Sequence[int], batch: int) -> tuple[i
     return batch, conv0.in_channels, *size
 
 
-def backend_of(model: DenseNet, dtype: torch.dtype) -> str:
-    """The backend that the model takes where its parameters are."""
+def backend_of(model: DenseNet, dtype: torch.dtype, asked: str | None = None) -> str:
+    """The backend of this name, of another machine, too; for "auto", and of the model's own for None, the one that it
+    takes where its parameters are.
+
+    Raises:
+        ValueError: there is no such backend, or none but the plain layers; dtype is not that of any activations.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype: got {dtype}, expected a floating dtype")
+    if asked in backends.PREFERENCE:
+        return asked
     device = next(model.parameters()).device
-    asked: Any = model.features.backend
+    asked = backends.check_name(asked or model.features.backend)
     if asked == "plain":
-        raise ValueError("backend: got a model on its plain layers, expected one that set_backend has sent elsewhere")
+        raise ValueError("backend: got the plain layers, expected a backend (set_backend)")
     return backends.choose(asked, device, dtype)
