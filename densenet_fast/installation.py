@@ -7,8 +7,8 @@ import json
 import shlex
 import sys
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, distribution, distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -84,7 +84,7 @@ def command(part: str) -> str:
     """Installs the same again, and fails where `part` cannot be built."""
     source, options = _source()
     here = _has_setuptools()
-    if find_spec("pip") is not None:
+    if PathFinder.find_spec("pip") is not None:
         # Against what is there, if it is enough, without the network; else pip brings what builds.
         tool = shlex.join([sys.executable, "-m", "pip", "install"]) + (" --no-build-isolation" if here else "")
         before = ""
@@ -130,6 +130,6 @@ def built_against() -> str:
 
 def install(package: str) -> str:
     """The command that installs a package here."""
-    if find_spec("pip") is not None:
+    if PathFinder.find_spec("pip") is not None:
         return shlex.join([sys.executable, "-m", "pip", "install", package])
     return shlex.join(["uv", "pip", "install", "--python", sys.executable, package])

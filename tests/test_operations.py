@@ -79,10 +79,13 @@ def test_only_what_is_told_is_touched(eager, name, options, dtype):
 
 @pytest.mark.parametrize("name", DECLARATIONS)
 def test_eager_functions_take_what_is_declared(name):
+    """And have defaults for what stage/mixed.py asks of them besides."""
     from densenet_fast.backends import eager
 
     declared = [parameter for parameter, *_ in DECLARATIONS[name].parameters]
-    assert list(inspect.signature(getattr(eager, name)).parameters) == declared
+    taken = inspect.signature(getattr(eager, name)).parameters
+    assert list(taken)[: len(declared)] == declared
+    assert all(parameter.default is not parameter.empty for parameter in list(taken.values())[len(declared) :])
 
 
 def test_a_layout_that_would_need_a_copy_is_an_error(eager):
