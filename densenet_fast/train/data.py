@@ -1,5 +1,6 @@
 """Images for training: what all data sets have in common. The data sets are in `datasets`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..cli import Refused
 from .order import Images, Key, Order, Readable
 
 
-class ImageData(LightningDataModule):
+class ImageData(LightningDataModule, ABC):
     """Base of the data sets: a subclass reads images (`read`) and says how they are augmented and prepared.
 
     Args:
@@ -59,9 +60,9 @@ class ImageData(LightningDataModule):
         self.root, self.batch_size, self.augment = Path(root), batch_size, augment
         self.held_out, self.workers, self.seed = held_out, workers, seed
 
+    @abstractmethod
     def read(self, train: bool) -> Readable:
         """The training or the test images, as they are stored, and their labels."""
-        raise NotImplementedError
 
     def augmentation(self) -> list[Callable[[Any], Any]]:
         """Random transforms of an image, behind which it has the net's size."""

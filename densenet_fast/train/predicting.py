@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..cli import Refused
-from .checkpoints import read
 from .classifier import Classifier
 from .data import ImageData
-from .running import ENTRY, one_line, quieten
+from .running import ENTRY, one_line, quieten, trained
 
 
 class Files(Dataset[tuple[Tensor, int]]):
@@ -58,9 +57,7 @@ def listed(given: list[Path]) -> list[Path]:
 
 def predict(options: argparse.Namespace) -> int:
     quieten()
-    checkpoint = read(options.ckpt_path)
-    if ENTRY not in checkpoint:
-        raise Refused(f"ckpt_path: got {options.ckpt_path}, expected a checkpoint of `densenet-fast fit`")
+    checkpoint = trained(options.ckpt_path)
     try:
         data = _data(checkpoint[ENTRY]["config"]["data"])
         model = Classifier(**checkpoint["hyper_parameters"])

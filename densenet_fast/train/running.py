@@ -172,12 +172,10 @@ class Command(LightningCLI):
     def after_instantiate_classes(self) -> None:
         path = self.chosen.ckpt_path
         if self.subcommand == "fit" and path is not None:
-            self._check_same(read(Path(path)), path)
+            self._check_same(trained(Path(path)), path)
 
     def _check_same(self, checkpoint: dict[str, Any], path: str) -> None:
         """Refuse to go on with another net, other data or another schedule than the checkpoint's."""
-        if ENTRY not in checkpoint:
-            raise Refused(f"ckpt_path: got {path}, expected a checkpoint of `{PROGRAM} fit`")
         entry = checkpoint[ENTRY]
         config = next(c for c in self.trainer.callbacks if isinstance(c, Configuration)).plain()
         then, now = _flat(entry["config"]), _flat(config)
@@ -264,6 +262,18 @@ def validate(arguments: list[str]) -> int:
     return 0
 
 
+def trained(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint that `fit` has written.
+
+    Raises:
+        Refused: it is none, as `checkpoints.read` says.
+    """
+    checkpoint = read(path)
+    if ENTRY not in checkpoint:
+        raise Refused(f"ckpt_path: got {path}, expected a checkpoint of `{PROGRAM} fit`")
+    return checkpoint
+
+
 def _configured(arguments: list[str]) -> list[str]:
     """The net and the data that the checkpoint in `arguments` was trained with; what else `arguments` have comes
     behind it and wins."""
@@ -271,6 +281,6 @@ def _configured(arguments: list[str]) -> list[str]:
         option, equals, value = argument.partition("=")
         if option == "--ckpt_path":
             path = Path(value if equals else "".join(arguments[i + 1 : i + 2]))
-            config = read(path).get(ENTRY, {}).get("config", {})
+            config = trained(path)[ENTRY]["config"]
             return ["--config", json.dumps({key: config[key] for key in ("model", "data") if key in config})]
     return []

@@ -24,7 +24,6 @@ NETS = [
 ]
 NAMES = [name for name in CALLS if not name.startswith(("plain", "layer"))]
 DEVICES = {"A10": (72, 101376), "H200": (132, 232448)}  # multiprocessors, shared memory: the least and the most
-PIXELS = 256 * 7 * 7  # of a batch, up to which all are tried
 
 
 def blocks() -> Iterator[tuple[int, list[int], int, int]]:
@@ -38,8 +37,7 @@ def blocks() -> Iterator[tuple[int, list[int], int, int]]:
 
 def calls(name: str) -> Iterator[tuple[Geometry, Iterable[int]]]:
     """All geometries of the nets, of one image, and batches: 1 to 256 where tiles are planned by all sizes at once
-    (3x3) and for the most channels of each size of image, as long as a batch has few pixels; with more of them every
-    multiprocessor has its tile, and some do, as elsewhere, where channels and rows are cut independently."""
+    (3x3) and for the most channels of each size of image; else, as channels and rows are cut independently, some."""
     found = set()
     for size, inputs, growth, halved in blocks():
         if "3x3" in name:
@@ -52,8 +50,7 @@ def calls(name: str) -> Iterator[tuple[Geometry, Iterable[int]]]:
             found.add(Geometry(1, size, size, inputs[-1], halved, 1))
     widest = {g.h: g for g in sorted(found)}.values()
     for geometry in found:
-        few = PIXELS // (geometry.h * geometry.w) if "3x3" in name or geometry in widest else 0
-        yield geometry, sorted({*range(1, min(few, 256) + 1), 1, 2, 4, 8, 16, 32, 64, 128, 256})
+        yield geometry, range(1, 257) if "3x3" in name or geometry in widest else (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def of_batch(call: Call, n: int, size: int, k: int) -> Call:

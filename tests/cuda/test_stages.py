@@ -9,6 +9,8 @@ from densenet_fast.functional import dense_stage
 
 from ..oracle import as_under_autocast, leaves_to, make_stage, parameters, require_grad, rms_error, stage
 
+SEEDS = 3
+
 
 @pytest.fixture
 def on_ptx(machine, monkeypatch):
@@ -39,19 +41,21 @@ def ours(x, steps, efficient=False):
     ids=str,
 )
 def test_stage_is_as_exact_as_stock(on_ptx, consumer, bottleneck, efficient, dtype):
-    """The RMS errors of the output and of every gradient together: single ones are chance."""
-    steps = as_under_autocast(make_stage(13, (12, 7), consumer, bottleneck=bottleneck), dtype)
-    x = torch.randn(2, 13, 7, 6).to(dtype)
-    exact_steps = leaves_to(steps, torch.float64)
-    cotangent = torch.randn(stage(x.double(), *exact_steps).shape)
-    exact = all_values(lambda x, s: stage(x, *s), exact_steps, x.double(), cotangent)
-    stock = all_values(lambda x, s: stage(x, *s), steps, x, cotangent)
-    got = all_values(lambda x, s: ours(x, s, efficient), steps, x, cotangent)
-    our, their = (
-        torch.tensor([rms_error(a, e) for a, e in zip(values, exact, strict=True)]).square().mean().sqrt()
-        for values in (got, stock)
-    )
-    assert our <= 2 * their + torch.finfo(dtype).eps
+    """Median over seeds of RMS errors, of the output and of every gradient."""
+    ratios = []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        steps = as_under_autocast(make_stage(13, (12, 7), consumer, bottleneck=bottleneck), dtype)
+        x = torch.randn(2, 13, 7, 6).to(dtype)
+        exact_steps = leaves_to(steps, torch.float64)
+        cotangent = torch.randn(stage(x.double(), *exact_steps).shape)
+        exact = all_values(lambda x, s: stage(x, *s), exact_steps, x.double(), cotangent)
+        stock = all_values(lambda x, s: stage(x, *s), steps, x, cotangent)
+        got = all_values(lambda x, s: ours(x, s, efficient), steps, x, cotangent)
+        ratios.append([(rms_error(a, e), rms_error(b, e)) for a, b, e in zip(got, stock, exact, strict=True)])
+    for i in range(len(ratios[0])):
+        our, their = (sorted(r[i][side] for r in ratios)[SEEDS // 2] for side in (0, 1))
+        assert our <= 2 * their + torch.finfo(dtype).eps, f"value {i}: {our:.2e}, stock {their:.2e}"
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -104,6 +104,15 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_a_checkpoint_of_another_program_is_one_sentence(command, tmp_path, capsys):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    images = [str(PHOTOGRAPHS)] if command == "predict" else []
+    assert cli.main([command, *images, f"--ckpt_path={tmp_path / 'other.ckpt'}"]) == 1
+    assert "expected a checkpoint of `densenet-fast fit`" in (told := capsys.readouterr().err)
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_predict_calls_nothing_and_trusts_nothing_of_a_checkpoint(trained, tmp_path, damage, capsys):
     checkpoint = torch.load(trained / "checkpoints" / LAST, weights_only=True)
