@@ -253,7 +253,7 @@ def _update_running_stats(
     momentum: list[float],
     backend: str,
 ) -> None:
-    ops = backends.operations(backends.choose(backend, stats.device, stats.dtype), stats.device, stats.dtype)
+    ops = backends.operations(backend, stats.device, stats.dtype, False)  # as `Tracked.write`
     ops.update_running_stats(running_mean, running_var, stats, begins, count, momentum)
 
 
