@@ -33,23 +33,15 @@ class CIFAR10(ImageData):
     Args:
         root: folder with `cifar-10-batches-py`, or the archive `cifar-10-python.tar.gz`.
         download: unpack the archive in `root`, and fetch it first where it is not there.
+        **options: of `ImageData`.
     """
 
     archive: type[datasets.CIFAR10] = datasets.CIFAR10
     num_classes = 10
     mean, std = (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)
 
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 64,
-        augment: bool = False,
-        held_out: int = 0,
-        workers: int = 2,
-        seed: int = 0,
-        download: bool = False,
-    ):
-        super().__init__(root, batch_size, augment, held_out, workers, seed)
+    def __init__(self, root: str = "data", download: bool = False, **options: Any):
+        super().__init__(root, **options)
         self.download = download
 
     def prepare_data(self) -> None:
@@ -75,6 +67,7 @@ class CIFAR100(CIFAR10):
     Args:
         root: folder with `cifar-100-python`, or the archive `cifar-100-python.tar.gz`.
         download: unpack the archive in `root`, and fetch it first where it is not there.
+        **options: of `ImageData`.
     """
 
     archive = datasets.CIFAR100
@@ -89,23 +82,14 @@ class SVHN(ImageData):
         root: folder with `train_32x32.mat`, `test_32x32.mat` and `extra_32x32.mat`.
         extra: train on the easier images, too, as in the paper.
         download: fetch those files that are not there.
+        **options: of `ImageData`.
     """
 
     num_classes = 10
     class_names = tuple("0123456789")
 
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 64,
-        augment: bool = False,
-        held_out: int = 0,
-        workers: int = 2,
-        seed: int = 0,
-        extra: bool = True,
-        download: bool = False,
-    ):
-        super().__init__(root, batch_size, augment, held_out, workers, seed)
+    def __init__(self, root: str = "data", extra: bool = True, download: bool = False, **options: Any):
+        super().__init__(root, **options)
         self.splits = {True: ["train", "extra"] if extra else ["train"], False: ["test"]}
         self.download = download
 
@@ -138,22 +122,15 @@ class ImageFolder(ImageData):
         image_size: side of the net's images; test images are first scaled to 8/7 of it.
         ten_crop: `validate` on the corners and the middle of an image and their mirror images, and average the
             probabilities.
+        **options: of `ImageData`.
     """
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
     def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 64,
-        augment: bool = True,
-        held_out: int = 0,
-        workers: int = 2,
-        seed: int = 0,
-        image_size: int = 224,
-        ten_crop: bool = False,
+        self, root: str = "data", augment: bool = True, image_size: int = 224, ten_crop: bool = False, **options: Any
     ):
-        super().__init__(root, batch_size, augment, held_out, workers, seed)
+        super().__init__(root, augment=augment, **options)
         self.image_size, self.ten_crop = image_size, ten_crop
         train = self.root / "train"
         self.class_names = sorted(f.name for f in train.iterdir() if f.is_dir()) if train.is_dir() else []
