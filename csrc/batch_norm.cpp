@@ -30,7 +30,8 @@ void bn_bwd_apply(const contract::BnBwdApply& a) {
   op.correction = check.correction(a.mean, a.correction, op.C);
   op.dx = check.image("dx", a.dx, shape, op.C);
   check.disjoint("dx", op.dx, op.M, op.C, "x", op.x, op.M, op.C);
-  check.disjoint("dx", op.dx, op.M, op.C, "v", op.v, op.M, op.C);
+  const bool in_place = op.dx.data == op.v.data && op.dx.stride == op.v.stride;
+  if (!in_place) check.disjoint("dx", op.dx, op.M, op.C, "v", op.v, op.M, op.C);
 
   typename Device::Context context(check);
   Device::kernels().bn_bwd_apply(op, context);

@@ -97,6 +97,12 @@ class Call(NamedTuple):
                 parameters.append(record(*(of(name, field) for name, field in zip(names, value, strict=True))))
         return Call(self.operation, tuple(parameters))
 
+    def in_place(self) -> "Call":
+        """With each argument that may be written over another in the place of that."""
+        over = {argument.name: argument.role.over for argument, _ in self.arguments() if argument.role.over}
+        tensors = dict(self.named())
+        return self.changed(lambda name, tensor: tensors[over[name]] if name in over else tensor)
+
     def copy(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Call":
         """All in new memory, laid out and surrounded as it is; activations and weights in `dtype`."""
 

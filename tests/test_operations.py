@@ -77,6 +77,13 @@ def test_only_what_is_told_is_touched(eager, name, options, dtype):
             assert result == "z" or not tensor.isnan().any(), result
 
 
+def test_what_may_be_written_over_its_operand(eager, dtype):
+    call = make("bn_bwd_apply", SIZE, dtype)
+    expected, found = call.copy().on(eager).results(), call.copy().in_place().on(eager)
+    assert torch.equal(found.results()["dx"], expected["dx"])
+    assert all(surroundings(tensor).isnan().all() for tensor in dict(found.named()).values())
+
+
 @pytest.mark.parametrize("name", DECLARATIONS)
 def test_eager_functions_take_what_is_declared(name):
     """And have defaults for what stage/mixed.py asks of them besides."""

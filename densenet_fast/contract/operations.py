@@ -9,7 +9,7 @@ Conventions:
 - Vectors and sums are in the accumulator dtype (float64 for float64, else float32). `stats` is a pair [2, C] of mean
   and biased variance, `correction` a pair [2, C] of a and b; the two rows may lie apart.
 - An operation allocates no result: it writes where it is told to, and what is written shares no memory with any other
-  argument. What may be None is not wanted.
+  argument, unless it may be that argument itself. What may be None is not wanted.
 - A backward operation ends with its norm's own gradient (docs/internals/algorithm.md). With v the gradient at the
   norm's output, sum_v = sum(v), sum_vx = sum(v * (x - mean)), scale = gamma * rstd and count = N * H * W:
     dgamma = sum_vx * rstd,  dbeta = sum_v,  dx = scale * v - a - b * (x - mean),
@@ -23,15 +23,15 @@ from typing import Protocol
 from torch import Tensor
 
 from .block import Block
-from .records import Norm, NormGradient, Scratch, Updated, Written
+from .records import Norm, NormGradient, Scratch, Updated, Written, WrittenOverV
 
 
 class Operations(Protocol):
     def channel_stats(self, x: Tensor, stats: Written[Tensor], /) -> None:
         """Statistics [2, C] of x [N, C, H, W] (Ioffe and Szegedy 2015)."""
 
-    def bn_bwd_apply(self, v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, dx: Written[Tensor], /) -> None:
-        """dx = v - a - b * (x - mean), all [N, C, H, W] but mean [C] and correction [2, C]."""
+    def bn_bwd_apply(self, v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, dx: WrittenOverV[Tensor], /) -> None:
+        """dx = v - a - b * (x - mean), all [N, C, H, W] but mean [C] and correction [2, C]. dx may be v."""
 
     def update_running_stats(
         self,

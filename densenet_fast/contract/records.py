@@ -13,6 +13,7 @@ class Role(NamedTuple):
 
     read: bool
     written: bool
+    over: str = ""  # an argument that it may be, element by element, overwritten as it is read
 
     @property
     def transfers(self) -> int:
@@ -22,6 +23,7 @@ class Role(NamedTuple):
 
 # An argument without one of these is only read.
 Written = Annotated[_T, Role(False, True)]
+WrittenOverV = Annotated[_T, Role(False, True, "v")]
 Updated = Annotated[_T, Role(True, True)]
 Scratch = Annotated[_T, Role(False, False)]  # its content is unspecified before and afterwards
 

@@ -156,9 +156,9 @@ class HalfByHalf:
     def _drop_gradients(self, layer: Layer, g: Tensor, correction: Tensor, stats: Tensor) -> None:
         """The gradient of what a layer has added, corrected, times its mask."""
         new = slice(layer.begin, layer.end)
-        d = dense(g[:, new].shape, like=g)
-        self._ops.bn_bwd_apply(g[:, new], self._x[:, new], stats[0, new], correction[:, new], d)
-        g[:, new].copy_(d.mul_(self._mask(layer)))
+        d = g[:, new]
+        self._ops.bn_bwd_apply(d, self._x[:, new], stats[0, new], correction[:, new], d)
+        d.mul_(self._mask(layer))
         correction[:, new].zero_()
 
     def _mask(self, layer: Layer) -> Tensor:

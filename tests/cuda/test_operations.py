@@ -139,6 +139,15 @@ def test_only_what_is_told_is_touched(machine, room, name, geometry, options):
             assert not tensor.isnan().any(), result
 
 
+@pytest.mark.parametrize("room", [8, 3], indirect=True)
+@pytest.mark.parametrize("math", ["bf16", "fp32"])
+def test_what_may_be_written_over_its_operand(machine, room, math):
+    call = make("bn_bwd_apply", MIDDLE, MATHS[math].dtype, room=room)
+    expected, found = (each.on(machine.operations) for each in (call.copy(), call.copy().in_place()))
+    assert torch.equal(found.results()["dx"], expected.results()["dx"])
+    assert all(surroundings(tensor).isnan().all() for tensor in dict(found.named()).values())
+
+
 @ALIGNED
 @variants
 def test_the_order_of_arrival_does_not_matter(machine, room, name, options):

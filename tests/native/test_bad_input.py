@@ -97,6 +97,8 @@ def test_slices_of_one_buffer_that_overlap_are_refused(native):
     for start in (3, 11):
         with pytest.raises(RuntimeError, match="wrong memory of dx: got memory that x shares"):
             native.bn_bwd_apply(v, x, mean, correction, buffer[:, start : start + 12])
+        with pytest.raises(RuntimeError, match="wrong memory of dx: got memory that v shares"):
+            native.bn_bwd_apply(buffer[:, :12], v, mean, correction, buffer[:, start : start + 12])
     native.bn_bwd_apply(v, x, mean, correction, buffer[:, 12:])
 
 

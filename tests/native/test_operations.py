@@ -92,6 +92,15 @@ def test_only_what_is_told_is_touched(natives, name, geometry, options):
                 assert name == "z" or not tensor.isnan().any(), name
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=label)
+def test_what_may_be_written_over_its_operand(natives, geometry):
+    call = make("bn_bwd_apply", geometry)
+    for instruction_set, native in natives():
+        expected, found = call.copy().on(native).results(), call.copy().in_place().on(native)
+        assert torch.equal(found.results()["dx"], expected["dx"]), instruction_set
+        assert all(surroundings(tensor).isnan().all() for tensor in dict(found.named()).values())
+
+
 @variants
 def test_two_runs_are_bitwise_equal(native, name, options):
     call = make(name, GEOMETRIES[-1], **options)

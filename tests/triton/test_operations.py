@@ -10,6 +10,7 @@ from densenet_fast import backends
 from densenet_fast.contract import Norm, NormGradient
 from densenet_fast.functional import dense_stage
 
+from ..blocks import surroundings
 from ..calls import NAMES, Geometry, error
 from .compare import FORMATS, call
 from .conftest import DEVICE
@@ -33,6 +34,14 @@ def test_two_runs_are_bitwise_equal(triton, name):
     case = call(name, Geometry(2, 9, 12, 40, 48, 12), "bfloat16", drop_rate=0.3)
     first, second = (case.copy().on(triton).results() for _ in range(2))
     assert all(torch.equal(value, second[result]) for result, value in first.items())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_may_be_written_over_its_operand(triton, form):
+    case = call("bn_bwd_apply", Geometry(2, 9, 12, 70, 16, 4), form)
+    expected, found = case.copy().on(triton).results(), case.copy().in_place().on(triton)
+    assert torch.equal(found.results()["dx"], expected["dx"])
+    assert all(surroundings(tensor).isnan().all() for tensor in dict(found.named()).values())
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -89,29 +98,26 @@ def test_bad_tensors_are_refused_before_anything_is_written(triton, name):
 
 
 def sharing(case):
-    """(written, other) of every two activations or pairs of which one is written."""
-    found = [
-        (n, a.role.written or a.mutable, t) for n, a, t in case.tensors() if n in (*ACTIVATIONS, "stats", "correction")
-    ]
-    for (written, writes, _), (other, _, _) in permutations(found, 2):
-        if writes and (written in ACTIVATIONS) == (other in ACTIVATIONS):
-            yield written, other
+    """(written, other, how far apart) of every two activations or pairs of which one is written."""
+    found = [(n, a) for n, a, _ in case.tensors() if n in (*ACTIVATIONS, "stats", "correction")]
+    for (written, a), (other, _) in permutations(found, 2):
+        if (a.role.written or a.mutable) and (written in ACTIVATIONS) == (other in ACTIVATIONS):
+            yield from ((written, other, shift) for shift in (0, 1) if shift or a.role.over != other)
 
 
 @pytest.mark.parametrize("name", [n for n in IMAGES if n not in ("channel_stats", "head_fwd")])
 def test_written_memory_that_is_also_read_is_refused(triton, name):
     case = call(name, Geometry(2, 5, 7, 24, 16, 4))
     pairs = [*sharing(case)]
-    for written, other in pairs:
+    for written, other, shift in pairs:
         tensors = dict(case.named())
         large, small = sorted((written, other), key=lambda n: -tensors[n].numel())
-        for shift in (0, 1):
-            offset = tensors[large].storage_offset() + shift
-            moved = tensors[large].as_strided(tensors[small].shape, tensors[small].stride(), offset)
-            changed = case.changed(lambda n, t, small=small, moved=moved: moved if n == small else t)
-            told = rf"densenet_fast::{case.operation}: wrong memory of \w+: got memory that \w+ shares, expected"
-            with pytest.raises(RuntimeError, match=told):
-                changed.on(triton)
+        offset = tensors[large].storage_offset() + shift
+        moved = tensors[large].as_strided(tensors[small].shape, tensors[small].stride(), offset)
+        changed = case.changed(lambda n, t, small=small, moved=moved: moved if n == small else t)
+        told = rf"densenet_fast::{case.operation}: wrong memory of \w+: got memory that \w+ shares, expected"
+        with pytest.raises(RuntimeError, match=told):
+            changed.on(triton)
     assert pairs or name in ("conv1x1_fwd", "conv3x3_fwd", "plain_fwd", "layer_fwd")  # which write where they read
 
 

@@ -17,10 +17,18 @@ class Extent(NamedTuple):
     rows: int
     length: int
     stride: int
+    over: str  # the name of an argument that it may be
 
     @classmethod
     def of(
-        cls, name: str, place: int, written: bool, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int]
+        cls,
+        name: str,
+        place: int,
+        written: bool,
+        dtype: torch.dtype,
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        over: str = "",
     ) -> "Extent":
         size = dtype.itemsize
         axes = sorted((stride * size, n) for n, stride in zip(sizes, strides, strict=True) if n > 1)
@@ -33,7 +41,8 @@ class Extent(NamedTuple):
             else:
                 step = -1
             whole += (n - 1) * stride
-        return cls(name, place, written, *((rows, length, step) if step >= length or rows == 1 else (1, whole, 0)))
+        lies = (rows, length, step) if step >= length or rows == 1 else (1, whole, 0)
+        return cls(name, place, written, *lies, over)
 
     @property
     def bytes(self) -> int:
@@ -43,6 +52,8 @@ class Extent(NamedTuple):
         """Whether `other`, `distance` bytes behind, shares memory: slices of one buffer may lie beside each other, each
         in the gaps between the other's rows."""
         if self.bytes <= distance or other.bytes <= -distance:
+            return False
+        if distance == 0 and self[3:6] == other[3:6] and (self.over == other.name or other.over == self.name):
             return False
         several = {extent.stride for extent in (self, other) if extent.rows > 1}
         if len(several) != 1:

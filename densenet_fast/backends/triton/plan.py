@@ -90,7 +90,7 @@ class planned:
         kinds, values, place = iter(self._kinds), iter(constants), _SCRATCH
         arguments: list[Any] = []
         for _, record, inner in self._declared.parameters:
-            for name, _, _, written in inner:
+            for name, _, role, written in inner:
                 kind = next(kinds)
                 value = 1 if kind == "Tensor" else next(values)
                 if kind == "varying":
@@ -98,7 +98,7 @@ class planned:
                 elif kind.startswith("Tensor"):
                     # Parameters, many and small, are read, and nobody looks whether they share memory.
                     apart = written or (record is None and kind == "Tensor")
-                    found = [planner.argument(place + 1 + i, name, apart, written) for i in range(value)]
+                    found = [planner.argument(place + 1 + i, name, apart, written, role.over) for i in range(value)]
                     place += value
                     arguments.append(found[0] if kind == "Tensor" else found)
                 else:
@@ -153,8 +153,9 @@ class Planner:
     def tile(self, operation: str, outputs: int) -> tiles.Tile:
         return tiles.choose(operation, self.device, self.kind, outputs)
 
-    def argument(self, place: int, name: str, apart: bool, written: bool) -> Tensor | None:
-        """The argument at a place. Those that must lie `apart` share no memory with any of them that is written."""
+    def argument(self, place: int, name: str, apart: bool, written: bool, over: str = "") -> Tensor | None:
+        """The argument at a place. Those that must lie `apart` share no memory with any of them that is written, unless
+        that may be written `over` them."""
         look = self._looks[place - 1]
         if look is None:
             return None
@@ -163,7 +164,7 @@ class Planner:
         if device != expected:
             self.refuse(f"device of {name}", device, expected)
         if apart and 0 not in sizes:
-            self.extents.append(Extent.of(name, place, written, dtype, sizes, strides))
+            self.extents.append(Extent.of(name, place, written, dtype, sizes, strides, over))
         return self._imagined(place, dtype, sizes, strides, self._alignments[place - 1])
 
     def contiguous(self, x: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
