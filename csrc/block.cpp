@@ -164,6 +164,7 @@ void block_fwd(const BlockFwd& a) {
   typename Device::Context context(check);
   for (const Layer<Device>& layer : layers) {
     if (m.first && layer.position.bottleneck) Device::kernels().bn_relu_conv1x1_fwd(layer.conv1, context);
+    context.release();
     if (m.second) Device::kernels().bn_relu_conv3x3_fwd(layer.conv3, context);
     context.release();
   }
@@ -296,8 +297,10 @@ void block_bwd(const BlockBwd& a) {
       auto again = layers[i].conv1;
       again.stats = {};
       Device::kernels().bn_relu_conv1x1_fwd(again, context);
+      context.release();
     }
     if (m.second) Device::kernels().bn_relu_conv3x3_bwd(backward[i].conv3, context);
+    context.release();
     if (m.first && bottleneck) Device::kernels().bn_relu_conv1x1_bwd(backward[i].conv1, context);
     context.release();
   }

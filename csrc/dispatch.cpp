@@ -107,7 +107,7 @@ class SpinLock {
 
 }  // namespace
 
-// A tensor costs about a microsecond to allocate, so small requests share one, and what a layer took is one for the
+// A tensor costs about a microsecond to allocate, so small requests share one, and what a kernel took is one for the
 // next.
 struct CpuDevice::Context::Arena {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
@@ -129,7 +129,7 @@ void CpuDevice::Context::release() {
   } else {
     arena.tensors.clear();
     arena.free = arena.end = nullptr;
-    arena.expected = arena.used + arena.used / 8;  // the next layer is a little wider
+    arena.expected = arena.used + arena.used / 8;  // the same kernel of the next layer may take a little more
   }
   arena.used = 0;
 }

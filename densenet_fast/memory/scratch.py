@@ -40,7 +40,7 @@ def _tasks(units: int, target: int, threads: int) -> int:
 
 
 def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
-    """Elements of the layer that needs most."""
+    """Elements of the kernel that needs most: each lets go of what it took, and leaves an eighth more for the next."""
     height, tiles = stage.size[-2] if len(stage.size) > 1 else 1, -(-stage.size[-1] // 2)
     of_3x3 = _parts(_tasks(stage.images * -(-height // 2), max(1, TILES // tiles), threads), threads)
     of_1x1 = _parts(_tasks(stage.pixels, ROWS, threads), threads)
@@ -50,13 +50,14 @@ def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
         inputs = width or c  # of the 3x3 convolution
         tile = 8 * (tiles + 1) * growth + 16 * max(TILES, tiles) * (growth + min(64, inputs))
         partial = 1 if stage.pixels <= FEW else of_3x3
-        needed = 16 * inputs * growth * (1 + partial) + threads * tile + 6 * partial * inputs
+        second = 16 * inputs * growth * (1 + partial) + threads * tile + 6 * partial * inputs
+        first = again = 0
         if width:
             partial = 1 if stage.pixels <= c else of_1x1
-            needed += width * c * (1 + partial) + threads * ROWS * (width + 9 * PANEL) + 6 * partial * c
-            needed += (width * c + threads * ROWS * 17 * PANEL + stage.pixels // 48 * width) * efficient
-        most = max(most, needed + ARENA)
-    return most
+            first = width * c * (1 + partial) + threads * ROWS * (width + 9 * PANEL) + 6 * partial * c
+            again = (width * c + threads * ROWS * 17 * PANEL + stage.pixels // 48 * width) * efficient
+        most = max(most, first, second, again)
+    return most + most // 8 + ARENA
 
 
 def _native_consumer(stage: Stage, threads: int) -> int:
