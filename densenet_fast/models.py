@@ -33,8 +33,8 @@ class DenseNet(Backbone):
         small_inputs: True for a 3x3 stem (images of about 32x32), False for 7x7, stride 2, and pooling; None: True for
             nets of fewer than four blocks, as in the paper. The last norm is `features.norm_final` with the small stem
             and `features.norm5` with the large one.
-        efficient: recompute the bottleneck outputs in backward instead of keeping them. Memory is linear in depth
-            either way; `set_efficient` switches later.
+        efficient: recompute the bottleneck outputs in backward instead of keeping them, and with the large stem the
+            first convolution's output. Memory is linear in depth either way; `set_efficient` switches later.
         memory_efficient: torchvision's name for `efficient`; overrides it if given.
         in_channels: channels of the image.
         spatial_dims: dimensions of the image: 2, 3 for volumes or 1 for signals, whose nets have three-dimensional or
@@ -129,9 +129,10 @@ class DenseNet(Backbone):
                     module.weight.normal_().mul_(math.sqrt(2 / fan_out))
 
     def set_efficient(self, efficient: bool = True) -> "DenseNet":
-        """Recompute the bottleneck outputs of every block in backward (True) or keep them (False); returns self.
+        """Recompute the bottleneck outputs of every block, and the first convolution's of the large stem, in backward
+        (True) or keep them (False); returns self.
 
-        `model.features.denseblock1.set_efficient(True)` does it for one block.
+        `model.features.denseblock1.set_efficient(True)` does it for one block; the first one's stem goes with it.
         """
         for module in self.modules():
             if isinstance(module, DenseBlock):

@@ -53,7 +53,8 @@ class DenseNet(models.DenseNet):
         bn_size: bottleneck width in units of k; None for layers without bottleneck.
         drop_rate: dropout probability behind each layer.
         num_classes: outputs of the classifier; 0: none, as in `densenet_fast.DenseNet`.
-        memory_efficient: recompute the bottleneck outputs in backward; memory is linear in depth either way.
+        memory_efficient: recompute the bottleneck outputs and the first convolution's in backward; memory is linear in
+            depth either way.
         efficient: the same under densenet_fast's name.
         in_channels: channels of the image.
         backend: as in `densenet_fast.DenseNet`.

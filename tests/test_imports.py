@@ -39,7 +39,7 @@ LAYERS = [
 ROOMS = {
     "stage": [
         {"spec", "buffer"},
-        {"checks", "mixed"},
+        {"checks", "mixed", "convolution"},
         {"dropout"},
         {"halves"},
         {"schedule"},

@@ -6,10 +6,15 @@ import torchvision.models as stock
 
 import densenet_fast
 from benchmarks.memory import measure
-from densenet_fast import DenseNet
+from densenet_fast import DenseNet, backends
 from densenet_fast.memory import Step
 
 FLOAT = 4
+WHY_NO_NATIVE = backends.why_unavailable("native", torch.device("cpu"))
+NATIVE = [
+    pytest.param("native", *of, marks=pytest.mark.skipif(WHY_NO_NATIVE is not None, reason=str(WHY_NO_NATIVE)))
+    for of in ((False, 26.4, 30.6), (True, 6.0, 14.4))
+]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
@@ -20,13 +25,26 @@ FLOAT = 4
         {"block_config": (3, 4, 2)},
         {"block_config": (3, 4), "small_inputs": False, "growth_rate": 32},
         {"block_config": (3, 3), "bn_size": None, "growth_rate": 7},
+        {"block_config": (3, 3), "bn_size": None, "growth_rate": 7, "small_inputs": False, "num_init_features": 22},
     ],
-    ids=["small", "large", "plain layers"],
+    ids=["small", "large", "plain layers", "plain layers behind the large stem"],
 )
 def test_live_bytes_are_exactly_those_that_must_be_kept(config, efficient, layout):
     model = DenseNet(**config, efficient=efficient, backend="eager")
     x = torch.randn(2, 3, 40, 40).contiguous(memory_format=layout)
     assert measure(model, x).live == Step.of(model, x.shape, nhwc=layout == torch.channels_last).kept()
+
+
+@pytest.mark.parametrize("frozen", [("conv0",), ("norm0",), ("conv0", "norm0")], ids=" and ".join)
+@pytest.mark.parametrize("efficient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_live_bytes_with_a_frozen_stem(dtype, efficient, frozen):
+    model = DenseNet(12, (3, 4), small_inputs=False, efficient=efficient, backend="eager")
+    for name in frozen:
+        model.features.get_submodule(name).requires_grad_(False)
+    x = torch.randn(2, 3, 40, 40)
+    call = torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32)(model)
+    assert measure(model, x, call=call).live == Step.of(model, x.shape, dtype).kept()
 
 
 @pytest.mark.parametrize("efficient", [False, True])
@@ -65,11 +83,14 @@ def test_memory_is_linear_in_depth(efficient):
     assert theirs[2] - 2 * theirs[1] + theirs[0] >= 2 * eight_layers_over_eight
 
 
-@pytest.mark.parametrize(("efficient", "live", "peak"), [(False, 28.5, 32.0), (True, 10.5, 22.0)])
-def test_densenet121_at_224(efficient, live, peak):
+@pytest.mark.parametrize(
+    ("backend", "efficient", "live", "peak"),
+    [("eager", False, 26.4, 31.6), ("eager", True, 6.0, 16.8), *NATIVE],
+)
+def test_densenet121_at_224(backend, efficient, live, peak):
     """Megabytes per image at batch 8; torchvision keeps 129.8 and, checkpointed, 62.4."""
     x = torch.randn(8, 3, 224, 224)
-    memory = measure(densenet_fast.densenet121(efficient=efficient, backend="eager"), x)
+    memory = measure(densenet_fast.densenet121(efficient=efficient, backend=backend), x)
     assert memory.live / 8e6 <= live
     assert memory.peak / 8e6 <= peak
 

@@ -38,7 +38,7 @@ def test_fit_is_the_cheapest_choice_and_fits(name, share):
     always = plan.resident(model, step)
     choices = {}
     for chosen in itertools.product((False, True), repeat=len(config["block_config"])):
-        of_stages = [True] * (len(step.stages) - len(chosen)) + list(chosen)
+        of_stages = [chosen[0]] * (len(step.stages) - len(chosen)) + list(chosen)  # a stem as the block behind it
         again = sum(stage.recomputed for stage, e in zip(step.stages, of_stages, strict=True) if e)
         choices[chosen] = plan.needed(step, "eager", always, of_stages), again
     least, most = choices[(True,) * len(chosen)][0], choices[(False,) * len(chosen)][0]

@@ -77,8 +77,9 @@ def convert(
 
     Args:
         model: contains dense blocks, at any depth.
-        efficient: recompute the bottleneck outputs in backward instead of keeping them. Blocks whose layers say so in
-            their library's words (`memory_efficient`, `grad_checkpointing`) do it in any case.
+        efficient: recompute the bottleneck outputs in backward instead of keeping them, and the output of a
+            convolution in front of a norm, ReLU and max pooling. Blocks whose layers say so in their library's words
+            (`memory_efficient`, `grad_checkpointing`) do it in any case.
         backend: as in `densenet_fast.DenseNet`.
         on_unsupported: whether a part that cannot run fused is left as it is, which the report tells, or an error.
 

@@ -8,7 +8,7 @@ operation needs while it runs differs by backend (scratch.py); all else does not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -36,9 +36,10 @@ class Step:
     """
 
     stages: tuple[Stage, ...]
-    efficient: tuple[bool, ...]  # of each stage; True of those that have no bottlenecks to keep
+    efficient: tuple[bool, ...]  # of each stage; True of those that have nothing to recompute
     batch: int  # the images themselves, in float32: there before the step
-    images: int  # the copy of the images that the first convolution keeps, and its weight as autocast converts it
+    copy: int  # of the images, as the first convolution reads them, and of its weight, as autocast converts it
+    images: int  # what is kept of that: in front of a stem the weight alone
     first: int  # bytes of the first convolution's gradient
     classifier: int  # and of the classifier's
     outputs: int  # what is kept behind the last stage: the classifier's input and output
@@ -49,7 +50,8 @@ class Step:
 
         Args:
             dtype: of the activations; bfloat16 and float16 stand for autocast over float32 parameters.
-            nhwc: whether the images come in channels_last memory; if not, a copy of them is kept.
+            nhwc: whether the images come in channels_last memory; if not, a copy of them is made, which nets without a
+                stem's pooling keep.
 
         Raises:
             ValueError: no DenseNet of ours, or the images do not fit it.
@@ -64,13 +66,18 @@ class Step:
             )
         is_half = dtype.itemsize == 2
         stages, efficient = _stages(model, n, size, dtype, is_half)
-        copies = prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + is_half * _half(conv0, dtype)
+        weight = is_half * _half(conv0, dtype)
+        copy = prod(shape) * dtype.itemsize * (is_half or not (nhwc or dims == 1)) + weight
+        images = copy if _gradients(conv0) else 0
+        if stages[0].consumer == "stem":
+            images = weight if stages[0].trained else 0
         head, classes = stages[-1].outputs, getattr(model.classifier, "out_features", 0)
         return cls(
             tuple(stages),
             tuple(efficient),
             prod(shape) * 4,
-            copies if _gradients(conv0) else 0,
+            copy,
+            images,
             _gradients(conv0),
             _gradients(model.classifier),
             n * (head + classes) * dtype.itemsize + is_half * _half(model.classifier, dtype),
@@ -100,7 +107,10 @@ class Step:
         gradients = self.classifier + sum(behind.parameters for behind in self.stages[i:])
         dx = stage.pixels * stage.channels * stage.dtype.itemsize
         always = self.images + self.outputs + gradients + stage.output + stage.buffer + stage.statistics
-        return always + max(dx + stage.converted, scratch(stage, backend, efficient, threads))
+        inside = scratch(stage, backend, efficient, threads)
+        if stage.consumer == "stem":
+            return always + self.copy + max(inside + efficient * stage.again, self.first)
+        return always + max(dx + stage.converted, inside)
 
 
 def check(model: nn.Module) -> None:
@@ -125,10 +135,10 @@ def _stages(
         gradients = _gradients(parts["norm0"])
         trained = trained or gradients > 0
         given = _given(parts["norm0"], dtype)
-        found.append(
-            Stage("stem", n, at, channels, (), "stem", channels, gradients, 0, dtype, trained=trained, given=given)
-        )
-        efficient.append(True)
+        block = next(((n, p.efficient) for n, p in parts.items() if isinstance(p, DenseBlock)), ("", False))
+        stem = Stage(block[0], n, at, channels, (), "stem", channels, gradients, 0, dtype, trained=trained, given=given)
+        found.append(replace(stem, weights=parts["conv0"].weight.numel()))
+        efficient.append(block[1] or not found[-1].can_recompute)
         at = found[-1].output_size
     names = list(parts)
     for name, block in parts.items():

@@ -14,9 +14,10 @@ from ..stage.buffer import row_stride
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a step: a dense block with what consumes its buffer, or the stem, a buffer without layers."""
+    """A stage of a step: a dense block with what consumes its buffer, or the stem, the first convolution's output
+    without layers."""
 
-    name: str  # the block's in the model, or "stem"
+    name: str  # the block's in the model; of a stem, that of the block behind it, which decides for both
     images: int  # N
     size: tuple[int, ...]  # H, W
     channels: int  # C0
@@ -31,11 +32,19 @@ class Stage:
     trained: bool = True  # whether it has a backward: something in it or before it has a gradient
     layers_learn: bool = True  # whether its backward goes through its layers
     given: int = 0  # bytes of the statistics that norms in evaluation are given, of which a copy is kept
+    weights: int = 0  # of the first convolution, which a stem begins with
 
     @property
     def can_recompute(self) -> bool:
         """Whether there is anything that `efficient` recomputes."""
-        return self.z > 0
+        return self.again > 0
+
+    @property
+    def again(self) -> int:
+        """Bytes that `efficient` recomputes instead of keeping: bottleneck outputs; of a stem, its convolution's."""
+        if self.consumer != "stem":
+            return self.z
+        return self.buffer if self.trained and self.name else 0
 
     @property
     def pixels(self) -> int:
@@ -65,7 +74,7 @@ class Stage:
 
     @property
     def z(self) -> int:
-        """Bytes of all bottleneck outputs: what `efficient` recomputes instead of keeping."""
+        """Bytes of all bottleneck outputs."""
         if not self.layers_learn:
             return 0
         return z_size(self.widths, self.pixels) * self.dtype.itemsize
@@ -73,8 +82,10 @@ class Stage:
     @property
     def recomputed(self) -> int:
         """Multiply-adds by which `efficient` makes them once more."""
-        if not self.layers_learn:
+        if not self.can_recompute:
             return 0
+        if self.consumer == "stem":
+            return self.pixels * self.weights
         return sum(self.pixels * c * width for c, (width, _) in zip(self.inputs, self.layers, strict=True))
 
     @property
@@ -100,4 +111,5 @@ class Stage:
         """Bytes that the forward leaves for the backward."""
         if not self.trained:
             return 0
-        return self.buffer + self.statistics + self.given + self.converted + (0 if efficient else self.z)
+        buffer = 0 if self.consumer == "stem" and self.can_recompute else self.buffer
+        return buffer + self.statistics + self.given + self.converted + (0 if efficient else self.again)

@@ -39,7 +39,8 @@ class FusableBlock(Fusable):
         return BlockReading(self, None, tuple(views), [source for view in views for source in view.sources()])
 
     def set_efficient(self, efficient: bool = True) -> Self:
-        """Recompute the bottleneck outputs in backward (True) or keep them (False); returns self."""
+        """Recompute the bottleneck outputs in backward (True) or keep them (False), and with them what the convolution
+        of a stem in front of the block gives; returns self."""
         self.efficient = efficient
         return self
 

@@ -92,11 +92,26 @@ def is_convolution(module: nn.Module) -> bool:
     return False
 
 
+def is_stem_convolution(module: nn.Module, dims: int) -> bool:
+    """Whether a stage can do what calling `module` does: a stock convolution of images of `dims` dimensions that pads
+    zeros, with its own parameters (a parametrization would show that it is evaluated once more)."""
+    cls = CONVOLUTIONS[dims]
+    return (
+        why_not(module, cls) is None
+        and type(module)._conv_forward is cls._conv_forward  # type: ignore[attr-defined]
+        and "_conv_forward" not in module.__dict__
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and module._parameters.get("weight") is not None
+        and "bias" in module._parameters
+    )
+
+
 def dilation_of(convolution: Any) -> int:
-    return _each(convolution.dilation)[0]
+    return each(convolution.dilation)[0]
 
 
-def _each(value: Any, dims: int = 1) -> tuple[Any, ...]:
+def each(value: Any, dims: int = 1) -> tuple[Any, ...]:
     """An attribute of a convolution for each dimension; PyTorch takes one number for all, too."""
     return (value,) * dims if isinstance(value, int) else tuple(value)
 
@@ -109,10 +124,10 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
     if reason is not None:
         return reason
     stock = (
-        _each(module.kernel_size, dims) == (kernel,) * dims
-        and _each(module.stride, dims) == (1,) * dims
-        and _each(module.padding, dims) == (kernel // 2 * dilation_of(module),) * dims
-        and _each(module.dilation, dims) == (dilation_of(module),) * dims
+        each(module.kernel_size, dims) == (kernel,) * dims
+        and each(module.stride, dims) == (1,) * dims
+        and each(module.padding, dims) == (kernel // 2 * dilation_of(module),) * dims
+        and each(module.dilation, dims) == (dilation_of(module),) * dims
         and module.groups == 1
         and module.bias is None
         and (module.padding_mode == "zeros" or kernel == 1)

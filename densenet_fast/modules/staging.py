@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .. import stage
 from ..contract.block import TENSORS
-from ..stage import ConsumerSpec, StageSpec, Wanted
+from ..stage import ConsumerSpec, ConvolutionSpec, StageSpec, Wanted
 from ..stage.buffer import convolved_format
+from ..stage.spec import CONSUMER_TENSORS
+from .eligibility import each
 from .reading import BlockReading, Known, Source, group_of, source_of, sources_of, tensors_of, uses_batch
 from .running_stats import Tracked, Transaction, tracked
 
@@ -57,6 +61,7 @@ def run_stage(
     block: BlockReading | None,
     consumer: Consumer | None,
     *,
+    convolution: _ConvNd | None = None,
     backend: str,
     layout: torch.memory_format,
     x_stats: Tensor | None = None,
@@ -65,7 +70,8 @@ def run_stage(
     tapped: bool = False,
     is_read: bool = False,
 ) -> Output:
-    """A `block` and its `consumer` as one stage, what their norms took from the batch reported to `updates`.
+    """A `block` and its `consumer`, or a `convolution` and the stem behind it, as one stage, what their norms took from
+    the batch reported to `updates`.
 
     The output has what the block `following` wants of it, which may then `extend` it; without one it is for others to
     see, or, if it `is_read` and no more, the buffer itself. tapped: the buffer is wanted beside the consumer's output.
@@ -80,7 +86,12 @@ def run_stage(
             # PyTorch's poolings of volumes return them in its own format.
             convolved = dims == 2 or not consumer.pools
             layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
-    spec, norms = _spec(x.shape[1], block, consumer, tensors)
+    if convolution is None:
+        spec, norms = _spec(x.shape[1], block, consumer, tensors)
+    else:
+        assert consumer is not None
+        layout = convolved_format(layout, convolution.weight)
+        spec, norms = _of_stem(convolution, consumer, tensors)
     wanted = Wanted(layout=None if is_read else layout, buffer=tapped)
     if following is not None:
         wanted = Wanted(any(map(uses_batch, following.norms)), following.growth, buffer=tapped)
@@ -93,10 +104,10 @@ def run_stage(
         wanted=wanted,
         x_stats=x_stats,
         extend=extend,
-        efficient=block is not None and block.module.efficient,
+        efficient=any(part is not None and part.module.efficient for part in (block, following)),
     )
-    for each, is_alone in norms:
-        updates.report(each, stats, x.numel() // x.shape[1] if is_alone else None, backend)
+    for norm, is_alone in norms:
+        updates.report(norm, stats, x.shape[0] * prod(spec.size(x)) if is_alone else None, backend)
     return Output(y, y_stats, layout, buffer)
 
 
@@ -106,9 +117,7 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
     if block is None:
         assert consumer is not None
         outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
-        make = _of_consumer.__wrapped__ if torch.compiler.is_compiling() else _of_consumer
-        spec = make(channels, consumer.spec(outputs), consumer.slots, consumer.dims)
-        return spec, _tracked(spec, [consumer.norm])
+        return _of_consumer(consumer, channels, outputs)
     outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
     known = block.known if consumer is None else consumer.known
@@ -127,11 +136,38 @@ def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, 
     return known[key]
 
 
+def _of_consumer(
+    consumer: Consumer,
+    channels: int,
+    outputs: int,
+    slots: tuple[int, ...] = (),
+    convolution: ConvolutionSpec | None = None,
+) -> Known:
+    """Of a consumer alone, or of one behind a convolution, whose tensors are in `slots`."""
+    make = _consuming.__wrapped__ if torch.compiler.is_compiling() else _consuming
+    spec = make(channels, consumer.spec(outputs), (*consumer.slots, *slots), consumer.dims, convolution)
+    return spec, _tracked(spec, [consumer.norm])
+
+
+def _of_stem(convolution: _ConvNd, consumer: Consumer, tensors: list[Tensor]) -> Known:
+    """Of a stem with its convolution, whose tensors are added to the others."""
+    added = [convolution._parameters["weight"], convolution._parameters["bias"]]
+    slots = tuple([len(CONSUMER_TENSORS) + i for i, tensor in enumerate(added) if tensor is not None])
+    tensors += [tensor for tensor in added if tensor is not None]
+    (outputs, inputs, *kernel), dims, groups = convolution.weight.shape, consumer.dims, convolution.groups
+    stride, padding, dilation = convolution.stride, convolution.padding, convolution.dilation
+    geometry = each(stride, dims), each(padding, dims), each(dilation, dims)
+    spec = ConvolutionSpec(inputs * groups, tuple(kernel), *geometry, groups)
+    return _of_consumer(consumer, outputs, outputs, slots, spec)
+
+
 def _tracked(spec: StageSpec, norms: Sequence[Any]) -> list[tuple[Tracked, bool]]:
     """And whether they took statistics of this process's batch alone."""
     return [(each, is_alone) for is_alone, taken in spec.taken_over for each in tracked(norms, taken)]
 
 
 @lru_cache(maxsize=64)
-def _of_consumer(channels: int, consumer: ConsumerSpec, slots: tuple[int, ...], dims: int) -> StageSpec:
-    return StageSpec(channels, (), consumer, slots, dims)
+def _consuming(
+    channels: int, consumer: ConsumerSpec, slots: tuple[int, ...], dims: int, convolution: ConvolutionSpec | None
+) -> StageSpec:
+    return StageSpec(channels, (), consumer, slots, dims, convolution)

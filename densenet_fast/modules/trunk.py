@@ -1,8 +1,8 @@
 """The trunk of a DenseNet: an nn.Sequential that runs neighbours fused when nobody watches the tensor between them."""
 
 from collections import deque
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from .eligibility import (
     has_activation,
     is_convolution,
     is_hooked,
+    is_stem_convolution,
     is_traced,
     runs_as,
     why_not,
@@ -35,9 +36,9 @@ from .validation import check_input
 class Trunk(Readable["_TrunkReading"], nn.Sequential):
     """torchvision's `features`: conv0 [norm0 relu0 pool0] denseblock1 transition1 ... denseblockB norm.
 
-    A block and the transition behind it run as one stage, and so do norm0, relu0 and pool0, and in `pooled` the last
-    block with the final norm. Modules with hooks and replaced modules are called one by one. A slice (`features[:7]`)
-    is a trunk too.
+    A block and the transition behind it run as one stage, and so do conv0, norm0, relu0 and pool0, and in `pooled` the
+    last block with the final norm. Modules with hooks and replaced modules are called one by one. A slice
+    (`features[:7]`) is a trunk too.
     """
 
     backend = "auto"
@@ -117,11 +118,16 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
         waiting = deque(steps)
         while waiting:
             step = waiting.popleft()
+            if step.convolution is not None and x.requires_grad and torch.is_grad_enabled():
+                alone, step = step.apart()  # a stage takes images for constants
+                waiting.appendleft(step)
+                step = alone
             next_block = waiting[0].block if waiting else None
             if step.called is not None:
                 module, stats, extend = step.called, None, False
                 updates.guard(module)
-                if waiting and waiting[0].called is None and _is_seen_by_a_stage_alone(module, x):
+                is_tapped = taps is not None and names[step.begin] in taps
+                if waiting and waiting[0].called is None and not is_tapped and _is_seen_by_a_stage_alone(module, x):
                     layout = convolved_format(layout, module.weight)
                     x = module(x.contiguous(memory_format=channels_last(x)))
                     continue
@@ -130,8 +136,8 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                 if not is_convolution(module):  # it may have changed those behind it
                     behind = self._steps(step.behind, pooled)
                     waiting = deque(behind if taps is None else _tapped(self, behind, taps))
-                if taps is not None and names[step.behind - 1] in taps:
-                    taps[names[step.behind - 1]] = x
+                if taps is not None and is_tapped:
+                    taps[names[step.begin]] = x
                 continue
             following = next_block if step.consumer is not None else None
             is_last = step.consumer is None and taps is not None
@@ -140,6 +146,7 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                 updates,
                 step.block,
                 step.consumer,
+                convolution=step.convolution,
                 backend=self.backend if step.block is None else step.block.module.backend,
                 layout=layout,
                 x_stats=stats,
@@ -179,7 +186,13 @@ class _Step(NamedTuple):
     called: nn.Module | None = None
     block: BlockReading | None = None
     consumer: Consumer | None = None
+    convolution: _ConvNd | None = None  # the first child, of a stem that begins with it
     tapped: bool = False  # whether the block's output is wanted, too
+
+    def apart(self) -> "tuple[_Step, _Step]":
+        """The convolution, and the stem without it."""
+        behind = self.begin + 1
+        return _Step(behind, self.begin, self.convolution), self._replace(begin=behind, convolution=None)
 
 
 class _TrunkReading(NamedTuple):
@@ -199,17 +212,20 @@ def _step(children: list[nn.Module], i: int, pooled: bool) -> _Step:
             if pooled and i + 2 == len(children) and why_not_norm(following, dims) is None:
                 return _Step(i + 2, block=block, consumer=Consumer.of("head", following, dims=dims))
         return _Step(i + 1, block=block)
-    stem = _stem(children, i)
-    if stem is not None:
-        behind, dims = stem
-        return _Step(behind, consumer=Consumer.of("stem", children[i], dims=dims))
+    for norm in (i, i + 1):
+        stem = _stem(children, norm)
+        if stem is not None and (norm == i or is_stem_convolution(children[i], stem[1])):
+            behind, dims = stem
+            convolution = None if norm == i else cast(_ConvNd, children[i])
+            consumer = Consumer.of("stem", children[norm], dims=dims)
+            return _Step(behind, consumer=consumer, convolution=convolution)
     return _Step(i + 1, called=children[i])
 
 
 def _tapped(trunk: nn.Sequential, steps: "list[_Step]", taps: Collection[str]) -> "list[_Step]":
     """`steps` in which nothing is swallowed that is tapped."""
     children, found = list(trunk.named_children()), []
-    for step in steps:
+    for step in _convolutions_apart(children, steps, taps):
         if not any(name in taps for name, _ in children[step.begin : step.behind - 1]):
             found.append(step)
         elif step.block is not None and step.block.layers and not torch.compiler.is_compiling():
@@ -218,6 +234,15 @@ def _tapped(trunk: nn.Sequential, steps: "list[_Step]", taps: Collection[str]) -
             apart = [_Step(i + 1, i, called=children[i][1]) for i in range(step.begin, step.behind)]
             found += apart if step.block is None else [_Step(step.begin + 1, step.begin, block=step.block), apart[-1]]
     return found
+
+
+def _convolutions_apart(
+    children: list[tuple[str, nn.Module]], steps: "list[_Step]", taps: Collection[str]
+) -> "Iterator[_Step]":
+    """`steps` in which no stem begins with a convolution that is tapped."""
+    for step in steps:
+        tapped = step.convolution is not None and children[step.begin][0] in taps
+        yield from step.apart() if tapped else (step,)
 
 
 def _only_reads(module: nn.Module | None, x: Tensor) -> bool:
@@ -257,6 +282,8 @@ def _stem(children: Sequence[nn.Module], i: int) -> tuple[int, int] | None:
     """If a BN, ReLU and 3x3 max pooling begin with child i: the number of the child behind them, and of how many
     dimensions their images are."""
     pool = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False, "return_indices": False}
+    if i >= len(children):
+        return None
     last = i + 1 if has_activation(children[i]) else i + 2
     if last >= len(children) or (last == i + 2 and why_not(children[i + 1], nn.ReLU) is not None):
         return None

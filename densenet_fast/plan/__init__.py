@@ -22,7 +22,7 @@ class Fit(NamedTuple):
     """How a step fits.
 
     Attributes:
-        efficient: names of the blocks that recompute their bottleneck outputs.
+        efficient: names of the blocks that recompute their bottleneck outputs, the first with the stem before it.
         bytes: all that a step needs, at most: parameters, buffers, images, what the optimizer keeps, and the peak.
         recomputed: multiply-adds of a step that are done once more.
     """
@@ -75,14 +75,21 @@ def fit(
             f"memory: got {text_of_bytes(budget)}, expected at least {text_of_bytes(least)} for a batch of {batch} "
             f"with every block efficient; {instead} would fit"
         )
-    pairs = [pair for pair in zip(step.stages, chosen, strict=True) if pair[0].can_recompute]
-    for stage, efficient in pairs:
-        getattr(model.features, stage.name).set_efficient(efficient)
-    return Fit(
-        tuple(stage.name for stage, efficient in pairs if efficient),
-        needed(step, name, always, chosen),
-        sum(stage.recomputed for stage, efficient in pairs if efficient),
-    )
+    for stage, efficient in zip(step.stages, chosen, strict=True):
+        if stage.can_recompute:
+            getattr(model.features, stage.name).set_efficient(efficient)
+    return Fit(recomputing(step, chosen), needed(step, name, always, chosen), recomputed(step, chosen))
+
+
+def recomputing(step: Step, efficient: Sequence[bool]) -> tuple[str, ...]:
+    """Names of the blocks that recompute anything, the stem among the first one's."""
+    pairs = zip(step.stages, efficient, strict=True)
+    return tuple(dict.fromkeys(stage.name for stage, chosen in pairs if chosen and stage.can_recompute))
+
+
+def recomputed(step: Step, efficient: Sequence[bool]) -> int:
+    """Multiply-adds that are done once more."""
+    return sum(stage.recomputed for stage, chosen in zip(step.stages, efficient, strict=True) if chosen)
 
 
 def cheapest(step: Step, backend: str, budget: int, always: int) -> list[bool] | None:
@@ -94,9 +101,12 @@ def cheapest(step: Step, backend: str, budget: int, always: int) -> list[bool] |
     choices: list[tuple[int, int, list[bool]]] = [(0, 0, [])]  # bytes kept, multiply-adds, which recompute
     for i, stage in enumerate(step.stages):
         extended = []
+        tied = i == 1 and step.stages[0].name == stage.name and step.stages[0].can_recompute and stage.can_recompute
         for efficient in (False, True) if stage.can_recompute else (True,):
             beside = step.beside(i, backend, efficient)
             for kept, cost, chosen in choices:
+                if tied and chosen[0] != efficient:  # a stem does as the block behind it
+                    continue
                 kept += stage.kept(efficient)
                 if always + round(MARGIN * (kept + beside)) <= budget:
                     extended.append((kept, cost + stage.recomputed * efficient, [*chosen, efficient]))

@@ -9,7 +9,7 @@ from .. import backends
 from ..configurations import create
 from ..memory import Step
 from ..nets import size
-from . import MARGIN, cheapest, most, needed, resident, shape_of, stock
+from . import MARGIN, cheapest, most, needed, recomputed, recomputing, resident, shape_of, stock
 from .floor import floor
 from .units import text_of_bytes
 
@@ -112,11 +112,10 @@ def report(asked: Asked) -> dict[str, Any]:
 
 
 def _fitted(step: Step, backend: str, always: int, chosen: list[bool]) -> dict[str, Any]:
-    pairs = [pair for pair in zip(step.stages, chosen, strict=True) if pair[0].can_recompute]
     return {
-        "efficient": [stage.name for stage, efficient in pairs if efficient],
+        "efficient": list(recomputing(step, chosen)),
         "needed": needed(step, backend, always, chosen),
-        "recomputed": sum(stage.recomputed for stage, efficient in pairs if efficient),
+        "recomputed": recomputed(step, chosen),
     }
 
 

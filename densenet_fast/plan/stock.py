@@ -16,7 +16,11 @@ GENERATOR = 5056  # bytes of the CPU generator's state, which checkpointing save
 def kept(step: Step, checkpointed: bool) -> int:
     """Bytes alive after a forward of the net of `step` on stock layers."""
     half = step.stages[0].dtype.itemsize == 2
-    return step.outputs + (step.images if half else 0) + sum(_kept(stage, checkpointed) for stage in step.stages)
+    return (
+        step.outputs
+        + (step.copy if half and step.first else 0)
+        + sum(_kept(stage, checkpointed) for stage in step.stages)
+    )
 
 
 def peak(step: Step, checkpointed: bool) -> int:

@@ -2,19 +2,20 @@
 
 spec.py says what a stage is, checks.py what it refuses, function.py makes it one autograd.Function, schedule.py runs
 its passes on operations, buffer.py knows how activations lie in memory, halves.py runs a layer half by half
-(SyncBatchNorm), mixed.py gives it convolutions that no kernel has, dropout.py draws, recompute.py differentiates again,
-operator.py is the stage in graphs.
+(SyncBatchNorm), mixed.py gives it convolutions that no kernel has, convolution.py is that of a stem, dropout.py draws,
+recompute.py differentiates again, operator.py is the stage in graphs.
 """
 
 from .checks import SHAPES, check_image, check_weight
 from .dropout import drawn
 from .function import Result, run
 from .schedule import Wanted
-from .spec import ConsumerSpec, LayerSpec, StageSpec
+from .spec import ConsumerSpec, ConvolutionSpec, LayerSpec, StageSpec
 
 __all__ = [
     "SHAPES",
     "ConsumerSpec",
+    "ConvolutionSpec",
     "LayerSpec",
     "Result",
     "StageSpec",

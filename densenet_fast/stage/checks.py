@@ -47,7 +47,7 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
             statistics.
         RuntimeError: dtypes or devices differ.
     """
-    size = x.shape[2:]
+    size = spec.size(x)
     if spec.consumer is not None and spec.consumer.kind == "transition" and spec.consumer.pools and min(size) < 2:
         got, least = ("x".join(map(str, sizes)) for sizes in (size, [2] * len(size)))
         raise ValueError(f"image too small to pool: got {got}, expected at least {least}")

@@ -40,18 +40,24 @@ def run(
     extend: bool = False,
     efficient: bool = False,
 ) -> Result:
-    """A stage's forward: x [N, C0, H, W] of `spec.channels`; differentiable where anything needs it.
+    """A stage's forward: x [N, C0, H, W] of `spec.channels`; differentiable where anything needs it. Images that a
+    stem convolves are taken for constants.
 
     Raises:
         ValueError, RuntimeError: as `checks.check_stage`; the backend is not available.
     """
     check_stage(spec, x, tensors)
     dtype = compute_dtype(x, spec.convolves)
+    if spec.convolution is None:
+        promoted, x = torch.promote_types(x.dtype, dtype), x.to(dtype)
+    else:
+        promoted = dtype  # as of any convolution
     if torch.compiler.is_compiling() and (spec.layers or spec.consumer is not None):
         result = Result(
             *operator.run(
                 spec,
-                x.to(dtype),
+                x,
+                dtype,
                 tensors,
                 seeds,
                 backend=backend,
@@ -60,13 +66,12 @@ def run(
                 efficient=efficient,
             )
         )
-        return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
+        return _promoted(result, spec, wanted, promoted)
     ops = backends.operations(backend, x.device, dtype) if x.shape[0] else IDLE
     if ops is not IDLE:
         ops = mixed.operations(ops, spec)
-    stage = Stage(spec, ops, dtype, wanted, extend and x.dtype == dtype, efficient)
-    result = _run(stage, x.to(dtype), x_stats, tensors, seeds)
-    return _promoted(result, spec, wanted, torch.promote_types(x.dtype, dtype))
+    stage = Stage(spec, ops, dtype, wanted, extend and promoted == dtype, efficient)
+    return _promoted(_run(stage, x, x_stats, tensors, seeds), spec, wanted, promoted)
 
 
 def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtype) -> Result:
@@ -93,8 +98,8 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
 class StageFunction(torch.autograd.Function):
     """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats, buffer.
 
-    Statistics are not differentiable. A buffer that is returned shares its version with the one that is kept: who
-    changes it in place is told in backward.
+    Statistics and images are not differentiable. A buffer that is returned shares its version with the one that is
+    kept: who changes it in place is told in backward.
     """
 
     @staticmethod
@@ -110,9 +115,14 @@ class StageFunction(torch.autograd.Function):
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z)
             y = _for_others(stage, passed.y, shared=stage.spec.consumer is None)
             y = y.detach() if y is passed.x else y
+        kept: Tensor | None = passed.x
+        images: Tensor | None = None
+        if stage.spec.convolution is not None:
+            kept = None if stage.efficient else passed.x
+            images = x if stage.efficient or any(needs[i] for i in stage.spec.of_convolution) else None
         ctx.stage, ctx.layout = stage, memory_format(x)
         ctx.dtypes = dtypes
-        ctx.save_for_backward(passed.x, passed.stats, passed.z, seeds, *fitted)
+        ctx.save_for_backward(kept, images, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(s for s in (passed.y_stats, passed.reported) if s is not None))
         return y, passed.y_stats, passed.reported, passed.x.detach() if stage.wanted.buffer else None
@@ -123,16 +133,18 @@ class StageFunction(torch.autograd.Function):
         _, _, dbuffer = others
         if dy is None and dbuffer is None:
             return (None,) * len(ctx.needs_input_grad)
-        x, stats, z, seeds, *tensors = ctx.saved_tensors
+        x, images, stats, z, seeds, *tensors = ctx.saved_tensors
         needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
         contract.serve_modes()
-        with _without_autocast(x):
+        with _without_autocast(stats):
             if torch.is_grad_enabled() or recompute.is_batched(dy, dbuffer):
-                head = x[:, : ctx.stage.spec.channels]
-                dx, *gradients = recompute.backward(ctx, ctx.stage, head, tensors, seeds, dy, dbuffer)
+                convolves = images is not None
+                head = images if convolves else x[:, : ctx.stage.spec.channels]
+                dx, *gradients = recompute.backward(ctx, ctx.stage, head, convolves, tensors, seeds, dy, dbuffer)
                 return None, dx, None, None, *gradients
+            x = None if x is None else laid_out(x)
             dx, gradients = schedule.backward(
-                ctx.stage, laid_out(x), stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
+                ctx.stage, x, images, stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
             )
             if ctx.dtypes != ctx.stage.spec.dtypes(ctx.stage.dtype):
                 gradients = _converted(gradients, ctx.dtypes)

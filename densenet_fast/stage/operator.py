@@ -23,7 +23,7 @@ from . import mixed, schedule
 from .buffer import channels_last, dense, handed_out, laid_out, row_stride
 from .halves import IDLE
 from .schedule import Stage, Wanted
-from .spec import ConsumerSpec, LayerSpec, StageSpec
+from .spec import ConsumerSpec, ConvolutionSpec, LayerSpec, StageSpec
 
 _KINDS = ("transition", "stem", "head")
 _OF_STAGE = "int[] sizes, float[] numbers, str groups, str backend"
@@ -40,7 +40,11 @@ def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
     if spec.consumer is None:
         return [*sizes, -1, *spec.slots], numbers, groups
     kind, outputs, eps, batch, _, pools = spec.consumer
-    return [*sizes, _KINDS.index(kind), outputs, int(batch), int(pools), *spec.slots], [*numbers, eps], groups
+    sizes += [_KINDS.index(kind), outputs, int(batch), int(pools), int(spec.convolution is not None)]
+    if spec.convolution is not None:
+        in_channels, *each, in_groups = spec.convolution
+        sizes += [in_channels, *[size for of_dims in each for size in of_dims], in_groups]
+    return [*sizes, *spec.slots], [*numbers, eps], groups
 
 
 @lru_cache(maxsize=256)
@@ -56,16 +60,22 @@ def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...], groups: str) -> 
         modes = bool(batch1), bool(batch2), drop_rate, group1, group2, dilation, bool(drops_channels)
         layers.append(LayerSpec(width, growth, eps1, eps2, *modes))
     kind, consumer = next(rest), None
+    convolution: ConvolutionSpec | None = None
     if kind >= 0:
         outputs, batch, pools = next(rest), bool(next(rest)), bool(next(rest))
         group = next(of_groups, "") or None
         consumer = ConsumerSpec(_KINDS[kind], outputs, next(of_norms), batch, group, pools)  # type: ignore[arg-type]
-    return StageSpec(channels, tuple(layers), consumer, tuple(rest), dims)
+        if next(rest):
+            in_channels = next(rest)
+            kernel, steps, padding, dilations = [tuple([next(rest) for _ in range(dims)]) for _ in range(4)]
+            convolution = ConvolutionSpec(in_channels, kernel, steps, padding, dilations, next(rest))
+    return StageSpec(channels, tuple(layers), consumer, tuple(rest), dims, convolution)
 
 
 def run(
     spec: StageSpec,
     x: Tensor,
+    dtype: torch.dtype,
     tensors: Sequence[Tensor],
     seeds: Tensor | None,
     *,
@@ -74,15 +84,17 @@ def run(
     x_stats: Tensor | None,
     efficient: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """y, its statistics and `stats`, as `function.Result`; x has the dtype that the stage computes in."""
-    tensors = [tensor.to(dtype) for tensor, dtype in zip(tensors, spec.dtypes(x.dtype), strict=True)]
-    if not spec.layers:  # x itself is the buffer
+    """y, its statistics and `stats`, as `function.Result`; x has the dtype that the stage computes in, unless it is
+    images for a convolution."""
+    tensors = [tensor.to(fitting) for tensor, fitting in zip(tensors, spec.dtypes(dtype), strict=True)]
+    if not spec.layers and spec.convolution is None:  # x itself is the buffer
         x = _nhwc(x)
     keep = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
     keep_z = keep and not efficient and spec.layers_learn(x.requires_grad, [t.requires_grad for t in tensors])
+    keep_buffer = keep and (len(spec.layers) > 0 if spec.convolution is None else not efficient)
     nhwc = wanted.layout != torch.contiguous_format
     y, y_stats, _, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
-        x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep_z
+        x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep_buffer, keep_z
     )
     reported = reported if spec.synchronised else stats
     return y, y_stats.detach() if wanted.stats else None, reported.detach()
@@ -106,23 +118,25 @@ def _stage(
     wants_stats: bool,
     nhwc: bool,
     keep: bool,
+    keep_buffer: bool,
     keep_z: bool,
 ) -> tuple[Tensor, ...]:
     layout = channels_last(x) if nhwc else torch.contiguous_format
-    stage = _of(sizes, numbers, groups, backend, x, Wanted(wants_stats, layout=layout))
-    spec = stage.spec
+    spec = decoded(tuple(sizes), tuple(numbers), groups)
+    dtype = _dtype(spec, x, tensors)
+    stage = _of(spec, backend, x, dtype, Wanted(wants_stats, layout=layout))
     y, y_stats, buffer, stats, z, reported = schedule.forward(stage, x, x_stats, tensors, seeds, keep_z)
     if y.dim() > 3 or (y.dim() == 3 and not nhwc):
         y = handed_out(y, layout, shared=keep and spec.consumer is None)
-    n, _, *size = x.shape
-    row = row_stride(spec.total, x.dtype)
+    n, _, *size = buffer.shape
+    row = row_stride(spec.total, dtype) if spec.layers else spec.total
     given = [tensors[i] for i in spec.given] if keep else []
     return (
         y,
         stats.new_empty(0) if y_stats is None else y_stats,
-        buffer.as_strided((n, row, *size), buffer.stride()) if keep and spec.layers else x.new_empty(0),
+        buffer.as_strided((n, row, *size), buffer.stride()) if keep_buffer else y.new_empty(0),
         stats,
-        x.new_empty(0) if z is None else z,
+        y.new_empty(0) if z is None else z,
         torch.cat(given) if given else stats.new_empty(0),
         reported if spec.synchronised else stats.new_empty(0),
     )
@@ -140,35 +154,44 @@ def _fake_stage(
     wants_stats: bool,
     nhwc: bool,
     keep: bool,
+    keep_buffer: bool,
     keep_z: bool,
 ) -> tuple[Tensor, ...]:
     spec = decoded(tuple(sizes), tuple(numbers), groups)
-    n, _, *size = x.shape
-    wide = accumulator(x.dtype)
+    n, size = x.shape[0], spec.size(x)
+    dtype = _dtype(spec, x, tensors)
+    wide = accumulator(dtype)
     channels = spec.total if spec.consumer is None else spec.consumer.outputs
     shape: tuple[int, ...] = (n, channels, *size)
     if spec.consumer is not None:
         of_transition = [s // 2 for s in size] if spec.consumer.pools else size
         of_kind = {"head": [], "transition": of_transition, "stem": [(s + 1) // 2 for s in size]}
         shape = (n, channels, *of_kind[spec.consumer.kind])
-    y = x.new_empty(shape)
+    y = x.new_empty(shape, dtype=dtype)
     if nhwc and y.dim() > 2:
-        y = dense(shape, x)
+        y = dense(shape, y)
+    row = row_stride(spec.total, dtype) if spec.layers else spec.total
     has_stats = wants_stats and spec.consumer is not None and spec.consumer.kind != "head"
     return (
         y,
         x.new_empty((2, channels) if has_stats else 0, dtype=wide),
-        dense((n, row_stride(spec.total, x.dtype), *size), x) if keep and spec.layers else x.new_empty(0),
+        dense((n, row, *size), y) if keep_buffer else y.new_empty(0),
         x.new_empty((2, spec.statistics), dtype=wide),
-        x.new_empty(spec.z_size(n * prod(size)) if keep_z and spec.layers else 0),
+        y.new_empty(spec.z_size(n * prod(size)) if keep_z and spec.layers else 0),
         x.new_empty(sum(spec.shapes[i][0] for i in spec.given) if keep else 0, dtype=wide),
         x.new_empty((2, spec.statistics) if spec.synchronised else 0, dtype=wide),
     )
 
 
+def _dtype(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> torch.dtype:
+    """That the stage computes in."""
+    return x.dtype if spec.convolution is None else tensors[spec.of_convolution[0]].dtype
+
+
 def _stage_backward(
     dy: Tensor,
     x: Tensor,
+    images: Tensor | None,
     stats: Tensor,
     z: Tensor,
     given: Tensor,
@@ -181,21 +204,25 @@ def _stage_backward(
     needs_x: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    """x: the whole buffer; learnt: the tensors that are no statistics. The gradients that are needed, x's first."""
-    stage = _of(sizes, numbers, groups, backend, x, Wanted())
-    spec = stage.spec
+    """x: the whole buffer, empty where `images` make it again; learnt: the tensors that are no statistics. The
+    gradients that are needed, x's first."""
+    spec = decoded(tuple(sizes), tuple(numbers), groups)
+    stage = _of(spec, backend, dy, x.dtype, Wanted())
     statistics = iter(given.split([spec.shapes[i][0] for i in spec.given]))
     rest, are_given = iter(learnt), set(spec.given)
     tensors = [next(statistics if i in are_given else rest) for i in range(len(spec.slots))]
     kept_z = z if z.numel() else None
-    buffer = laid_out(x[:, : spec.total])
-    dx, gradients = schedule.backward(stage, buffer, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs))
+    buffer = laid_out(x[:, : spec.total]) if x.dim() > 1 else None
+    dx, gradients = schedule.backward(stage, buffer, images, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs))
+    for i in spec.of_convolution:
+        gradients[i] = gradients[i].contiguous() if needs[i] else None
     return [gradient for gradient in (dx, *gradients) if gradient is not None]
 
 
 def _fake_stage_backward(
     dy: Tensor,
     x: Tensor,
+    images: Tensor | None,
     stats: Tensor,
     z: Tensor,
     given: Tensor,
@@ -214,19 +241,22 @@ def _fake_stage_backward(
     return found + [x.new_empty(spec.shapes[i], dtype=dtypes[i]) for i, need in enumerate(needs) if need]
 
 
-def _of(sizes: list[int], numbers: list[float], groups: str, backend: str, x: Tensor, wanted: Wanted) -> Stage:
-    spec = decoded(tuple(sizes), tuple(numbers), groups)
-    ops = mixed.operations(backends.operations(backend, x.device, x.dtype), spec) if x.shape[0] else IDLE
-    return Stage(spec, ops, x.dtype, wanted, False, False)
+def _of(spec: StageSpec, backend: str, of_batch: Tensor, dtype: torch.dtype, wanted: Wanted) -> Stage:
+    ops = mixed.operations(backends.operations(backend, of_batch.device, dtype), spec) if of_batch.shape[0] else IDLE
+    return Stage(spec, ops, dtype, wanted, False, False)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, _, tensors, seeds, *ctx.of_stage, _, _, _, _ = inputs
+    x, _, tensors, seeds, *ctx.of_stage, _, _, _, _, _ = inputs
     _, _, buffer, stats, z, given, _ = output
     sizes, numbers, groups, _ = ctx.of_stage
     spec = decoded(tuple(sizes), tuple(numbers), groups)
     learnt = [tensor for i, tensor in enumerate(tensors) if i not in spec.given]
-    ctx.save_for_backward(buffer if spec.layers else x, stats, z, given, seeds, *learnt)
+    kept, images = (buffer if spec.layers else x), None
+    if spec.convolution is not None:
+        learns = any(tensors[i].requires_grad for i in spec.of_convolution)
+        kept, images = buffer, (x if buffer.dim() == 1 or learns else None)
+    ctx.save_for_backward(kept, images, stats, z, given, seeds, *learnt)
     ctx.set_materialize_grads(False)
 
 
@@ -234,14 +264,14 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]
     needs_x, _, needs = ctx.needs_input_grad[:3]
     found: list[Tensor] = []
     if dy is not None:
-        x, stats, z, given, seeds, *learnt = ctx.saved_tensors
+        x, images, stats, z, given, seeds, *learnt = ctx.saved_tensors
         found = torch.ops.densenet_fast.stage_backward.default(
-            dy, x, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
+            dy, x, images, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
         )
     each = iter(found)
     dx = next(each) if needs_x and found else None
     gradients = [next(each) if need and found else None for need in needs]
-    return dx, None, gradients, *[None] * 9
+    return dx, None, gradients, *[None] * 10
 
 
 def _update_running_stats(
@@ -266,14 +296,14 @@ def _register() -> None:
     operator(
         "stage",
         f"(Tensor x, Tensor? x_stats, Tensor[] tensors, Tensor? seeds, {_OF_STAGE}, bool wants_stats, bool nhwc, "
-        "bool keep, bool keep_z) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "bool keep, bool keep_buffer, bool keep_z) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _stage,
         _fake_stage,
     )
     operator(
         "stage_backward",
-        f"(Tensor dy, Tensor x, Tensor stats, Tensor z, Tensor given, Tensor[] learnt, Tensor? seeds, {_OF_STAGE}, "
-        "bool needs_x, bool[] needs) -> Tensor[]",
+        "(Tensor dy, Tensor x, Tensor? images, Tensor stats, Tensor z, Tensor given, Tensor[] learnt, Tensor? seeds, "
+        f"{_OF_STAGE}, bool needs_x, bool[] needs) -> Tensor[]",
         _stage_backward,
         _fake_stage_backward,
     )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import BatchNorm
+from . import convolution
 from .dropout import mask_of
 from .schedule import Stage
 
@@ -45,6 +46,7 @@ def backward(
     node: Any,
     stage: Stage,
     x: Tensor,
+    convolves: bool,
     tensors: Sequence[Tensor],
     seeds: Tensor | None,
     dy: Tensor | None,
@@ -52,7 +54,8 @@ def backward(
 ) -> list[Tensor | None]:
     """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them.
 
-    x, tensors: their values, as the forward has saved them; dy, dbuffer: as `schedule.backward` has them.
+    x, tensors: their values, as the forward has saved them; convolves: whether x are images for the stage's
+    convolution; dy, dbuffer: as `schedule.backward` has them.
     """
     if stage.spec.synchronised:
         raise RuntimeError(
@@ -61,14 +64,14 @@ def backward(
         )
     again = torch.is_grad_enabled()
     needs = [node.needs_input_grad[i] for i in (1, *range(-len(tensors), 0))]
-    values = [x.detach(), *tensors]
+    values = [convolution.laid_out(x, stage.dtype) if convolves else x.detach(), *tensors]
     with torch.enable_grad():
         for i, need in enumerate(needs):
             if need and not again:
                 values[i] = values[i].detach().requires_grad_()
             elif need and not values[i].requires_grad:  # what was saved is a copy
                 values[i] = _Attached.apply(_place(node, i, len(tensors)), values[i])
-        outputs = zip(_forward(stage, values[0], values[1:], seeds), (dy, dbuffer), strict=True)
+        outputs = zip(_forward(stage, values[0], convolves, values[1:], seeds), (dy, dbuffer), strict=True)
         given = [(output, gradient) for output, gradient in outputs if gradient is not None]
     wanted = [value for value, need in zip(values, needs, strict=True) if need]
     ys, dys = zip(*given, strict=True)
@@ -94,9 +97,13 @@ class _Attached(torch.autograd.Function):
         return dy, None
 
 
-def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor | None) -> tuple[Tensor, Tensor]:
+def _forward(
+    stage: Stage, x: Tensor, convolves: bool, tensors: Sequence[Tensor], seeds: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The stage's output, and its buffer."""
     spec, slots = stage.spec, stage.spec.full(tensors)
+    if convolves:
+        x = convolution.convolved(spec, x, slots)
     values = x.numel() // x.shape[1]  # of a channel
     for layer in stage.block(slots, seeds).layers(spec.total, values):
         dilation = spec.layers[layer.number].dilation
@@ -111,7 +118,7 @@ def _forward(stage: Stage, x: Tensor, tensors: Sequence[Tensor], seeds: Tensor |
     buffer = x
     if spec.consumer is None:
         return x, buffer
-    mean, var, gamma, beta, weight = slots[-5:]
+    mean, var, gamma, beta, weight = slots[spec.consumer_slots]
     x = _bn_relu(x, BatchNorm(mean, var, gamma, beta, spec.consumer.eps))
     if spec.consumer.kind == "head":
         return x.flatten(2).mean(2), buffer

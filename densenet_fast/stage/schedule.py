@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..contract import BatchNorm, Block, Half, Norm, NormGradient, Operations, accumulator
 from ..contract.block import TENSORS
-from . import buffer
+from . import buffer, convolution
 from .halves import HalfByHalf
 from .spec import ConsumerSpec, StageSpec
 
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     dtype: torch.dtype  # of the activations
     wanted: Wanted
     extend: bool  # x is the head of a buffer that has room for the layers
-    efficient: bool  # recompute z in backward instead of keeping it
+    efficient: bool  # recompute z, or a stem's convolution, in backward instead of keeping it
 
     def block(self, slots: list[Tensor | None], seeds: Tensor | None) -> Block:
         return Block(self.spec.channels, self.of_block(slots), self.spec.numbers, seeds)
@@ -58,9 +58,11 @@ class Passed(NamedTuple):
 def forward(
     stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None, keep_z: bool
 ) -> Passed:
-    """x [N, C0, H, W] with its statistics [2, C0], if its producer has them."""
+    """x [N, C0, H, W] with its statistics [2, C0], if its producer has them; or the images that a stem convolves."""
     spec, ops = stage.spec, stage.ops
     slots = spec.full(tensors)
+    if spec.convolution is not None:
+        x = convolution.convolved(spec, convolution.laid_out(x, stage.dtype), slots)
     pixels = x.numel() // x.shape[1]
     x = buffer.started(x, spec.total, stage.extend)
     stats = x.new_zeros((2, spec.statistics), dtype=accumulator(x.dtype))
@@ -91,9 +93,9 @@ def forward(
 
 def _of_consumer(spec: StageSpec, slots: list[Tensor | None], stats: Tensor) -> tuple[Norm, Tensor]:
     """The consumer's norm, on the statistics that it normalises by, and its weight, if it has one."""
-    mean, var, gamma, beta, weight = slots[-5:]
+    mean, var, gamma, beta, weight = slots[spec.consumer_slots]
     assert spec.consumer is not None
-    return BatchNorm(mean, var, gamma, beta, spec.consumer.eps).on(stats[:, spec.of_consumer]), weight  # type: ignore[return-value]
+    return BatchNorm(mean, var, gamma, beta, spec.consumer.eps).on(stats[:, spec.of_consumer]), weight
 
 
 def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
@@ -112,7 +114,8 @@ def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) ->
 
 def backward(
     stage: Stage,
-    x: Tensor,
+    x: Tensor | None,
+    images: Tensor | None,
     stats: Tensor,
     z: Tensor | None,
     tensors: Sequence[Tensor],
@@ -122,12 +125,20 @@ def backward(
     needs: tuple[bool, ...],
     dbuffer: Tensor | None = None,
 ) -> tuple[Tensor | None, list[Any]]:
-    """The gradients of x [N, C0, H, W], if it needs one, and of the `tensors` that do.
+    """The gradients of the stage's input [N, C0, H, W], if it needs one, and of the `tensors` that do.
 
-    dy: the gradient of the consumer's output, or of the buffer if there is no consumer; dbuffer: beside it, that of the
-    buffer, which others may have read. One of them may be None.
+    x: the buffer [N, C_total, H, W], or None where a convolution makes it again; images: what that is given, which
+    need no gradient, or None where its tensors need none and x is there. dy: the gradient of the consumer's output, or
+    of the buffer if there is no consumer; dbuffer: beside it, that of the buffer, which others may have read. One of
+    these two may be None.
     """
     spec, ops = stage.spec, stage.ops
+    slots = spec.full(tensors)
+    if images is not None:
+        images = convolution.laid_out(images, stage.dtype)
+    if x is None:
+        assert images is not None
+        x = buffer.started(convolution.convolved(spec, images, slots), spec.total, extend=False)
     if dy is None:  # nothing comes from the consumer
         needs = tuple(
             [need and slot < len(TENSORS) * len(spec.layers) for slot, need in zip(spec.slots, needs, strict=True)]
@@ -136,17 +147,17 @@ def backward(
     correction = torch.zeros_like(stats)
     like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
     gradients: list[Any] = [
-        like(tensor, memory_format=torch.contiguous_format) if need else None
-        for tensor, need in zip(tensors, needs, strict=True)
+        like(tensor, memory_format=torch.contiguous_format) if need and i not in spec.of_convolution else None
+        for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True))
     ]
-    slots, of_slots = spec.full(tensors), spec.full(gradients)
+    of_slots = spec.full(gradients)
     if dy is None or spec.consumer is None:
         given = dbuffer if dy is None else dy
         assert given is not None
         g.copy_(given)
     else:
         of_buffer = correction[:, spec.of_consumer] if spec.consumer.batch else None
-        _, _, dgamma, dbeta, dweight = of_slots[-5:]
+        _, _, dgamma, dbeta, dweight = of_slots[spec.consumer_slots]
         dnorm = NormGradient(
             stats.new_empty(spec.total) if dgamma is None else dgamma,
             stats.new_empty(spec.total) if dbeta is None else dbeta,
@@ -167,6 +178,8 @@ def backward(
     count = len(spec.layers)
     layers = (slot // len(TENSORS) for slot, need in zip(spec.slots, needs, strict=True) if need)
     lowest = 0 if needs_x else next(layers, count)
+    needs_convolution = [needs[i] for i in spec.of_convolution]
+    needs_x = needs_x or any(needs_convolution)
     block, of_x = stage.block(slots, seeds), slice(spec.channels)
     of_block = stage.of_block(of_slots)
     if spec.by_halves:
@@ -179,6 +192,10 @@ def backward(
         ops.block_bwd(g, correction, x, stats, z, block, of_block, None, lowest, count, Half.BOTH)
     if not needs_x:
         return None, gradients
-    dx = buffer.dense((x.shape[0], spec.channels, *x.shape[2:]), like=x)
+    dx = buffer.dense((x.shape[0], spec.channels, *x.shape[2:]), like=x) if images is None else g
     ops.bn_bwd_apply(g[:, of_x], x[:, of_x], stats[0, of_x], correction[:, of_x], dx)
-    return dx, gradients
+    if images is None:
+        return dx, gradients
+    del x  # if it was made again
+    found = convolution.gradients(spec, dx, images, slots, needs_convolution)
+    return None, [*gradients[: -len(found)], *found]

@@ -1,8 +1,10 @@
 """What a stage is, apart from its tensors: a dense block of any number of layers and then at most one consumer of it.
+A stem may begin with the convolution whose output it reads.
 
 A spec says how many channels and which mode; the tensors travel beside it in one flat list. Its slots are
-`contract.block.TENSORS` of each layer in turn, then `CONSUMER_TENSORS`; only those that there are take a place in the
-list: a norm that takes statistics of the batch has none of its own, another may have no parameters.
+`contract.block.TENSORS` of each layer in turn, then `CONSUMER_TENSORS`, then `CONVOLUTION_TENSORS`; only those that
+there are take a place in the list: a norm that takes statistics of the batch has none of its own, another may have no
+parameters.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +21,8 @@ from ..contract.block import TENSORS, z_size
 from ..uncompiled import cached_property
 
 CONSUMER_TENSORS = ("mean", "var", "gamma", "beta", "weight")
-_WEIGHTS = ("weight1", "weight2", "weight")
+CONVOLUTION_TENSORS = ("weight0", "bias0")
+_WEIGHTS = ("weight1", "weight2", "weight", *CONVOLUTION_TENSORS)
 _STATISTICS = ("mean1", "var1", "mean2", "var2", "mean", "var")
 
 
@@ -54,13 +57,30 @@ class ConsumerSpec(NamedTuple):
     pools: bool = True  # a transition
 
 
+class ConvolutionSpec(NamedTuple):
+    """A convolution that pads zeros; each tuple has an entry for every dimension of the images."""
+
+    channels: int  # of the images
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def size(self, size: Sequence[int]) -> list[int]:
+        """Of what it makes of images of this size."""
+        _, *each, _ = self
+        return [(s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in zip(size, *each, strict=True)]
+
+
 @dataclass(frozen=True)
 class StageSpec:
-    channels: int  # of the input
+    channels: int  # of the input, behind the convolution if there is one
     layers: tuple[LayerSpec, ...]
     consumer: ConsumerSpec | None
     slots: tuple[int, ...]  # of the tensors that there are
     dims: int = 2  # of the images
+    convolution: ConvolutionSpec | None = None  # whose output the input is; of a stage without layers
 
     def full(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """A tensor, or None, for every slot."""
@@ -128,6 +148,21 @@ class StageSpec:
         return slice(begin, begin + self.total)
 
     @cached_property
+    def consumer_slots(self) -> slice:
+        """Of `CONSUMER_TENSORS`."""
+        begin = len(TENSORS) * len(self.layers)
+        return slice(begin, begin + len(CONSUMER_TENSORS))
+
+    @cached_property
+    def of_convolution(self) -> list[int]:
+        """Where the convolution's weight and its bias, if it has one, stand among the tensors."""
+        return self._among(CONVOLUTION_TENSORS)
+
+    def size(self, x: Tensor) -> Sequence[int]:
+        """H, W of the buffer, of a stage that is given x."""
+        return x.shape[2:] if self.convolution is None else self.convolution.size(x.shape[2:])
+
+    @cached_property
     def numbers(self) -> list[float]:
         """As `contract.block.NUMBERS`."""
         rates = [0.0 if self.drops_channels else layer.drop_rate for layer in self.layers]
@@ -150,7 +185,8 @@ class StageSpec:
 
     @cached_property
     def convolves(self) -> bool:
-        return len(self.layers) > 0 or (self.consumer is not None and self.consumer.kind == "transition")
+        of_consumer = self.consumer is not None and self.consumer.kind == "transition"
+        return len(self.layers) > 0 or of_consumer or self.convolution is not None
 
     def layers_learn(self, needs_x: bool, needs: Sequence[bool]) -> bool:
         """Whether a backward goes through the layers, and not only through the consumer; by what needs a gradient: x,
@@ -209,6 +245,8 @@ class StageSpec:
         found = [f"{name} of layer {i + 1}" for i in range(len(self.layers)) for name in TENSORS]
         if self.consumer is not None:
             found += [f"{name} of the {self.consumer.kind}" for name in CONSUMER_TENSORS]
+        if self.convolution is not None:
+            found += [f"{name} of the convolution" for name in CONVOLUTION_TENSORS]
         return found
 
     @cached_property
@@ -241,6 +279,9 @@ class StageSpec:
             found += [*[(c,)] * 4, weights[0], *[(k,)] * 4, weights[1]]
         if self.consumer is not None:
             found += [*[(self.total,)] * 4, (self.consumer.outputs, self.total, *one)]
+        if self.convolution is not None:
+            inputs = self.convolution.channels // self.convolution.groups
+            found += [(self.channels, inputs, *self.convolution.kernel), (self.channels,)]
         return [found[slot] for slot in self.slots]
 
     def dtypes(self, dtype: torch.dtype) -> list[torch.dtype]:

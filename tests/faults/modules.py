@@ -112,7 +112,7 @@ FAULTS = [
     Fault(
         "a convolution with stride is run fused",
         ELIGIBLE,
-        "        and _each(module.stride, dims) == (1,) * dims\n",
+        "        and each(module.stride, dims) == (1,) * dims\n",
         "",
         CHANGED,
     ),

@@ -3,9 +3,58 @@
 from . import Fault, contract
 
 FOLDER, BLOCK = "densenet_fast/stage", "densenet_fast/contract/block.py"
-STAGE, ERRORS = "tests/test_stage.py", "tests/test_errors.py"
+STAGE, ERRORS, STEM = "tests/test_stage.py", "tests/test_errors.py", "tests/test_stem.py"
 OWN_EPS = contract("eager and own_eps", "test_modes.py")
 FAULTS = [
+    Fault(
+        "the first convolution's output is kept although it is to be recomputed",
+        f"{FOLDER}/function.py",
+        "kept = None if stage.efficient else passed.x",
+        "kept = passed.x",
+        (STEM, "-k", "kept_only"),
+    ),
+    Fault(
+        "a copy of the images is kept",
+        f"{FOLDER}/function.py",
+        "images = x if stage.efficient or",
+        "images = x.clone() if stage.efficient or",
+        (STEM, "-k", "kept_only"),
+    ),
+    Fault(
+        "a stem with its convolution returns what the images are",
+        f"{FOLDER}/function.py",
+        "        promoted = dtype  # as of any convolution",
+        "        promoted = torch.promote_types(x.dtype, dtype)",
+        (STEM, "-k", "autocast"),
+    ),
+    Fault(
+        "the first convolution's gradient forgets its groups",
+        f"{FOLDER}/convolution.py",
+        "False, [0] * spec.dims, groups",
+        "False, [0] * spec.dims, 1",
+        (STEM, "-k", "torchvisions"),
+    ),
+    Fault(
+        "the images are recomputed in their own dtype",
+        f"{FOLDER}/convolution.py",
+        "    return images.to(dtype).contiguous(",
+        "    return images.contiguous(",
+        (STEM, "-k", "autocast"),
+    ),
+    Fault(
+        "a stage is given images that need a gradient",
+        "densenet_fast/modules/trunk.py",
+        "if step.convolution is not None and x.requires_grad and torch.is_grad_enabled():",
+        "if False:",
+        (STEM, "-k", "images_may"),
+    ),
+    Fault(
+        "a stem counts the images' values for its convolution's",
+        "densenet_fast/modules/staging.py",
+        "x.shape[0] * prod(spec.size(x)) if is_alone",
+        "x.numel() // x.shape[1] if is_alone",
+        (STEM, "-k", "torchvisions"),
+    ),
     Fault(
         "FLOPs of a transition's convolution are those behind its pooling",
         "densenet_fast/contract/flops.py",
