@@ -114,7 +114,7 @@ def variants() -> list[str]:
         x = torch.randn(batch, 112, 5, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
         operations.channel_stats(x[:, begin : begin + 96], torch.empty(2, 96))
     mean, var = ([torch.ones(5) for _ in range(3)] for _ in range(2))
-    operations.update_running_stats(mean, var, torch.ones(2, 8), [0] * 3, 9, [0.1] * 3)
+    operations.update_running_stats(mean, var, [], torch.ones(2, 8), [0] * 3, 9, [0.1] * 3)
     launched, loaded = len(DRIVER.launches()), DRIVER.calls().count("cuModuleLoadData")
     return [] if (launched, loaded) == (9, 4) else [f"{launched} launches of {loaded} kernels, expected 9 of 4"]
 
