@@ -3,6 +3,8 @@
 Activations are rows [M, C], M = N*H*W, at any row stride.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -178,12 +180,12 @@ def _update(
     channels = _check_running(plan, running_mean, running_var, stats, begins, count, len(factors))
     _check_counts(plan, num_batches_tracked, len(channels))
     mean, var = ([row[b : b + c] for b, c in zip(begins, channels, strict=True)] for row in stats)
-    counters = num_batches_tracked or [None] * len(channels)
+    counters: Sequence[Tensor | None] = num_batches_tracked or [None] * len(channels)
     keep, momentum, unbiased = (factors[i * len(channels) : (i + 1) * len(channels)] for i in range(3))
     for i in range(0, len(channels), NORMS):
         missing = max(0, i + NORMS - len(channels))
 
-        def group(values: list, filling: object, i: int = i, missing: int = missing) -> tuple:
+        def group(values: Sequence, filling: object, i: int = i, missing: int = missing) -> tuple:
             return (*values[i : i + NORMS], *(filling,) * missing)
 
         plan.launch(

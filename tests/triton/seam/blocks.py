@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import torch
 from torch.profiler import profile
+from triton import knobs
 
 from densenet_fast.backends import triton as operations
 from densenet_fast.backends.triton import launch as path
@@ -85,7 +86,23 @@ def blocks() -> dict[str, list[str]]:
     found["variants"] = variants()
     found["threads"] = threads()
     found["filled"] = filled()
+    found["hooked"] = hooked(made["untied"])
     return found
+
+
+def hooked(one: Block) -> list[str]:
+    """Hooks hear of every launch, whose way through them is another."""
+    heard: list[str] = []
+    begin, end = (lambda metadata: heard.append(metadata.get()["name"])), (lambda metadata: heard.append("end"))
+    knobs.runtime.launch_enter_hook.add(begin)
+    knobs.runtime.launch_exit_hook.add(end)
+    try:
+        found = block_findings(one)
+    finally:
+        knobs.runtime.launch_enter_hook.remove(begin)
+        knobs.runtime.launch_exit_hook.remove(end)
+    names = [name for launched in DRIVER.launches() for name in (launched.kernel, "end")]
+    return found + [f"heard of {len(heard) // 2} launches, expected {len(names) // 2}"] * (heard != names)
 
 
 def filled() -> list[str]:
