@@ -155,6 +155,11 @@ class Last(Checkpoint):
         self.signum: int | None = None
         self.replaced: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Where max_steps is set, too, what was saved behind an epoch goes on with the next one, not with one that is
+        empty."""
+        trainer.fit_loop._iteration_based_training = lambda: False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
             self.replaced[signum] = signal.signal(signum, self._receive)

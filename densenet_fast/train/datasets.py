@@ -177,16 +177,26 @@ def _stack(crops: Sequence[Tensor]) -> Tensor:
 
 
 class Digits(ImageData):
-    """scikit-learn's bundled digits: 1,797 scans of 8x8, enlarged to 32x32, four fifths of each class for training."""
+    """scikit-learn's bundled digits: 1,797 scans of 8x8, enlarged, four fifths of each class for training.
+
+    Args:
+        image_size: side to which they are enlarged.
+        **options: of `ImageData`.
+    """
 
     num_classes = 10
     class_names = tuple("0123456789")
     in_channels = 1
     mean, std = (0.3053,), (0.3237,)
 
+    def __init__(self, image_size: int = 32, **options: Any):
+        super().__init__(**options)
+        expect(image_size >= 1, "data.image_size", image_size, "at least 1")
+        self.image_size = image_size
+
     def augmentation(self) -> list[Callable[[Any], Any]]:
         """Shifts alone: a mirrored digit is another, or none."""
-        return [v2.RandomCrop(self.image_size, padding=2)]
+        return [v2.RandomCrop(self.image_size, padding=self.image_size // 16)]
 
     def read(self, train: bool) -> Readable:
         from sklearn.datasets import load_digits

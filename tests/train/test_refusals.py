@@ -84,6 +84,7 @@ def test_wrong_arguments(arguments, expected, capsys):
         (lambda: Synthetic(num_classes=0), "data.num_classes: got 0, expected at least 1"),
         (lambda: Synthetic(image_size=0), "data.image_size: got 0, expected at least 1"),
         (lambda: ImageFolder(image_size=0), "data.image_size: got 0, expected at least 1"),
+        (lambda: Digits(image_size=0), "data.image_size: got 0, expected at least 1"),
         (lambda: Digits(workers=-1), "data.workers: got -1, expected at least 0"),
     ],
 )

@@ -40,6 +40,21 @@ def test_ctrl_c_saves_first(whole, tmp_path):
     assert not runs.difference(whole, tmp_path)
 
 
+def test_behind_an_epoch_a_run_of_so_many_steps_goes_on_with_the_next(tmp_path):
+    """Lightning alone would count an epoch that is empty."""
+    steps = ("--trainer.max_epochs=-1", "--trainer.max_steps=18", "--checkpoint_every=null", "--ema_decay=null")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    running = runs.fit(whole, *steps)
+    process = runs.fit(killed, *steps)
+    runs.wait_for_checkpoints(process, killed, 1)
+    process.kill()
+    process.join()
+    assert torch.load(killed / "checkpoints" / LAST, weights_only=True)["global_step"] % 4 == 0
+    runs.finish(runs.fit(killed, "--ckpt_path=last", *steps), killed)
+    runs.finish(running, whole)
+    assert not runs.difference(whole, killed)
+
+
 SHARED = (
     *("--model.drop_rate=0", "--model.lr=0.01", "--model.backend=eager", "--ema_decay=null"),
     *("--trainer.max_epochs=2", "--checkpoint_every=null"),
