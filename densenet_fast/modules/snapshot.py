@@ -8,7 +8,7 @@ and lists are compared that hold nothing new: a new tuple for each module would 
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,8 @@ _hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "
 _children = itemgetter("_modules")
 _parameters = itemgetter("_parameters")
 _buffers = itemgetter("_buffers")
+_forward = attrgetter("forward")
+_conv_forward = attrgetter("_conv_forward")
 _look = cache(itemgetter)  # at several attributes
 
 
@@ -32,6 +34,9 @@ class Snapshot:
     def __init__(self, module: nn.Module):
         self._modules = list(module.modules())
         self._classes = list(map(type, self._modules))
+        self._different = list(dict.fromkeys(self._classes))
+        self._convolutions = [cls for cls in self._different if hasattr(cls, "_conv_forward")]
+        self._methods = self._of_classes()
         self._own = [m.__dict__ for m in self._modules]
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
         self._looks = [_look(*[name for name in _ATTRIBUTES if name in of]) for of in self._own]
@@ -50,11 +55,15 @@ class Snapshot:
             and all(map(is_, map(vars, self._modules), self._own))
             and list(map(len, self._own)) == self._sizes
             and list(map(type, self._modules)) == self._classes
+            and self._of_classes() == self._methods
             and self._look_alike()
             and self._are_hooked() == self._hooked
             and self._have_their_children()
             and self._have_their_tensors()
         )
+
+    def _of_classes(self) -> list[Any]:
+        return [*map(_forward, self._different), *map(_conv_forward, self._convolutions)]
 
     def _look_alike(self) -> bool:
         try:
