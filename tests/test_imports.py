@@ -99,6 +99,16 @@ def test_backends_import_neither_each_other_nor_the_models():
                 assert imported(file) <= {"contract"}, file
 
 
+def test_an_import_is_pytorchs_and_ours():
+    """`python -m benchmarks.import_time` tells what it takes."""
+    program = (
+        "import sys, torch; before = {*sys.modules}; import densenet_fast;"
+        "print({m.partition('.')[0] for m in {*sys.modules} - before} - {*sys.stdlib_module_names})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "{'densenet_fast'}"
+
+
 def test_import_is_light():
     """A fresh interpreter that imports the package and runs a forward has loaded no optional dependency."""
     program = (
