@@ -25,6 +25,9 @@ from .halves import IDLE
 from .schedule import Stage, Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
 
+# Of the operators' arguments and results, backwards' too, of which a graph that is kept tells nothing: raised whenever
+# one of them changes, so that graphs that another version of the package has left on disk are not found.
+_FORM = 2
 _KINDS = ("transition", "stem", "head")
 _OF_STAGE = "int[] sizes, float[] numbers, str groups, str backend"
 _library = torch.library.Library("densenet_fast", "FRAGMENT")
@@ -32,7 +35,7 @@ _library = torch.library.Library("densenet_fast", "FRAGMENT")
 
 def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
     """`sizes`, `numbers`, `groups` of a spec; groups: of processes, a line for each norm if any is synchronised."""
-    sizes, numbers = [spec.dims, spec.channels, len(spec.layers)], []
+    sizes, numbers = [_FORM, spec.dims, spec.channels, len(spec.layers)], []
     for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation, drops_channels in spec.layers:
         sizes += [width, growth, int(batch1), int(batch2), dilation, int(drops_channels)]
         numbers += [eps1, eps2, drop_rate]
@@ -46,7 +49,7 @@ def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
 @lru_cache(maxsize=256)
 def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...], groups: str) -> StageSpec:
     rest, of_norms, of_groups = iter(sizes), iter(numbers), iter(groups.split("\n"))
-    dims, channels, count = (next(rest) for _ in range(3))
+    _, dims, channels, count = (next(rest) for _ in range(4))
     layers = []
     for _ in range(count):
         width, growth, batch1, batch2, dilation, drops_channels = (next(rest) for _ in range(6))
