@@ -9,7 +9,7 @@ tuple for each module would have the garbage collected every step.
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,8 @@ _children = itemgetter("_modules")
 _parameters = itemgetter("_parameters")
 _buffers = itemgetter("_buffers")
 _CHILDLESS = (nn.ReLU, _BatchNorm, _ConvNd)  # which call no child that comes into them
+_forward = attrgetter("forward")
+_conv_forward = attrgetter("_conv_forward")
 _look = cache(itemgetter)  # at several attributes
 
 
@@ -37,6 +39,9 @@ class Snapshot:
     def __init__(self, module: nn.Module):
         self._modules = list(module.modules())
         self._classes = list(map(type, self._modules))
+        self._different = list(dict.fromkeys(self._classes))
+        self._convolutions = [cls for cls in self._different if hasattr(cls, "_conv_forward")]
+        self._methods = self._of_classes()
         self._own = [m.__dict__ for m in self._modules]
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
         self._looks = [_look(*[name for name in _ATTRIBUTES if name in of]) for of in self._own]
@@ -58,11 +63,15 @@ class Snapshot:
             and all(map(is_, map(vars, self._modules), self._own))
             and list(map(len, self._own)) == self._sizes
             and list(map(type, self._modules)) == self._classes
+            and self._of_classes() == self._methods
             and self._look_alike()
             and self._are_hooked_alike()
             and self._have_their_children()
             and self._have_their_tensors()
         )
+
+    def _of_classes(self) -> list[Any]:
+        return [*map(_forward, self._different), *map(_conv_forward, self._convolutions)]
 
     def _look_alike(self) -> bool:
         try:

@@ -129,9 +129,7 @@ def backward(
     """
     spec, ops = stage.spec, stage.ops
     if dy is None:  # nothing comes from the consumer
-        needs = tuple(
-            [need and slot < len(TENSORS) * len(spec.layers) for slot, need in zip(spec.slots, needs, strict=True)]
-        )
+        needs = spec.of_layers(needs)
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
     like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
