@@ -25,6 +25,9 @@ from .halves import IDLE
 from .schedule import Stage, Wanted
 from .spec import ConsumerSpec, ConvolutionSpec, LayerSpec, StageSpec
 
+# Of the operators' arguments and results, backwards' too, of which a graph that is kept tells nothing: raised whenever
+# one of them changes, so that graphs that another version of the package has left on disk are not found.
+_FORM = 3
 _KINDS = ("transition", "stem", "head")
 _OF_STAGE = "int[] sizes, float[] numbers, str groups, str backend"
 _library = torch.library.Library("densenet_fast", "FRAGMENT")
@@ -32,7 +35,7 @@ _library = torch.library.Library("densenet_fast", "FRAGMENT")
 
 def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
     """`sizes`, `numbers`, `groups` of a spec; groups: of processes, a line for each norm if any is synchronised."""
-    sizes, numbers = [spec.dims, spec.channels, len(spec.layers)], []
+    sizes, numbers = [_FORM, spec.dims, spec.channels, len(spec.layers)], []
     for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation, drops_channels in spec.layers:
         sizes += [width, growth, int(batch1), int(batch2), dilation, int(drops_channels)]
         numbers += [eps1, eps2, drop_rate]
@@ -50,7 +53,7 @@ def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
 @lru_cache(maxsize=256)
 def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...], groups: str) -> StageSpec:
     rest, of_norms, of_groups = iter(sizes), iter(numbers), iter(groups.split("\n"))
-    dims, channels, count = (next(rest) for _ in range(3))
+    _, dims, channels, count = (next(rest) for _ in range(4))
     layers = []
     for _ in range(count):
         width, growth, batch1, batch2, dilation, drops_channels = (next(rest) for _ in range(6))
@@ -83,21 +86,24 @@ def run(
     wanted: Wanted,
     x_stats: Tensor | None,
     efficient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """y, its statistics and `stats`, as `function.Result`; x has the dtype that the stage computes in, unless it is
-    images for a convolution."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """As `function.Result`; x has the dtype that the stage computes in, unless it is images for a convolution."""
     tensors = [tensor.to(fitting) for tensor, fitting in zip(tensors, spec.dtypes(dtype), strict=True)]
     if not spec.layers and spec.convolution is None:  # x itself is the buffer
         x = _nhwc(x)
-    keep = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
-    keep_z = keep and not efficient and spec.layers_learn(x.requires_grad, [t.requires_grad for t in tensors])
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
+    keep_z = learns and not efficient and spec.layers_learn(x.requires_grad, [t.requires_grad for t in tensors])
+    nhwc, keep = wanted.layout != torch.contiguous_format, learns or wanted.buffer
     keep_buffer = keep and (len(spec.layers) > 0 if spec.convolution is None else not efficient)
-    nhwc = wanted.layout != torch.contiguous_format
-    y, y_stats, _, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
+    y, y_stats, buffer, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
         x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep_buffer, keep_z
     )
+    if keep and (spec.consumer is None or wanted.buffer) and buffer.shape[1] != spec.total:
+        buffer = buffer[:, : spec.total].clone()  # of who changes a view in place the compiler would tell nobody
+    if spec.consumer is None and keep:
+        y = buffer if wanted.layout is None else buffer.clone(memory_format=wanted.layout)
     reported = reported if spec.synchronised else stats
-    return y, y_stats.detach() if wanted.stats else None, reported.detach()
+    return y, y_stats.detach() if wanted.stats else None, reported.detach(), buffer if wanted.buffer else None
 
 
 def _nhwc(x: Tensor) -> Tensor:
@@ -126,20 +132,27 @@ def _stage(
     dtype = _dtype(spec, x, tensors)
     stage = _of(spec, backend, x, dtype, Wanted(wants_stats, layout=layout))
     y, y_stats, buffer, stats, z, reported = schedule.forward(stage, x, x_stats, tensors, seeds, keep_z)
-    if y.dim() > 3 or (y.dim() == 3 and not nhwc):
-        y = handed_out(y, layout, shared=keep and spec.consumer is None)
-    n, _, *size = buffer.shape
-    row = row_stride(spec.total, dtype) if spec.layers else spec.total
+    if spec.consumer is None and keep:
+        y = x.new_empty(0)  # the buffer is returned
+    elif y.dim() > 3 or (y.dim() == 3 and not nhwc):
+        y = handed_out(y, layout, shared=False)
     given = [tensors[i] for i in spec.given] if keep else []
     return (
         y,
         stats.new_empty(0) if y_stats is None else y_stats,
-        buffer.as_strided((n, row, *size), buffer.stride()) if keep_buffer else y.new_empty(0),
+        (_with_rests(buffer) if spec.layers else buffer) if keep_buffer else y.new_empty(0),
         stats,
         y.new_empty(0) if z is None else z,
         torch.cat(given) if given else stats.new_empty(0),
         reported if spec.synchronised else stats.new_empty(0),
     )
+
+
+def _with_rests(buffer: Tensor) -> Tensor:
+    """A buffer with what lies between the channels of one pixel and the next."""
+    n, channels, *size = buffer.shape
+    row = row_stride(channels, buffer.dtype)
+    return buffer if row == channels else buffer.as_strided((n, row, *size), buffer.stride())
 
 
 def _fake_stage(
@@ -167,7 +180,7 @@ def _fake_stage(
         of_transition = [s // 2 for s in size] if spec.consumer.pools else size
         of_kind = {"head": [], "transition": of_transition, "stem": [(s + 1) // 2 for s in size]}
         shape = (n, channels, *of_kind[spec.consumer.kind])
-    y = x.new_empty(shape, dtype=dtype)
+    y = x.new_empty(0 if spec.consumer is None and keep else shape, dtype=dtype)
     if nhwc and y.dim() > 2:
         y = dense(shape, y)
     row = row_stride(spec.total, dtype) if spec.layers else spec.total
@@ -189,7 +202,8 @@ def _dtype(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> torch.dtype
 
 
 def _stage_backward(
-    dy: Tensor,
+    dy: Tensor | None,
+    dbuffer: Tensor | None,
     x: Tensor,
     images: Tensor | None,
     stats: Tensor,
@@ -204,23 +218,28 @@ def _stage_backward(
     needs_x: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    """x: the whole buffer, empty where `images` make it again; learnt: the tensors that are no statistics. The
-    gradients that are needed, x's first."""
+    """x: the whole buffer, empty where `images` make it again; dbuffer: the gradient of it if it was read; learnt: the
+    tensors that are no statistics. The gradients that are needed, x's first."""
     spec = decoded(tuple(sizes), tuple(numbers), groups)
-    stage = _of(spec, backend, dy, x.dtype, Wanted())
+    stage = _of(spec, backend, x if images is None else images, x.dtype, Wanted())
     statistics = iter(given.split([spec.shapes[i][0] for i in spec.given]))
     rest, are_given = iter(learnt), set(spec.given)
     tensors = [next(statistics if i in are_given else rest) for i in range(len(spec.slots))]
     kept_z = z if z.numel() else None
     buffer = laid_out(x[:, : spec.total]) if x.dim() > 1 else None
-    dx, gradients = schedule.backward(stage, buffer, images, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs))
+    if dbuffer is not None:
+        dbuffer = dbuffer[:, : spec.total]
+    dx, gradients = schedule.backward(
+        stage, buffer, images, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs), dbuffer
+    )
     for i in spec.of_convolution:
         gradients[i] = gradients[i].contiguous() if needs[i] else None
     return [gradient for gradient in (dx, *gradients) if gradient is not None]
 
 
 def _fake_stage_backward(
-    dy: Tensor,
+    dy: Tensor | None,
+    dbuffer: Tensor | None,
     x: Tensor,
     images: Tensor | None,
     stats: Tensor,
@@ -260,13 +279,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, dy: Tensor | None, _: None, dbuffer: Tensor | None, *__: Tensor | None) -> tuple[Any, ...]:
     needs_x, _, needs = ctx.needs_input_grad[:3]
+    if dy is None:  # nothing comes from the consumer
+        sizes, numbers, groups, _ = ctx.of_stage
+        needs = decoded(tuple(sizes), tuple(numbers), groups).of_layers(needs)
     found: list[Tensor] = []
-    if dy is not None:
+    if dy is not None or dbuffer is not None:
         x, images, stats, z, given, seeds, *learnt = ctx.saved_tensors
         found = torch.ops.densenet_fast.stage_backward.default(
-            dy, x, images, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
+            dy, dbuffer, x, images, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
         )
     each = iter(found)
     dx = next(each) if needs_x and found else None
@@ -277,6 +299,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]
 def _update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
     stats: Tensor,
     begins: list[int],
     count: int,
@@ -284,7 +307,7 @@ def _update_running_stats(
     backend: str,
 ) -> None:
     ops = backends.operations(backend, stats.device, stats.dtype, False)  # as `Tracked.write`
-    ops.update_running_stats(running_mean, running_var, stats, begins, count, momentum)
+    ops.update_running_stats(running_mean, running_var, num_batches_tracked, stats, begins, count, momentum)
 
 
 def _register() -> None:
@@ -302,15 +325,15 @@ def _register() -> None:
     )
     operator(
         "stage_backward",
-        "(Tensor dy, Tensor x, Tensor? images, Tensor stats, Tensor z, Tensor given, Tensor[] learnt, Tensor? seeds, "
-        f"{_OF_STAGE}, bool needs_x, bool[] needs) -> Tensor[]",
+        "(Tensor? dy, Tensor? dbuffer, Tensor x, Tensor? images, Tensor stats, Tensor z, Tensor given, "
+        f"Tensor[] learnt, Tensor? seeds, {_OF_STAGE}, bool needs_x, bool[] needs) -> Tensor[]",
         _stage_backward,
         _fake_stage_backward,
     )
     operator(
         "update_running_stats",
-        "(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, Tensor stats, int[] begins, SymInt count, "
-        "float[] momentum, str backend) -> ()",
+        "(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, Tensor(c!)[] num_batches_tracked, Tensor stats, "
+        "int[] begins, SymInt count, float[] momentum, str backend) -> ()",
         _update_running_stats,
         lambda *_: None,
     )

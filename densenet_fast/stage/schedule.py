@@ -140,15 +140,18 @@ def backward(
         assert images is not None
         x = buffer.started(convolution.convolved(spec, images, slots), spec.total, extend=False)
     if dy is None:  # nothing comes from the consumer
-        needs = tuple(
-            [need and slot < len(TENSORS) * len(spec.layers) for slot, need in zip(spec.slots, needs, strict=True)]
-        )
+        needs = spec.of_layers(needs)
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
     like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
+    dense = torch.contiguous_format
     gradients: list[Any] = [
-        like(tensor, memory_format=torch.contiguous_format) if need and i not in spec.of_convolution else None
-        for i, (tensor, need) in enumerate(zip(tensors, needs, strict=True))
+        None
+        if not need or i in spec.of_convolution
+        else like(t)
+        if t.is_contiguous()
+        else like(t, memory_format=dense)  # which takes longer
+        for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
     ]
     of_slots = spec.full(gradients)
     if dy is None or spec.consumer is None:
