@@ -111,12 +111,16 @@ def is_stem_convolution(module: nn.Module, dims: int) -> bool:
     zeros, with its own parameters (a parametrization would show that it is evaluated once more)."""
     cls = CONVOLUTIONS[dims]
     return (
-        (why_not(module, cls) or _why_another(module, cls, "_conv_forward")) is None
+        _why_no_stock_conv(module, cls) is None
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
         and module._parameters.get("weight") is not None
         and "bias" in module._parameters
     )
+
+
+def _why_no_stock_conv(module: nn.Module, cls: type[nn.Module]) -> str | None:
+    return why_not(module, cls) or _why_another(module, cls, "_conv_forward")
 
 
 def dilation_of(convolution: Any) -> int:
@@ -132,7 +136,7 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
     """Why `module` is not a plain kernel x kernel convolution, dilated or not, that keeps the size of images of `dims`
     dimensions."""
     cls = CONVOLUTIONS[dims]
-    reason = why_not(module, cls) or _why_another(module, cls, "_conv_forward")
+    reason = _why_no_stock_conv(module, cls)
     if reason is not None:
         return reason
     stock = (
