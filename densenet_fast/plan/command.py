@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..cli import PROGRAM, Parser, Refused, count
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def draw(asked: Asked, path: str) -> None:
     """The picture, where there is matplotlib."""
+    if not path or Path(path).is_dir():
+        raise Refused(f"--picture: got {path!r}, expected a file")
     try:
         from .picture import draw as picture
     except ImportError as error:
@@ -63,7 +66,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of activations; half precision as under autocast"
     )
-    parser.add_argument("--gpu", choices=DEVICES, help="take memory and bandwidth of this device, and count for triton")
+    parser.add_argument(
+        "--gpu", type=str.lower, choices=DEVICES, help="take memory and bandwidth of this device, and count for triton"
+    )
     parser.add_argument("--memory", type=_asked(parse_bytes), metavar="BYTES", help="what is there, as 24GiB")
     parser.add_argument(
         "--bandwidth", type=_asked(parse_bytes), metavar="BYTES", help="a second, of a device without a name, as 900GB"

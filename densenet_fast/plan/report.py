@@ -152,6 +152,8 @@ def _text_of_fit(found: dict[str, Any]) -> str:
     fit, budget = found["fit"], text_of_bytes(found["memory"])
     if fit is None:
         largest = found["ways"]["densenet_fast, efficient"]["largest_batch"]
+        if largest == 0:
+            return f"{budget}: not even one image fits, with every block efficient; smaller images or another net would"
         return f"{budget}: a batch of {found['batch']} does not fit; at most {largest} do, with every block efficient"
     blocks = ", ".join(fit["efficient"]) or "no block"
     again = fit["recomputed"] / (3 * found["multiply_adds"] * found["batch"])

@@ -269,6 +269,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: None, dbuffer: Tensor | None, *__:
 def _update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
     stats: Tensor,
     begins: list[int],
     count: int,
@@ -276,7 +277,7 @@ def _update_running_stats(
     backend: str,
 ) -> None:
     ops = backends.operations(backend, stats.device, stats.dtype, False)  # as `Tracked.write`
-    ops.update_running_stats(running_mean, running_var, stats, begins, count, momentum)
+    ops.update_running_stats(running_mean, running_var, num_batches_tracked, stats, begins, count, momentum)
 
 
 def _register() -> None:
@@ -301,8 +302,8 @@ def _register() -> None:
     )
     operator(
         "update_running_stats",
-        "(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, Tensor stats, int[] begins, SymInt count, "
-        "float[] momentum, str backend) -> ()",
+        "(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, Tensor(c!)[] num_batches_tracked, Tensor stats, "
+        "int[] begins, SymInt count, float[] momentum, str backend) -> ()",
         _update_running_stats,
         lambda *_: None,
     )

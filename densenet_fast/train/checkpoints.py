@@ -68,9 +68,8 @@ def read(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         others = sorted(str(other) for other in path.parent.glob("*.ckpt") if other != path)
         hint = f"; beside it are {', '.join(others)}" if others else ""
-        raise Refused(
-            f"ckpt_path: got {path}, which is damaged or no checkpoint ({_first_line(error)}){hint}"
-        ) from error
+        why = "more than weights is in it" if isinstance(error, pickle.UnpicklingError) else _first_line(error)
+        raise Refused(f"ckpt_path: got {path}, which is damaged or no checkpoint ({why}){hint}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise Refused(f"ckpt_path: got {path}, expected a checkpoint of `densenet-fast fit`, with a state_dict")
     return checkpoint
@@ -155,6 +154,11 @@ class Last(Checkpoint):
         self.path, self.every_n_steps = folder / LAST, every_n_steps
         self.signum: int | None = None
         self.replaced: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Where max_steps is set, too, what was saved behind an epoch goes on with the next one, not with one that is
+        empty."""
+        trainer.fit_loop._iteration_based_training = lambda: False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):

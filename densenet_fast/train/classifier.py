@@ -15,6 +15,7 @@ from ..cli import Refused
 from ..nets import create
 from .parallel import shard
 from .schedule import factor
+from .told import expect
 
 Batch = tuple[Tensor, Tensor]  # images [N, C, H, W], or with crops [N, crops, C, H, W]; labels [N]
 
@@ -65,6 +66,7 @@ class Classifier(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
+        self._check()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         try:
             self.net = create(
@@ -76,7 +78,9 @@ class Classifier(LightningModule):
                 backend=backend,
             )
         except ValueError as error:
-            raise Refused(f"model.name: {str(error).removeprefix('net: ')}") from None
+            name, colon, why = str(error).partition(": ")
+            option = {"net": "name", "unknown backend": "backend"}.get(name, name)
+            raise Refused(f"model.{option}{colon}{why}") from None
         self.net.to(memory_format=self.layout)  # type: ignore[call-overload]
         if compile:
             self.net.compile()
@@ -85,6 +89,18 @@ class Classifier(LightningModule):
             {f"{part}_{value}": MeanMetric() for part in ("train", "val") for value in ("loss", "error", "top5_error")}
         )
 
+    def _check(self) -> None:
+        """Refuse numbers of which nothing could be learnt; torch and the net check the rest when they get it."""
+        own = self.hparams
+        for name in ("lr", "weight_decay", "warmup"):
+            expect(own[name] >= 0, f"model.{name}", own[name], "at least 0")
+        expect(own["num_classes"] >= 1, "model.num_classes", own["num_classes"], "at least 1")
+        for name in ("momentum", "label_smoothing"):
+            expect(0 <= own[name] < 1, f"model.{name}", own[name], "at least 0 and less than 1")
+        expect(0 < own["gamma"] <= 1, "model.gamma", own["gamma"], "more than 0 and at most 1")
+        parts = "parts of the run between 0 and 1, as 0.5 for half of it"
+        expect(all(0 <= part <= 1 for part in own["milestones"]), "model.milestones", own["milestones"], parts)
+
     def configure_model(self) -> None:
         """Shard the net where the strategy is FSDP2, once."""
         if self.device_mesh is not None and not isinstance(self.net, FSDPModule):
@@ -92,7 +108,10 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> class scores [N, num_classes]; [N, crops, C, H, W] -> log of the crops' mean probability."""
-        scores = self.net(images.flatten(0, -4).contiguous(memory_format=self.layout))
+        try:
+            scores = self.net(images.flatten(0, -4).contiguous(memory_format=self.layout))
+        except ValueError as error:
+            raise Refused(f"data: {error}") from error
         if images.dim() == 4:
             return scores
         crops = images.shape[1]

@@ -1,33 +1,39 @@
 """The commands fit, validate and predict: what can be said without Lightning, which takes seconds to import."""
 
-from collections.abc import Callable
+import re
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from ..cli import PROGRAM, Parser, Refused, count
 
 RECIPES = files(__package__) / "recipes"
 EXTRA = (
-    "jsonargparse",
-    "lightning",
-    "matplotlib",
-    "sklearn",
-    "tensorboard",
-    "torchdata",
-    "torchmetrics",
-    "torchvision",
+    *(
+        "PIL",
+        "jsonargparse",
+        "lightning",
+        "matplotlib",
+        "docstring_parser",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "tensorboard",
+        "torchdata",
+    ),
+    *("torchmetrics", "torchvision", "tqdm", "yaml"),
 )
 
 
 def fit(arguments: list[str]) -> int:
-    return _imported("running", "fit")(with_recipes(arguments, "fit"))
+    return _call("running", "fit", with_recipes(arguments, "fit"))
 
 
 def validate(arguments: list[str]) -> int:
     if not any(argument.partition("=")[0] in ("--ckpt_path", "--help", "-h") for argument in arguments):
         Parser(prog=f"{PROGRAM} validate").error("--ckpt_path: got none, expected the checkpoint of a run")
-    return _imported("running", "validate")(with_recipes(arguments, "validate"))
+    return _call("running", "validate", with_recipes(arguments, "validate"))
 
 
 def predict(arguments: list[str]) -> int:
@@ -42,7 +48,7 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--csv", type=Path, help="also write file, class and probability into this file")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, or auto (default)")
     options = parser.parse_args(arguments)
-    return _imported("predicting", "predict")(options)
+    return _call("predicting", "predict", options)
 
 
 def list_recipes(arguments: list[str]) -> int:
@@ -54,14 +60,16 @@ def list_recipes(arguments: list[str]) -> int:
     return 0
 
 
-def _imported(module: str, name: str) -> Callable[..., int]:
+def _call(module: str, name: str, options: Any) -> int:
+    """What the module's function returns. Some packages are missed at its import, some when they are used."""
     try:
-        return getattr(import_module(f".{module}", __package__), name)
+        return getattr(import_module(f".{module}", __package__), name)(options)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in EXTRA:
+        missing = next((known for known in EXTRA if re.search(rf"\b{known}\b", error.name or str(error))), None)
+        if missing is None:
             raise
         needed = "pip install '.[train]' in a checkout of densenet_fast"
-        raise Refused(f"{error.name} is not installed; training needs: {needed}") from None
+        raise Refused(f"{missing} is not installed; training needs: {needed}") from None
 
 
 def recipes() -> list[str]:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from ..cli import Refused
 from .order import Images, Key, Order, Readable
+from .told import expect
 
 
 class ImageData(LightningDataModule, ABC):
@@ -55,8 +55,7 @@ class ImageData(LightningDataModule, ABC):
     ):
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("held_out", held_out, 0), ("workers", workers, 0)):
-            if value < least:
-                raise Refused(f"data.{name}: got {value}, expected at least {least}")
+            expect(value >= least, f"data.{name}", value, f"at least {least}")
         self.root, self.batch_size, self.augment = Path(root), batch_size, augment
         self.held_out, self.workers, self.seed = held_out, workers, seed
 
@@ -88,8 +87,8 @@ class ImageData(LightningDataModule, ABC):
         """Read the images that the trainer's stage needs."""
         if stage == "fit":
             train: Any = self.read(train=True)
-            if self.held_out >= len(train):
-                raise Refused(f"data.held_out: got {self.held_out}, expected less than the {len(train)} images")
+            less = f"less than the {len(train)} images"
+            expect(self.held_out < len(train), "data.held_out", self.held_out, less)
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
             self.train_images: Any = Subset(train, sorted(order[self.held_out :]))
             held_out: Any = Subset(train, sorted(order[: self.held_out]))

@@ -6,6 +6,7 @@ Channel means and deviations of CIFAR are those of the paper's published code (f
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -16,7 +17,9 @@ from torchvision.transforms import v2
 
 from ..cli import Refused
 from .data import ImageData
+from .files import load
 from .order import Readable
+from .told import expect
 
 
 @contextmanager
@@ -131,6 +134,7 @@ class ImageFolder(ImageData):
         self, root: str = "data", augment: bool = True, image_size: int = 224, ten_crop: bool = False, **options: Any
     ):
         super().__init__(root, augment=augment, **options)
+        expect(image_size >= 1, "data.image_size", image_size, "at least 1")
         self.image_size, self.ten_crop = image_size, ten_crop
         train = self.root / "train"
         self.class_names = sorted(f.name for f in train.iterdir() if f.is_dir()) if train.is_dir() else []
@@ -156,7 +160,7 @@ class ImageFolder(ImageData):
     def read(self, train: bool) -> Readable:
         folder = self.root / ("train" if train else "val")
         try:
-            images = datasets.ImageFolder(str(folder))
+            images = datasets.ImageFolder(str(folder), loader=partial(load, option="data.root"))
         except FileNotFoundError:
             raise Refused(f"data.root: got {str(self.root)!r}, expected images in {folder}/<class>/") from None
         for got, expected in zip_longest(images.classes, self.class_names):
@@ -173,16 +177,26 @@ def _stack(crops: Sequence[Tensor]) -> Tensor:
 
 
 class Digits(ImageData):
-    """scikit-learn's bundled digits: 1,797 scans of 8x8, enlarged to 32x32, four fifths of each class for training."""
+    """scikit-learn's bundled digits: 1,797 scans of 8x8, enlarged, four fifths of each class for training.
+
+    Args:
+        image_size: side to which they are enlarged.
+        **options: of `ImageData`.
+    """
 
     num_classes = 10
     class_names = tuple("0123456789")
     in_channels = 1
     mean, std = (0.3053,), (0.3237,)
 
+    def __init__(self, image_size: int = 32, **options: Any):
+        super().__init__(**options)
+        expect(image_size >= 1, "data.image_size", image_size, "at least 1")
+        self.image_size = image_size
+
     def augmentation(self) -> list[Callable[[Any], Any]]:
         """Shifts alone: a mirrored digit is another, or none."""
-        return [v2.RandomCrop(self.image_size, padding=2)]
+        return [v2.RandomCrop(self.image_size, padding=self.image_size // 16)]
 
     def read(self, train: bool) -> Readable:
         from sklearn.datasets import load_digits
@@ -215,6 +229,8 @@ class Synthetic(ImageData):
         image_size: int = 32,
     ):
         super().__init__(".", batch_size, augment, 0, workers, seed)
+        for name, value in (("images", images), ("num_classes", num_classes), ("image_size", image_size)):
+            expect(value >= 1, f"data.{name}", value, "at least 1")
         self.images, self.num_classes, self.image_size = images, num_classes, image_size
         self.class_names = [str(i) for i in range(num_classes)]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -11,31 +12,39 @@ from typing import IO, Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..cli import Refused
+from ..cli import PROGRAM, Refused
 from .classifier import Classifier
 from .data import ImageData
-from .running import ENTRY, one_line, quieten, trained
+from .files import load
+from .running import ENTRY, quieten, trained
+from .told import one_line
 
 
 class Files(Dataset[tuple[Tensor, int]]):
-    """Image files as a net's images, with their number in place of a label."""
+    """Image files as a net's images, with their number in place of a label.
+
+    Attributes:
+        refused: why a file could not be read, by its number; a blank image stands in its place.
+    """
 
     def __init__(self, paths: list[Path], transform: Callable[[Any], Tensor], channels: int):
         self.paths, self.transform, self.mode = paths, transform, "L" if channels == 1 else "RGB"
+        self.refused: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
-            with Image.open(self.paths[index]) as image:
-                return self.transform(image.convert(self.mode)), index
-        except (UnidentifiedImageError, OSError) as error:
-            raise Refused(f"images: got {self.paths[index]}, which cannot be read as an image ({error})") from None
+            image = load(self.paths[index], self.mode)
+        except Refused as refusal:
+            self.refused[index] = str(refusal)
+            image = Image.new(self.mode, (32, 32))
+        return self.transform(image), index
 
 
 def listed(given: list[Path]) -> list[Path]:
@@ -78,14 +87,17 @@ def predict(options: argparse.Namespace) -> int:
     names = checkpoint[ENTRY]["class_names"] or [str(i) for i in range(probabilities.shape[1])]
     best, classes = probabilities.topk(min(options.top, len(names)))
     rows = []
-    for path, labels, shares in zip(files.paths, classes.tolist(), best.tolist(), strict=True):
+    for i, (path, labels, shares) in enumerate(zip(files.paths, classes.tolist(), best.tolist(), strict=True)):
+        if i in files.refused:
+            print(f"{PROGRAM} predict: {files.refused[i]}", file=sys.stderr, flush=True)
+            continue
         found = [(names[label], share) for label, share in zip(labels, shares, strict=True)]
-        print(f"{path}: {', '.join(f'{name} {share:.1%}' for name, share in found)}")
+        print(f"{path}: {', '.join(f'{name} {share:.1%}' for name, share in found)}", flush=True)
         rows += [(str(path), name, f"{share:.4f}") for name, share in found]
     if options.csv is not None:
         with _opened(options.csv, "w") as file:
             csv.writer(file).writerows([("file", "class", "probability"), *rows])
-    return 0
+    return 1 if files.refused else 0
 
 
 @contextmanager

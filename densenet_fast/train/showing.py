@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "train_error", "val_error", "val_top5_error", "lr")
 
@@ -89,9 +91,6 @@ class LearningCurves(Callback):
 
 def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
     """Loss and error of training and validation against the epoch, as a PNG."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, value, unit in zip(figure.subplots(1, 2), ("loss", "error"), ("cross entropy", "%"), strict=True):
         for part, label, colour in (("train", "training", "tab:blue"), ("val", "validation", "tab:orange")):

@@ -149,6 +149,8 @@ def test_digits_are_normalised_and_split_by_class():
     assert images.shape[1:] == (1, 32, 32)
     assert images.mean().abs() < 0.02
     assert (images.std() - 1).abs() < 0.02
+    smaller = Digits(image_size=16, augment=True)
+    assert Images(smaller.read(train=False), smaller.transform(augment=True), 0)[Key(0, 0)][0].shape == (1, 16, 16)
     counts = np.bincount([label for _, label in test])
     assert counts.min() >= 34
     assert counts.max() <= 38

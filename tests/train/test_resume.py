@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from functools import cache
 
 import pytest
 import torch
@@ -39,32 +40,72 @@ def test_ctrl_c_saves_first(whole, tmp_path):
     assert not runs.difference(whole, tmp_path)
 
 
-# FSDP2 knows no double precision: four small steps of single precision, whose rounding the norms carry on.
-STRATEGIES = {
-    "ddp": (("--trainer.precision=64-true",), 1e-12),
-    "fsdp2": (("--trainer.precision=32-true", "--model.lr=0.01"), 100 * torch.finfo(torch.float32).eps),
-}
+def test_behind_an_epoch_a_run_of_so_many_steps_goes_on_with_the_next(tmp_path):
+    """Lightning alone would count an epoch that is empty."""
+    steps = ("--trainer.max_epochs=-1", "--trainer.max_steps=18", "--checkpoint_every=null", "--ema_decay=null")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    running = runs.fit(whole, *steps)
+    process = runs.fit(killed, *steps)
+    runs.wait_for_checkpoints(process, killed, 1)
+    process.kill()
+    process.join()
+    assert torch.load(killed / "checkpoints" / LAST, weights_only=True)["global_step"] % 4 == 0
+    runs.finish(runs.fit(killed, "--ckpt_path=last", *steps), killed)
+    runs.finish(running, whole)
+    assert not runs.difference(whole, killed)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_are_one_with_the_doubled_batch(strategy, tmp_path):
-    """Through what torchrun sets: augmentation, order and synchronised norms are the same."""
-    own, bound = STRATEGIES[strategy]
-    options = ("--model.drop_rate=0", "--ema_decay=null", "--model.backend=eager", "--trainer.max_epochs=2", *own)
-    one, two = tmp_path / "one", tmp_path / "two"
-    process = runs.fit(one, *options, "--data.batch_size=16", "--checkpoint_every=null")
-    port = str(random.Random().randrange(20000, 40000))
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
-    parallel = (f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.sync_batchnorm=true")
-    pair = [
-        runs.fit(two, *options, *parallel, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    for running, folder in [(process, one), *((p, two) for p in pair)]:
-        runs.finish(running, folder)
-    a, b = (torch.load(f / "checkpoints" / LAST, weights_only=True)["state_dict"] for f in (one, two))
-    assert a.keys() == b.keys()
-    one_s, two_s = (torch.cat([value.double().flatten() for value in weights.values()]) for weights in (a, b))
-    error = (one_s - two_s).norm() / one_s.norm()
-    assert error < bound
+SHARED = (
+    *("--model.drop_rate=0", "--model.lr=0.01", "--model.backend=eager", "--ema_decay=null"),
+    *("--trainer.max_epochs=2", "--checkpoint_every=null"),
+)
+
+
+def weights(folder):
+    state = torch.load(folder / "checkpoints" / LAST, weights_only=True)["state_dict"]
+    return torch.cat([state[key].double().flatten() for key in sorted(state)])
+
+
+def error(got, expected):
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The weights that a run ends with, by its strategy and precision: two processes, through what torchrun sets, or,
+    of no strategy, one with the doubled batch."""
+
+    @cache
+    def found(strategy, precision):
+        folder = tmp_path_factory.mktemp("run")
+        options = (*SHARED, f"--trainer.precision={precision}")
+        if strategy is None:
+            processes = [runs.fit(folder, *options, "--data.batch_size=16")]
+        else:
+            port = str(random.Random().randrange(20000, 40000))
+            common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            common |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
+            options += (f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.sync_batchnorm=true")
+            places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+            processes = [runs.fit(folder, *options, environment=place) for place in places]
+        for process in processes:
+            runs.finish(process, folder)
+        return weights(folder)
+
+    return found
+
+
+def rounding(ended):
+    """How far two processes in single precision are from double precision: what rounding makes of these steps."""
+    return error(ended("ddp", "32-true"), ended("ddp", "64-true"))
+
+
+def test_two_processes_are_one_with_the_doubled_batch(ended):
+    """Augmentation, order and synchronised norms are the same, and so, to double precision's rounding, are weights."""
+    finer = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    assert error(ended("ddp", "64-true"), ended(None, "64-true")) <= rounding(ended) * finer
+
+
+def test_fsdp2_is_ddp(ended):
+    """It knows no double precision: it differs from DDP in single precision less than that does from double."""
+    assert error(ended("fsdp2", "32-true"), ended("ddp", "32-true")) <= rounding(ended)
