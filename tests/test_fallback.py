@@ -1,6 +1,7 @@
 """Where the fused path does not apply: plain layers, the same results, and one warning with the reason."""
 
 import copy
+import re
 import warnings
 
 import onnxruntime
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from benchmarks.memory import measure
 from densenet_fast import DenseNet
 from densenet_fast.modules import DenseBlock, DenseLayer
 
@@ -140,6 +142,22 @@ def test_grad_cam_on_the_last_block_and_norm():
     model(image())[:, 3].sum().backward()
     assert gradients["denseblock2"].shape == (4, 15, 8, 8)
     assert gradients["norm_final"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("efficient", [False, True])
+def test_the_warning_tells_what_is_kept(efficient):
+    block, pixels = DenseBlock(4, 16, 4, 8, efficient=efficient, backend="eager"), 3 * 32 * 32
+    x = torch.randn(3, 16, 32, 32)
+    fused = measure(block, x).live / (4 * pixels)
+    block.denselayer2.norm1.register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="values kept for each pixel") as caught:
+        block(x)
+    told = re.search(r"([\d,]+) values kept for each pixel instead of ([\d,]+)", str(caught[0].message)).groups()
+    of_plain, of_fused = (int(number.replace(",", "")) for number in told)
+    plain = measure(block, x).live / (4 * pixels)
+    output = block(x).shape[1]  # alive, too
+    assert abs(plain - output - of_plain) < 0.02 * plain
+    assert abs(fused - output - of_fused) < 0.02 * fused
 
 
 def test_global_hooks_are_served():

@@ -1,6 +1,7 @@
 """What people do to a model: modules replaced, frozen, parametrized, cut, hooked, as torchvision's model takes it."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -221,6 +222,50 @@ def test_weights_may_come_by_position(arguments):
         assert model.classifier.out_features == 3
     with pytest.raises(TypeError, match="densenet121: got 3 positional arguments"):
         densenet_fast.torchvision.densenet121(None, True, 3)
+
+
+def test_names_that_people_import():
+    """torchvision's private classes, with its arguments, by which projects build nets of their own."""
+    ours, theirs = densenet_fast.torchvision, stock.densenet
+    x, results = torch.randn(2, 8, 8, 8), []
+    for package in (theirs, ours):
+        torch.manual_seed(0)
+        layer = package._DenseLayer(8, 4, 2, 0.0, True)
+        block = package._DenseBlock(2, 12, 2, 4, 0.0, memory_efficient=True)
+        parts = [layer, block, package._Transition(20, 10)]
+        y = torch.cat([x, layer([x])], 1)
+        results.append([y, block(y), parts[2](block(y)), *[p for part in parts for p in part.parameters()]])
+    for got, right in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, right)
+
+    class Weights:
+        def get_state_dict(self, **options):
+            return theirs.DenseNet(4, (1,), 4).state_dict()
+
+    ours._load_state_dict(ours.DenseNet(4, (1,), 4), Weights(), progress=False)
+
+
+def test_weights_may_be_elsewhere_until_they_are_needed():
+    """As offloading has them: on the meta device, but while a forward that was set on the instance runs."""
+    results, x = [], image()
+    for model in pair():
+        for module in [m for m in model.modules() if not list(m.children())]:
+            held, forward = dict(module.named_parameters()), module.forward
+
+            def call(*inputs, module=module, held=held, forward=forward):
+                away = dict(module._parameters)
+                module._parameters.update(held)
+                y = forward(*inputs)
+                module._parameters.update(away)
+                return y
+
+            for name, parameter in held.items():
+                module._parameters[name] = nn.Parameter(parameter.to("meta"))
+            module.forward = call
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*plain layers")
+            results.append(model(x))
+    assert error(results[1], results[0]) < 1e-10
 
 
 def test_a_replica_runs_on_its_own_tensors():

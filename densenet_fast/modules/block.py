@@ -1,10 +1,11 @@
 """A dense block."""
 
 from abc import abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
 from ..stage.buffer import memory_format
@@ -37,6 +38,18 @@ class FusableBlock(Fusable):
         if len({view.drops_channels for view in views if view.drop_rate > 0}) > 1:
             return Reading(self, "some layers drop channels of images, others values")
         return BlockReading(self, None, tuple(views), [source for view in views for source in view.sources()])
+
+    def cost(self) -> str:
+        plain, fused, channels = 0, 0, 0
+        for layer in self.children():
+            convs: list[Any] = [module for module in layer.modules() if isinstance(module, _ConvNd)]
+            if not convs:
+                return super().cost()
+            width = sum([conv.out_channels for conv in convs[:-1]])
+            plain += 2 * (convs[0].in_channels + width)  # what norms and convolutions are given
+            fused += 0 if self.efficient else width
+            channels = convs[0].in_channels + convs[-1].out_channels
+        return f"more time, and {plain:,} values kept for each pixel instead of {fused + channels:,}"
 
     def set_efficient(self, efficient: bool = True) -> Self:
         """Recompute the bottleneck outputs in backward (True) or keep them (False), and with them what the convolution

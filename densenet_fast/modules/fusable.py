@@ -15,10 +15,9 @@ from .running_stats import Transaction, transaction
 
 
 @constant
-def _warn(name: str, reason: str) -> None:
+def _warn(name: str, cost: str, reason: str) -> None:
     warnings.warn(
-        f"{name} runs its plain layers (same results, more memory and time): {reason}; "
-        "set_backend('plain') silences this",
+        f"{name} runs its plain layers (same results, {cost}): {reason}; set_backend('plain') silences this",
         stacklevel=3,
     )
 
@@ -65,11 +64,15 @@ class Fusable(Readable[Reading]):
         reason = why_not_now() or reading.why_plain
         if reason is not None:
             if torch.compiler.is_compiling():
-                _warn(type(self).__name__, reason)
+                _warn(type(self).__name__, self.cost(), reason)
             elif reason not in self._warned:
                 self._warned.add(reason)
-                _warn(type(self).__name__, reason)
+                _warn(type(self).__name__, self.cost(), reason)
         return reading if reason is None else None
+
+    def cost(self) -> str:
+        """What the plain layers cost, in words."""
+        return "more memory and time"
 
     @abstractmethod
     def plain(self, x: Tensor) -> Tensor:

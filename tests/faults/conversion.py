@@ -13,6 +13,13 @@ def tests(words: str) -> tuple[str, ...]:
 
 FAULTS = [
     Fault(
+        "a conversion takes its owner's attributes",
+        PARTS,
+        "if hasattr(part, name)]",
+        "if False]",
+        tests("of_ours"),
+    ),
+    Fault(
         "a norm of timm's is taken for one without its ReLU",
         "densenet_fast/modules/eligibility.py",
         '("timm.layers.norm_act", "BatchNormAct2d"): True',

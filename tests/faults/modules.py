@@ -27,9 +27,23 @@ FAULTS = [
     Fault(
         "a compiled stage keeps its bottlenecks, efficient or not",
         "densenet_fast/stage/operator.py",
-        "keep and not efficient and spec",
-        "keep and spec",
+        "learns and not efficient and spec",
+        "learns and spec",
         ("tests/test_compile.py", "-k", "bytes_kept and aot_eager"),
+    ),
+    Fault(
+        "what comes back to a block's output in a graph is lost",
+        "densenet_fast/stage/operator.py",
+        "        dbuffer = dbuffer[:, : spec.total]\n",
+        "        dbuffer = torch.zeros_like(dbuffer[:, : spec.total])\n",
+        ("tests/test_intermediates.py", "-k", "compiled_net_gives"),
+    ),
+    Fault(
+        "a block's output in a graph is a copy",
+        "densenet_fast/stage/operator.py",
+        "wanted.buffer) and buffer.shape[1] != spec.total:",
+        "wanted.buffer):",
+        ("tests/test_intermediates.py", "-k", "compiled_net_copies"),
     ),
     Fault(
         "a biased variance in the running average",
