@@ -40,6 +40,28 @@ def test_ctrl_c_saves_first(whole, tmp_path):
     assert not runs.difference(whole, tmp_path)
 
 
+SCALER = (
+    *("--trainer.plugins=lightning.pytorch.plugins.MixedPrecision", "--trainer.plugins.precision=16-mixed"),
+    *("--trainer.plugins.device=cpu", "--trainer.plugins.scaler=torch.amp.GradScaler"),
+    *("--trainer.plugins.scaler.device=cpu", "--trainer.plugins.scaler.growth_interval=2"),
+)
+
+
+def test_the_loss_scaler_goes_on_where_it_was(tmp_path):
+    """Of half precision, which Lightning gives GPUs: here it grows every two steps whose gradients are finite."""
+    options = (*SCALER, "--model.backend=eager", "--trainer.max_epochs=2", "--checkpoint_every=1", "--ema_decay=null")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    running = runs.fit(whole, *options)
+    assert runs.kill_and_resume(killed, 1, random.Random(0), *options) == 1
+    runs.finish(running, whole)
+    scales = [
+        torch.load(folder / "checkpoints" / LAST, weights_only=True)["MixedPrecision"] for folder in (whole, killed)
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] != 2**16  # where it begins
+    assert not runs.difference(whole, killed)
+
+
 def test_behind_an_epoch_a_run_of_so_many_steps_goes_on_with_the_next(tmp_path):
     """Lightning alone would count an epoch that is empty."""
     steps = ("--trainer.max_epochs=-1", "--trainer.max_steps=18", "--checkpoint_every=null", "--ema_decay=null")
