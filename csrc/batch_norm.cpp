@@ -60,14 +60,16 @@ void update_any(const Tensor& running, const float* batch, double momentum, doub
 
 struct NormUpdate {
   const Tensor &running_mean, &running_var;
-  const float *mean, *var;  // [C]
-  double momentum, unbias;  // unbias = count / (count - 1)
+  const float *mean, *var;       // [C]
+  double momentum, unbias;       // unbias = count / (count - 1)
+  int64_t* num_batches_tracked;  // or null
 };
 
 void update_running_stats_on(const CpuDevice&, const Arguments&, const std::vector<NormUpdate>& norms) {
   for (const NormUpdate& n : norms) {
     update_any(n.running_mean, n.mean, n.momentum, 1);
     update_any(n.running_var, n.var, n.momentum, n.unbias);
+    if (n.num_batches_tracked != nullptr) ++*n.num_batches_tracked;
   }
 }
 
@@ -86,7 +88,7 @@ void update_running_stats_on(const CudaDevice&, const Arguments& check, const st
   for (const NormUpdate& n : norms)
     table.push_back({n.running_mean.mutable_data_ptr(), n.running_var.mutable_data_ptr(), n.mean, n.var,
                      static_cast<int32_t>(n.running_mean.numel()), running_type(n.running_mean),
-                     running_type(n.running_var), n.momentum, n.unbias});
+                     running_type(n.running_var), n.momentum, n.unbias, n.num_batches_tracked});
   CudaDevice::update_running_stats(table, CudaDevice::Context(check));
 }
 #endif
@@ -102,12 +104,23 @@ void check_running(const Arguments& check, const char* name, const Tensor& t, in
                  std::to_string(C) + " contiguous ones");
 }
 
+int64_t* counter(const Arguments& check, const Tensor& t) {
+  check.same_device("num_batches_tracked", t);
+  if (t.scalar_type() != ScalarType::Long)
+    check.refuse("dtype of num_batches_tracked", torch::headeronly::toString(t.scalar_type()), "Long");
+  if (t.numel() != 1) check.refuse("sizes of num_batches_tracked", std::to_string(t.numel()) + " values", "one");
+  return t.mutable_data_ptr<int64_t>();
+}
+
 template <class Device>
 void update_running_stats(const contract::UpdateRunningStats& a) {
   Arguments check(a.kName, Device::kPlace, a.stats, "stats");
   const size_t norms = a.running_mean.size();
   for (size_t size : {a.running_var.size(), a.begins.size(), a.momentum.size()})
     if (size != norms) check.refuse("length of a list", std::to_string(size), std::to_string(norms));
+  const size_t counters = a.num_batches_tracked.size();
+  if (counters != 0 && counters != norms)
+    check.refuse("length of num_batches_tracked", std::to_string(counters), std::to_string(norms) + " or 0");
   check.sizes("stats", a.stats, {2, -1});
   const int64_t S = a.stats.size(1);
   const Stats stats = check.stats(a.stats, S);
@@ -121,8 +134,8 @@ void update_running_stats(const contract::UpdateRunningStats& a) {
     if (begin < 0 || begin > S - C)
       check.refuse("begins", std::to_string(begin) + " for " + std::to_string(C) + " channels",
                    "columns of stats, which has " + std::to_string(S));
-    updates.push_back(
-        {a.running_mean[i], a.running_var[i], stats.mean + begin, stats.var + begin, a.momentum[i], unbias});
+    updates.push_back({a.running_mean[i], a.running_var[i], stats.mean + begin, stats.var + begin, a.momentum[i],
+                       unbias, counters == 0 ? nullptr : counter(check, a.num_batches_tracked[i])});
   }
   if (!updates.empty()) update_running_stats_on(Device(), check, updates);
 }

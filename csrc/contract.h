@@ -97,10 +97,11 @@ struct BnBwdApply {
 
 struct UpdateRunningStats {
   static constexpr const char* kName = "update_running_stats";
-  static constexpr uint64_t kValues = 6;
+  static constexpr uint64_t kValues = 7;
   Values& values;
   std::vector<Tensor> running_mean = values.take<std::vector<Tensor>>();
   std::vector<Tensor> running_var = values.take<std::vector<Tensor>>();
+  std::vector<Tensor> num_batches_tracked = values.take<std::vector<Tensor>>();
   Tensor stats = values.take<Tensor>();
   std::vector<int64_t> begins = values.take<std::vector<int64_t>>();
   int64_t count = values.take<int64_t>();

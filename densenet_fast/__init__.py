@@ -11,16 +11,18 @@ Layers of the code: docs/internals/code-and-contract.md.
 
 from . import functional, plan, torchvision
 from ._version import __version__
-from .configurations import create
+from .backbone import FeatureNet
 from .conversion import convert, revert
 from .models import DenseNet
 from .modules import DenseBlock, DenseLayer, Transition
+from .nets import create
 from .torchvision import densenet121, densenet161, densenet169, densenet201, densenet264
 
 __all__ = [
     "DenseBlock",
     "DenseLayer",
     "DenseNet",
+    "FeatureNet",
     "Transition",
     "__version__",
     "convert",

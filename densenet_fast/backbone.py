@@ -100,11 +100,35 @@ class Backbone(nn.Module):
         last = max(names, key=modules.index)
         until = last if stop_early and last != modules[-1] else None
         y, taps = trunk.intermediates(x, names, until)
-        if until is None:
+        if until is None and not isinstance(trunk.get_submodule(modules[-1]), DenseBlock):  # a norm
             y = F.relu(y)
             taps |= {name: y for name in names if name == modules[-1]}
         found = [taps[name] for name in names]
         return found if intermediates_only else (y, found)
+
+    def prune_intermediate_layers(
+        self, indices: int | Iterable[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Take away what `forward_intermediates` does not need for features of these `indices`, for good: the children
+        of `features` behind the last, and the classifier if any are taken or `prune_head`.
+
+        prune_norm: is of no effect, as in timm: the last of the features is the norm's.
+
+        Returns:
+            The indices, of which negative ones are counted from the end that was.
+
+        Raises:
+            ValueError, TypeError: as `forward_intermediates`.
+        """
+        trunk = self._trunk()
+        modules = [info["module"].removeprefix("features.") for info in self.feature_info]
+        taken = _taken(indices, len(modules))
+        behind = list(trunk._modules)[list(trunk._modules).index(modules[taken[-1]]) + 1 :]
+        for name in behind:
+            delattr(trunk, name)
+        if behind or prune_head:
+            self.reset_classifier(0)
+        return taken
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """What `forward` makes of `features(x)` or `forward_features(x)`; pre_logits: without the classifier."""
@@ -179,6 +203,69 @@ class Backbone(nn.Module):
             "stem": r"^features\.(?:conv|norm)0",
             "blocks": r"^features\.(?:denseblock|transition)(\d+)" if coarse else layers,
         }
+
+
+class FeatureInfo:
+    """Of the features that a net has, and of those that are taken; as timm's class of this name.
+
+    Attributes:
+        info: of all features, as `Backbone.feature_info` has them.
+        out_indices: of those that are taken.
+    """
+
+    def __init__(self, info: list[dict[str, Any]], out_indices: Iterable[int]):
+        self.info, self.out_indices = info, tuple(out_indices)
+
+    def channels(self) -> list[int]:
+        """Of the features that are taken."""
+        return [self.info[i]["num_chs"] for i in self.out_indices]
+
+    def reduction(self) -> list[int]:
+        """The strides of the features that are taken."""
+        return [self.info[i]["reduction"] for i in self.out_indices]
+
+    def module_name(self) -> list[str]:
+        """The names of the modules whose output they are."""
+        return [self.info[i]["module"] for i in self.out_indices]
+
+    def get_dicts(self) -> list[dict[str, Any]]:
+        """All that is known of the features that are taken."""
+        return [self.info[i] for i in self.out_indices]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.info[index]
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+
+class FeatureNet(nn.Module):
+    """A net that returns features of several strides, as timm's `create_model(..., features_only=True)` makes one.
+
+    Args:
+        model: one of densenet_fast's nets; what the features do not need is taken away from it, for good.
+        out_indices: which of `model.feature_info`; a number: so many of the last; None: all.
+
+    Shapes: [N, in_channels, H, W] -> a list of [N, num_chs, H / reduction, W / reduction], in `forward_intermediates`'
+        order. Blocks' are the very buffers that are kept for backward: changing them in place is an error there.
+
+    Attributes:
+        model: the rest of it.
+        feature_info: a `FeatureInfo`.
+
+    Raises:
+        ValueError, TypeError: as `forward_intermediates`.
+    """
+
+    def __init__(self, model: Backbone, out_indices: int | Iterable[int] | None = None):
+        super().__init__()
+        info = model.feature_info
+        taken = model.prune_intermediate_layers(len(info) if out_indices is None else out_indices)
+        self.model, self.feature_info = model, FeatureInfo(info, taken)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The features that are taken."""
+        return self.model.forward_intermediates(x, self.feature_info.out_indices, intermediates_only=True)
 
 
 def _first(value: int | tuple[int, ...]) -> int:

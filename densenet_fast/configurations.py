@@ -7,9 +7,6 @@ were published with Pleiss et al., "Memory-Efficient Implementation of DenseNets
 import re
 from typing import Any, NamedTuple
 
-from . import torchvision
-from .models import DenseNet
-
 
 class Configuration(NamedTuple):
     """The arguments of `densenet_fast.DenseNet` that make a net, and the side of the images that it was made for."""
@@ -75,24 +72,3 @@ def configuration(name: str) -> Configuration:
     layers = ((depth - 4) // in_a_block,) * 3
     first = 2 * growth if kind == "bc" else 16
     return Configuration(growth, layers, first, 4 if "b" in kind else None, 0.5 if "c" in kind else 1.0, 32)
-
-
-def create(name: str, **overrides: Any) -> DenseNet:
-    """A published DenseNet, with the paper's initial weights: `create("densenet_bc_100_12", num_classes=100)`.
-
-    Args:
-        name: see `configuration`.
-        **overrides: arguments of `densenet_fast.DenseNet`, which replace the net's own; for 121, 161, 169 and 201
-            also `weights` (and `progress`), with which the function of torchvision's name makes the net.
-
-    Raises:
-        ValueError: there is no such net, or weights of it; as `densenet_fast.DenseNet`.
-    """
-    published = configuration(name)
-    if overrides.get("weights") is None:
-        overrides = {key: value for key, value in overrides.items() if key not in ("weights", "progress")}
-        return DenseNet(**{**published.arguments(), **overrides})
-    build = getattr(torchvision, name, None)
-    if build is None:
-        raise ValueError(f"weights: got weights for {name}, expected None: there are none")
-    return build(**overrides)

@@ -1,13 +1,36 @@
-"""Parameters and multiply-adds of nets, and the command `densenet-fast nets`, which lists the published ones."""
+"""The published nets: `create`, their parameters and multiply-adds, and the command `densenet-fast nets`."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from . import torchvision
 from .cli import PROGRAM, Parser
-from .configurations import NAMES, configuration, create
+from .configurations import NAMES, configuration
+from .models import DenseNet
+
+
+def create(name: str, **overrides: Any) -> DenseNet:
+    """A published DenseNet, with the paper's initial weights: `create("densenet_bc_100_12", num_classes=100)`.
+
+    Args:
+        name: see `configurations.configuration`.
+        **overrides: arguments of `densenet_fast.DenseNet`, which replace the net's own; for 121, 161, 169 and 201
+            also `weights` (and `progress`), with which the function of torchvision's name makes the net.
+
+    Raises:
+        ValueError: there is no such net, or weights of it; as `densenet_fast.DenseNet`.
+    """
+    published = configuration(name)
+    if overrides.get("weights") is None:
+        overrides = {key: value for key, value in overrides.items() if key not in ("weights", "progress")}
+        return DenseNet(**{**published.arguments(), **overrides})
+    build = getattr(torchvision, name, None)
+    if build is None:
+        raise ValueError(f"weights: got weights for {name}, expected None: there are none")
+    return build(**overrides)
 
 
 class Size(NamedTuple):

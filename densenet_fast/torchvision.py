@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from . import models
+from .configurations import LARGE_IMAGES
 from .modules import DenseBlock, DenseLayer, Transition
 
 if TYPE_CHECKING:
@@ -172,42 +173,34 @@ def densenet121(*, weights: "WeightsEnum | str | None" = None, progress: bool = 
         ImportError: weights were asked for and torchvision is not installed.
         ValueError: num_classes differs from that of the weights.
     """
-    return _densenet(121, 32, (6, 12, 24, 16), 64, weights, progress, kwargs)
+    return _densenet("densenet121", weights, progress, kwargs)
 
 
 @_positional
 def densenet161(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-161; arguments as `densenet121`, weights of `torchvision.models.DenseNet161_Weights`."""
-    return _densenet(161, 48, (6, 12, 36, 24), 96, weights, progress, kwargs)
+    return _densenet("densenet161", weights, progress, kwargs)
 
 
 @_positional
 def densenet169(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-169; arguments as `densenet121`, weights of `torchvision.models.DenseNet169_Weights`."""
-    return _densenet(169, 32, (6, 12, 32, 32), 64, weights, progress, kwargs)
+    return _densenet("densenet169", weights, progress, kwargs)
 
 
 @_positional
 def densenet201(*, weights: "WeightsEnum | str | None" = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-201; arguments as `densenet121`, weights of `torchvision.models.DenseNet201_Weights`."""
-    return _densenet(201, 32, (6, 12, 48, 32), 64, weights, progress, kwargs)
+    return _densenet("densenet201", weights, progress, kwargs)
 
 
 @_positional
 def densenet264(*, weights: None = None, progress: bool = True, **kwargs: Any) -> DenseNet:
     """DenseNet-264 (Huang et al. 2017, table 1), which torchvision does not have: `weights` must be None."""
-    return _densenet(264, 32, (6, 12, 64, 48), 64, weights, progress, kwargs)
+    return _densenet("densenet264", weights, progress, kwargs)
 
 
-def _densenet(
-    depth: int,
-    growth_rate: int,
-    block_config: tuple[int, ...],
-    num_init_features: int,
-    weights: "WeightsEnum | str | None",
-    progress: bool,
-    kwargs: dict[str, Any],
-) -> DenseNet:
+def _densenet(name: str, weights: "WeightsEnum | str | None", progress: bool, kwargs: dict[str, Any]) -> DenseNet:
     if "pretrained" in kwargs:
         pretrained = kwargs.pop("pretrained")
         warnings.warn(
@@ -215,22 +208,24 @@ def _densenet(
             stacklevel=4,
         )
         weights = weights or ("IMAGENET1K_V1" if pretrained else None)
+    net = LARGE_IMAGES[name]
+    arguments = net.growth_rate, net.block_config, net.num_init_features
     if weights is None:
-        return DenseNet(growth_rate, block_config, num_init_features, **kwargs)
+        return DenseNet(*arguments, **kwargs)
 
-    chosen = _weights_enum(depth).verify(weights)
+    chosen = _weights_enum(name.removeprefix("densenet")).verify(weights)
     classes = len(chosen.meta["categories"])
     if kwargs.setdefault("num_classes", classes) != classes:
         raise ValueError(
             f"num_classes: got {kwargs['num_classes']}, expected {classes}, which weights={weights!r} have; load them "
             "without num_classes and replace model.classifier"
         )
-    model = DenseNet(growth_rate, block_config, num_init_features, **kwargs)
+    model = DenseNet(*arguments, **kwargs)
     _load_state_dict(model, chosen, progress)
     return model
 
 
-def _weights_enum(depth: int) -> Any:
+def _weights_enum(depth: str) -> Any:
     name = f"DenseNet{depth}_Weights"
     if name not in _ENUMS:
         raise ValueError(f"weights: got weights for DenseNet-{depth}, expected None: there are none")

@@ -58,7 +58,8 @@ class Call(NamedTuple):
                     yield _name(argument.name, i if isinstance(value, list) else None), argument, leaf
 
     def results(self) -> dict[str, Tensor]:
-        """What is written, under names; of pairs each row, that of a buffer apart from that of bottlenecks."""
+        """What is written, under names, integers in float64; of pairs each row, that of a buffer apart from that of
+        bottlenecks."""
         found = {}
         total, between = None, ""
         if self.operation.startswith("block"):
@@ -73,7 +74,7 @@ class Call(NamedTuple):
                     if total is not None:
                         found[f"{name}[{row}] of z"] = tensor[row, total:]
             else:
-                found[name] = tensor
+                found[name] = tensor if tensor.is_floating_point() else tensor.double()
         return found
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
@@ -182,6 +183,7 @@ def make(
         "bn_bwd_apply": lambda: (image(c), image(c), line(values(c)), pair(c), image(c)),
         "update_running_stats": lambda: (
             *running,
+            [torch.tensor(3), torch.tensor(1 << 40)],
             in_rows(torch.stack(statistics(c + 1 + k)), wide, room),
             [0, c + 1],
             9,
@@ -202,7 +204,7 @@ def errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]
     a mean may be as small as chance makes it."""
     found = {}
     for result, value in exact.items():
-        deviations = exact[result.replace("[0]", "[1]")] if result.startswith("stats[0]") else value[:0]
+        deviations = exact[result.replace("[0]", "[1]")] if result.startswith("stats[0]") else value.flatten()[:0]
         found[result] = error(got[result], value, deviations.double().sqrt())
     return found
 

@@ -162,7 +162,9 @@ def bn_bwd_apply(v, x, mean, correction, dx) -> None:
     dx.copy_(corrected(v, x, mean, correction))
 
 
-def update_running_stats(running_mean, running_var, stats, begins, count, momentum) -> None:
+def update_running_stats(running_mean, running_var, num_batches_tracked, stats, begins, count, momentum) -> None:
+    for counter in num_batches_tracked:
+        counter.add_(1)
     for mean, var, begin, share in zip(running_mean, running_var, begins, momentum, strict=True):
         batch = stats[:, begin : begin + mean.numel()].double()
         mean.copy_(mean + share * (batch[0] - mean))

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .oracle import error
@@ -41,6 +42,9 @@ CHANGES = {
     "a module replaced": lambda model: setattr(layer(model), "norm2", nn.BatchNorm2d(16, eps=0.1).double()),
     "a class": set_on(lambda model: layer(model).conv1, __class__=Doubled),
     "a forward on an instance": set_on(lambda model: layer(model).relu2, forward=lambda x: 2 * x),
+    "an inner method on an instance": set_on(
+        lambda model: layer(model).conv1, _conv_forward=lambda x, weight, bias: F.conv2d(x, 2 * weight)
+    ),
     "a forward hook": lambda model: layer(model).norm1.register_forward_hook(lambda module, inputs, y: 2 * y),
     "a forward pre-hook": lambda model: layer(model).conv2.register_forward_pre_hook(lambda module, x: (2 * x[0],)),
     "a backward hook": lambda model: layer(model).conv1.register_full_backward_hook(lambda _, dx, dy: (2 * dx[0],)),
@@ -121,6 +125,23 @@ def test_by_a_hook_in_front(name):
         model.features.denseblock1.register_forward_hook(hook)
         results.append([*step(model, x), *step(model, x)])
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+METHODS = [(nn.ReLU, "forward"), (nn.Conv2d, "forward"), (nn.Conv2d, "_conv_forward"), (nn.BatchNorm2d, "forward")]
+
+
+@pytest.mark.parametrize(("cls", "name"), METHODS, ids=lambda value: getattr(value, "__name__", value))
+def test_of_a_class(cls, name, monkeypatch):
+    """A method set on PyTorch's own class, as tools do that pad or quantise; for good, or until it is taken back."""
+    theirs, ours = pair()
+    x, stock = image(), getattr(cls, name)
+    assert error(ours(x), theirs(x)) < 1e-10
+    monkeypatch.setattr(cls, name, lambda *inputs: 0.9 * stock(*inputs))
+    with pytest.warns(UserWarning, match=f"whose {name} was replaced on the class"):
+        assert error(ours(x), theirs(x)) < 1e-10
+    monkeypatch.undo()
+    assert error(ours(x), theirs(x)) < 1e-10
+    assert stages(ours(x)) == 3
 
 
 def stages(y):

@@ -25,10 +25,9 @@ LAYERS = [
     {"conversion"},
     {"checkpoints", "backbone"},
     {"models"},
-    {"memory"},
+    {"memory", "configurations"},
     {"torchvision"},
     {"info"},
-    {"configurations"},
     {"nets"},
     {"plan", "train"},
     {"analyse"},
@@ -98,6 +97,16 @@ def test_backends_import_neither_each_other_nor_the_models():
         if folder.is_dir() and folder.name != "__pycache__":
             for file in folder.glob("*.py"):
                 assert imported(file) <= {"contract"}, file
+
+
+def test_an_import_is_pytorchs_and_ours():
+    """`python -m benchmarks.import_time` tells what it takes."""
+    program = (
+        "import sys, torch; before = {*sys.modules}; import densenet_fast;"
+        "print({m.partition('.')[0] for m in {*sys.modules} - before} - {*sys.stdlib_module_names})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "{'densenet_fast'}"
 
 
 def test_import_is_light():

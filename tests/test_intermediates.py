@@ -5,9 +5,9 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.models.densenet import DenseNet as Timm
 
+from benchmarks.memory import measure
 from densenet_fast import DenseNet
 from densenet_fast.torchvision import DenseNet as Ours
 
@@ -180,20 +180,48 @@ def test_without_gradients_it_may_be_changed():
     assert all(error(a, b) < 1e-10 for a, b in zip(*reversed(found), strict=True))
 
 
-def test_a_compiled_net_gives_them_too():
+def compiled_pair(**config):
+    """A way to call a compiled net for some of its features, the net, and the same without a compiler."""
     torch.compiler.reset()
-    model = away_from_start(DenseNet(4, (1, 1), num_init_features=6, num_classes=3).double())
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-
-    def taps(model, x):
-        return model.forward_intermediates(x, intermediates_only=True)
-
+    model = away_from_start(DenseNet(**{"growth_rate": 4, "num_classes": 3} | config).double())
     found = []
-    for call, net in ((torch.compile(taps, backend="aot_eager", fullgraph=True), copy.deepcopy(model)), (taps, model)):
-        y = call(net, x)
-        sum(F.relu(t).sum() for t in y).backward()
-        found.append([*y, *[p.grad for p in net.features.parameters()]])
-    assert max(error(a, b) for a, b in zip(*found, strict=True)) < 1e-9
+    for net, wrapper in ((copy.deepcopy(model), torch.compile), (model, lambda call, **_: call)):
+
+        def taps(x, indices=None, net=net):
+            return net.forward_intermediates(x, indices, intermediates_only=True)
+
+        found.append((wrapper(taps, backend="aot_eager", fullgraph=True), net))
+    return found
+
+
+# Rows of the first net's buffers are multiples of 16 bytes, of the second's not.
+@pytest.mark.parametrize(("width", "indices"), [(8, None), (7, None), (8, [0])])
+def test_a_compiled_net_gives_them_too(width, indices):
+    x, found = torch.randn(2, 3, 8, 8, dtype=torch.float64), []
+    for call, net in compiled_pair(block_config=(1, 1), num_init_features=width):
+        y = call(x, indices)
+        sum((t.relu() * torch.arange(t.numel()).view(t.shape)).sum() for t in y).backward()
+        found.append([*y, *[p.grad for p in net.features.parameters()], *net.buffers()])
+    for got, right in zip(*found, strict=True):
+        assert (got is None) == (right is None)
+        assert got is None or error(got, right) < 1e-9
+
+
+@pytest.mark.parametrize("config", [{}, {"output_stride": 1}, {"spatial_dims": 3, "efficient": True}], ids=str)
+def test_a_compiled_net_copies_none_of_them_either(config):
+    x, kept = torch.randn(2, 3, *[16] * config.get("spatial_dims", 2), dtype=torch.float64), []
+    for call, net in compiled_pair(block_config=(4, 3), num_init_features=8, **config):
+        kept.append(measure(net, x, lambda y: torch.stack([t.square().sum() for t in y]).sum(), call))
+    assert kept[0].live <= 1.01 * kept[1].live
+
+
+def test_who_changes_a_tap_of_a_compiled_net_in_place_is_told():
+    (call, _), _ = compiled_pair(block_config=(1, 1), num_init_features=8)
+    for index in (0, 1):
+        taps = call(torch.randn(2, 3, 8, 8, dtype=torch.float64))
+        taps[index].mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            sum(t.sum() for t in taps).backward()
 
 
 @pytest.mark.parametrize(

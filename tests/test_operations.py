@@ -99,7 +99,9 @@ def test_running_statistics_take_the_unbiased_variance(eager):
     x = torch.randn(7, 3, dtype=torch.float64)
     module = torch.nn.BatchNorm1d(3, momentum=0.3, dtype=torch.float64)
     mean, var = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    counter = torch.tensor(0)
     module(x)
     batch_var, batch_mean = torch.var_mean(x, 0, correction=0)
-    eager.update_running_stats([mean], [var], torch.stack([batch_mean, batch_var]), [0], 7, [0.3])
+    eager.update_running_stats([mean], [var], [counter], torch.stack([batch_mean, batch_var]), [0], 7, [0.3])
     torch.testing.assert_close((mean, var), (module.running_mean, module.running_var))
+    assert counter == module.num_batches_tracked

@@ -142,6 +142,7 @@ __device__ void update_any(RunningType type, void* running, int c, double batch,
 __global__ void __launch_bounds__(256) update_running_stats_kernel(const UpdateRunningStatsParams p) {
   const RunningStats& norm = p.norm[blockIdx.y];
   const int c = blockIdx.x * 256 + threadIdx.x;
+  if (c == 0 && norm.num_batches_tracked != nullptr) ++*norm.num_batches_tracked;
   if (c >= norm.C) return;
   update_any(norm.type_mean, norm.running_mean, c, norm.mean[c], norm.momentum);
   update_any(norm.type_var, norm.running_var, c, norm.unbias * norm.var[c], norm.momentum);

@@ -80,13 +80,15 @@ void conv1x1_bwd(const Conv1x1Bwd& op, bool accumulate, const Launch& launch);
 
 enum class RunningType : int16_t { kFloat, kDouble, kHalf, kBFloat16 };
 
-// running += momentum * (batch - running) for one norm. No padding: a launch passes the same bytes each time.
+// running += momentum * (batch - running) for one norm, and one batch more counted. No padding: a launch passes the
+// same bytes each time.
 struct RunningStats {
   void *running_mean, *running_var;  // [C]
   const float *mean, *var;           // [C]
   int32_t C;
   RunningType type_mean, type_var;
-  double momentum, unbias;  // unbias = count / (count - 1)
+  double momentum, unbias;       // unbias = count / (count - 1)
+  int64_t* num_batches_tracked;  // or null
 };
 
 void update_running_stats(const RunningStats* norms, int64_t count, const Launch& launch);

@@ -37,6 +37,7 @@ class Operations(Protocol):
         self,
         running_mean: Updated[list[Tensor]],
         running_var: Updated[list[Tensor]],
+        num_batches_tracked: Updated[list[Tensor]],
         stats: Tensor,
         begins: list[int],
         count: int,
@@ -47,6 +48,7 @@ class Operations(Protocol):
 
         Norm i took from the batch, over `count` values for each channel, the columns of stats [2, S] from begins[i] on.
         The variance that enters running_var is unbiased: var * count / (count - 1). Each running tensor appears once.
+        num_batches_tracked: one int64 of each norm, to which 1 is added; or an empty list.
         """
 
     def block_fwd(

@@ -134,9 +134,10 @@ def _convert_part(name: str, module: nn.Module, efficient: bool, backend: str) -
 
 def _convert_trunk(name: str, module: nn.Module, backend: str) -> Part | None:
     """Convert an nn.Sequential of converted parts, if `module` is one."""
+    why_left = None
     if type(module) is nn.Sequential and any(isinstance(child, Fusable) for child in module.children()):
-        change_trunk(module, backend)
-    return Part(name, "trunk", _package(module)) if isinstance(module, Trunk) else None
+        why_left = change_trunk(module, backend)
+    return Part(name, "trunk", _package(module), why_left) if why_left or isinstance(module, Trunk) else None
 
 
 def _package(module: nn.Module) -> str:

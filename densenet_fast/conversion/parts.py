@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..modules import Fusable, Trunk
 from ..modules.block import FusableBlock
 from ..modules.eligibility import runs_as
+from ..modules.reading import Readable
 from ..modules.transition import FusableTransition
 from ..modules.views import LayerView, TransitionView
 from .libraries import Library, dims_of, recomputes, view_of_transition
@@ -37,8 +38,8 @@ class ConvertedBlock(Converted, FusableBlock):
 
     @property
     def efficient(self) -> bool:
-        """Whether to recompute the bottleneck outputs: as the block was told, or as any layer was."""
-        return self._recompute or any(map(recomputes, self.children()))
+        """Whether to recompute the bottleneck outputs: as the block was told, or as it or any layer was before."""
+        return self._recompute or any(map(recomputes, (self, *self.children())))
 
     @efficient.setter
     def efficient(self, efficient: bool) -> None:
@@ -89,21 +90,37 @@ def change_transition(transition: nn.Module, backend: str) -> str | None:
     return _change(transition, None, False, backend)
 
 
+def _why_taken(part: nn.Module, base: type[nn.Module]) -> str | None:
+    """Why `part` cannot become a `base`, too: it has a name of its own that a conversion would take from it."""
+    added = {name for cls in base.__mro__ if issubclass(cls, Readable) for name in vars(cls) if name[:2] != "__"}
+    names = {*_ADDED, "library", "stock", *added} - {"efficient", "forward"}
+    taken = [name for name in sorted(names) if hasattr(part, name)]
+    return f"it has a {taken[0]!r} of its own, which converted parts have, too" if taken else None
+
+
 def _change(part: Any, library: Library | None, efficient: bool, backend: str) -> str | None:
+    reason = _why_taken(part, ConvertedTransition if library is None else ConvertedBlock)
+    if reason is not None:
+        return reason
     part.__class__ = _converted_class(type(part), library)
     part.backend, part._warned, part.spatial_dims = backend, set(), dims_of(part)
     if isinstance(part, ConvertedBlock):
         part.efficient = efficient
-    reason: str | None = part.reading().why_plain
+    reason = part.reading().why_plain
     if reason is not None:
         change_back(part)
     return reason
 
 
-def change_trunk(trunk: Any, backend: str) -> None:
+def change_trunk(trunk: Any, backend: str) -> str | None:
+    """Make a converted one of an nn.Sequential of converted parts, or tell why it stays as it was."""
+    reason = _why_taken(trunk, ConvertedTrunk)
+    if reason is not None:
+        return reason
     trunk.__class__ = ConvertedTrunk
     trunk.backend = backend
     trunk.spatial_dims = next(child.spatial_dims for child in trunk.children() if isinstance(child, Fusable))
+    return None
 
 
 def is_converted(module: nn.Module) -> bool:

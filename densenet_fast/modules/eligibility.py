@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _global
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..uncompiled import constant
+
 
 def is_traced(x: object) -> bool:
     """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx."""
@@ -53,27 +55,39 @@ def is_hooked(module: nn.Module) -> bool:
 
 def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether calling `module` runs the forward that `cls` defines (a subclass may add anything else)."""
-    return type(module).forward is cls.forward and not _has_own_forward(module)
+    return _why_another(module, cls, "forward") is None
 
 
-def _has_own_forward(module: nn.Module) -> bool:
-    """Whether `forward` was replaced on the instance."""
+def _why_another(module: nn.Module, cls: type[nn.Module], method: str) -> str | None:
+    """Why a method of `module` is not what whoever wrote `cls` has written."""
     if torch.compiler.is_compiling():
-        hasattr(module, "forward")  # which the compiler guards; a look into __dict__ it does not
-    return "forward" in module.__dict__
+        hasattr(module, method)  # which the compiler guards; a look into __dict__ it does not
+    if method in module.__dict__:
+        return f"has a {method} that was replaced on the instance"
+    if getattr(type(module), method) is not getattr(cls, method):
+        return f"is {type(module).__name__}, whose {method} is not {cls.__name__}'s"
+    if not _is_as_written(cls, method):
+        return f"is {type(module).__name__}, whose {method} was replaced on the class"
+    return None
+
+
+@constant
+def _is_as_written(cls: type[nn.Module], method: str) -> bool:
+    """Whether nobody has set a function of his own on the class."""
+    owner = next(base for base in cls.__mro__ if method in base.__dict__)
+    function = owner.__dict__[method]
+    origin = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    return origin == (owner.__module__, f"{owner.__qualname__}.{method}") and not hasattr(function, "__wrapped__")
 
 
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
     if not isinstance(module, cls):
         return f"is {type(module).__name__}, not {cls.__name__}"
-    if _has_own_forward(module):
-        return "has a forward that was replaced on the instance"
-    if type(module).forward is not cls.forward:
-        return f"is {type(module).__name__}, whose forward is not {cls.__name__}'s"
-    if is_hooked(module):
+    reason = _why_another(module, cls, "forward")
+    if reason is None and is_hooked(module):
         return "has hooks"
-    return None
+    return reason
 
 
 # By dimensions of the image.
@@ -105,7 +119,7 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
     """Why `module` is not a plain kernel x kernel convolution, dilated or not, that keeps the size of images of `dims`
     dimensions."""
     cls = CONVOLUTIONS[dims]
-    reason = why_not(module, cls)
+    reason = why_not(module, cls) or _why_another(module, cls, "_conv_forward")
     if reason is not None:
         return reason
     stock = (
@@ -116,7 +130,6 @@ def why_not_conv(module: nn.Module, kernel: int, dims: int = 2) -> str | None:
         and module.groups == 1
         and module.bias is None
         and (module.padding_mode == "zeros" or kernel == 1)
-        and type(module)._conv_forward is cls._conv_forward
     )
     if stock:
         return None

@@ -120,7 +120,17 @@ class BlockReading(Reading):
     @property
     def growth(self) -> int:
         """Channels that all layers add."""
-        return sum([layer.growth_rate for layer in self.layers])
+        parameters, others = self._grow
+        return others + sum([of["weight"].shape[0] for of in parameters])  # a weight may have been cut
+
+    @cached_property
+    def _grow(self) -> tuple[list[dict[str, Any]], int]:
+        """The parameters of the layers' last convolutions, and the channels that those add whose weights are
+        parametrized, which are not evaluated."""
+        convs = [layer.convs[-1] for layer in self.layers]
+        own = [conv._parameters.get("weight") is not None for conv in convs]
+        parametrized = [conv.out_channels for conv, is_own in zip(convs, own, strict=True) if not is_own]
+        return [conv._parameters for conv, is_own in zip(convs, own, strict=True) if is_own], sum(parametrized)
 
     @cached_property
     def norms(self) -> tuple[Any, ...]:

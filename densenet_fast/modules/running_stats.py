@@ -26,7 +26,10 @@ class Tracked:
         buffers = [norm._buffers for norm in norms]  # found ten times as fast as attributes
         running = [i for i, of in enumerate(buffers) if of["running_mean"] is not None]
         moving = [i for i in running if norms[i].momentum is not None]
-        self._counted = [of for of in buffers if of["num_batches_tracked"] is not None]
+        counting = [i for i, of in enumerate(buffers) if of["num_batches_tracked"] is not None]
+        self._counted = [buffers[i] for i in counting]
+        self._moving_count = {*moving} <= {*counting}
+        self._others_counted = [buffers[i] for i in counting if i not in moving]
         self._running = [buffers[i] for i in running]
         self._sizes = [columns[i][1] - columns[i][0] for i in running]
         self._moving = [buffers[i] for i in moving]
@@ -57,10 +60,14 @@ class Tracked:
 
     def write(self, stats: Tensor, count: int | None, backend: str) -> None:
         """As `Transaction.report` says. Of an empty batch they are only counted, as PyTorch does it."""
+        counted = self._counted
         if self._moving and count != 0:
+            counters = [of["num_batches_tracked"] for of in self._moving] if self._moving_count else []
+            counted = self._others_counted if counters else counted
             arguments = (
                 [of["running_mean"] for of in self._moving],
                 [of["running_var"] for of in self._moving],
+                counters,
                 stats,
                 self._begins,
                 _MANY if count is None else count,
@@ -71,8 +78,8 @@ class Tracked:
             else:
                 ops = backends.operations(backend, stats.device, stats.dtype, False)  # nobody is told of these few sums
                 ops.update_running_stats(*arguments)
-        if self._counted:
-            torch._foreach_add_([of["num_batches_tracked"] for of in self._counted], 1)
+        if counted:
+            torch._foreach_add_([of["num_batches_tracked"] for of in counted], 1)
         if count != 0:
             for norm, columns in self._averaged:
                 mean, var = stats[:, columns]

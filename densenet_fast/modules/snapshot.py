@@ -1,17 +1,21 @@
 """Whether a module is still what it was when it was last read.
 
 Anybody may set an attribute, hook a child or replace it between two steps, so a step looks at everything that decides
-what calling the modules does, tensors excepted. It looks at a thousand things, so loops run inside map and itemgetter,
-and lists are compared that hold nothing new: a new tuple for each module would have the garbage collected every step.
+what calling the modules does, tensors excepted. It looks at a thousand things, which lie all over the memory, so loops
+run inside map and itemgetter, what cannot matter is not touched, and lists are compared that hold nothing new: a new
+tuple for each module would have the garbage collected every step.
 """
 
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 # What `eligibility` or a reading looks at.
 _ATTRIBUTES = (
@@ -23,6 +27,9 @@ _hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "
 _children = itemgetter("_modules")
 _parameters = itemgetter("_parameters")
 _buffers = itemgetter("_buffers")
+_CHILDLESS = (nn.ReLU, _BatchNorm, _ConvNd)  # which call no child that comes into them
+_forward = attrgetter("forward")
+_conv_forward = attrgetter("_conv_forward")
 _look = cache(itemgetter)  # at several attributes
 
 
@@ -32,12 +39,18 @@ class Snapshot:
     def __init__(self, module: nn.Module):
         self._modules = list(module.modules())
         self._classes = list(map(type, self._modules))
+        self._different = list(dict.fromkeys(self._classes))
+        self._convolutions = [cls for cls in self._different if hasattr(cls, "_conv_forward")]
+        self._methods = self._of_classes()
         self._own = [m.__dict__ for m in self._modules]
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
         self._looks = [_look(*[name for name in _ATTRIBUTES if name in of]) for of in self._own]
         self._seen: list[Any] = [look(of) for look, of in zip(self._looks, self._own, strict=True)]
+        self._handles = RemovableHandle.next_id
         self._hooked = self._are_hooked()
-        families = list(map(_children, self._own))
+        parents = [m for m in self._modules if m._modules or not isinstance(m, _CHILDLESS)]
+        self._parents = [m.__dict__ for m in parents]
+        families = list(map(_children, self._parents))
         self._names_of_children, self._children = _names(families), list(_values(families))
         self._owners = [m.__dict__ for m in self._modules if m._parameters or m._buffers]
         self._tensors = self._of_tensors()
@@ -50,11 +63,15 @@ class Snapshot:
             and all(map(is_, map(vars, self._modules), self._own))
             and list(map(len, self._own)) == self._sizes
             and list(map(type, self._modules)) == self._classes
+            and self._of_classes() == self._methods
             and self._look_alike()
-            and self._are_hooked() == self._hooked
+            and self._are_hooked_alike()
             and self._have_their_children()
             and self._have_their_tensors()
         )
+
+    def _of_classes(self) -> list[Any]:
+        return [*map(_forward, self._different), *map(_conv_forward, self._convolutions)]
 
     def _look_alike(self) -> bool:
         try:
@@ -65,11 +82,21 @@ class Snapshot:
             return False
         return True
 
+    def _are_hooked_alike(self) -> bool:
+        """Hooks come with a handle, which PyTorch numbers; they go unnoticed."""
+        handles = RemovableHandle.next_id
+        if handles == self._handles and True not in self._hooked:
+            return True
+        if self._are_hooked() != self._hooked:
+            return False
+        self._handles = handles
+        return True
+
     def _are_hooked(self) -> list[bool]:
         return list(map(bool, chain.from_iterable(map(_hooks, self._own))))
 
     def _have_their_children(self) -> bool:
-        families = list(map(_children, self._own))
+        families = list(map(_children, self._parents))
         return _names(families) == self._names_of_children and all(map(is_, _values(families), self._children))
 
     def _have_their_tensors(self) -> bool:

@@ -212,7 +212,7 @@ def _tapped(trunk: nn.Sequential, steps: "list[_Step]", taps: Collection[str]) -
     for step in steps:
         if not any(name in taps for name, _ in children[step.begin : step.behind - 1]):
             found.append(step)
-        elif step.block is not None and step.block.layers and not torch.compiler.is_compiling():
+        elif step.block is not None and step.block.layers:
             found.append(step._replace(tapped=True))
         else:
             apart = [_Step(i + 1, i, called=children[i][1]) for i in range(step.begin, step.behind)]

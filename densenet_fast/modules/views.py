@@ -37,12 +37,6 @@ class LayerView(NamedTuple):
     def has_bottleneck(self) -> bool:
         return len(self.convs) == 2
 
-    @property
-    def growth_rate(self) -> int:
-        """Channels that the layer adds."""
-        weight = self.convs[-1]._parameters.get("weight")  # which may have been cut; not evaluated if parametrized
-        return self.convs[-1].out_channels if weight is None else weight.shape[0]
-
     def sources(self) -> list[Source | None]:
         """Of `contract.block.TENSORS`, in the present mode."""
         found = [

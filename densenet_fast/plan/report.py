@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import backends
-from ..configurations import create
 from ..memory import Step
-from ..nets import size
+from ..nets import create, size
 from . import MARGIN, cheapest, most, needed, resident, shape_of, stock
 from .floor import floor
 from .units import text_of_bytes

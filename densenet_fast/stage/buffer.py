@@ -28,10 +28,7 @@ def allocate(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def dense(shape: Sequence[int], like: Tensor) -> Tensor:
     """An uninitialised tensor of `shape` [N, C, H, W] in NHWC memory without gaps."""
-    if len(shape) != 4:
-        n, channels, *size = shape
-        return torch.empty((n, *size, channels), dtype=like.dtype, device=like.device).movedim(-1, 1)
-    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return like.new_empty_strided(tuple(shape), nhwc_strides(shape, shape[1]))
 
 
 def nhwc_strides(shape: Sequence[int], row: int) -> tuple[int, ...]:

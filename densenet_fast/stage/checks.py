@@ -61,9 +61,13 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
         weight = tensors[i]
         if weight.device != device or (weight.dtype is not x.dtype and not autocast):
             check_weight(spec.names[i], weight, x)
-    for i, (tensor, shape) in enumerate(zip(tensors, spec.shapes, strict=True)):
-        if tensor.shape != shape:
-            raise _misfit(spec.names[i], tensor.shape, shape)
+    shapes = [tensor.shape for tensor in tensors]
+    if shapes != spec.shapes:
+        raise next(
+            _misfit(name, shape, fitting)
+            for name, shape, fitting in zip(spec.names, shapes, spec.shapes, strict=True)
+            if shape != fitting
+        )
 
 
 def _misfit(name: str, shape: Sequence[int], fitting: Sequence[int]) -> ValueError:

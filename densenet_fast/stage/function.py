@@ -155,7 +155,10 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """The operations convert nothing by themselves: `run` has chosen all dtypes."""
     device = x.device.type
     active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if active else nullcontext()
+    return torch.autocast(device, enabled=False) if active else _AS_IT_IS
+
+
+_AS_IT_IS = nullcontext()
 
 
 def _for_others(stage: Stage, y: Tensor, shared: bool) -> Tensor:

@@ -10,8 +10,10 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
+from .. import backends
 from ..backends import eager
 from ..contract import DECLARATIONS, Block, Half, Norm, NormGradient, Operations
 from ..contract.block import TENSORS
@@ -28,8 +30,9 @@ def operations(ops: Operations, spec: StageSpec) -> Operations:
     found: dict[str, Any] = {name: getattr(ops, name) for name in DECLARATIONS}
     if spec.dims != 2:
         found |= _on_pixels(ops)
-        for operation in (eager.transition_fwd, eager.transition_bwd, eager.stem_fwd, eager.stem_bwd):
-            found[operation.__name__] = operation
+        of_pytorch = backends.operations("eager", torch.device("cpu"))  # they serve any device, and count FLOPs
+        for name in ("transition_fwd", "transition_bwd", "stem_fwd", "stem_bwd"):
+            found[name] = getattr(of_pytorch, name)
     if not pools:
         for operation in (eager.transition_fwd, eager.transition_bwd):
             found[operation.__name__] = partial(operation, pools=False)

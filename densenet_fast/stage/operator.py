@@ -25,6 +25,9 @@ from .halves import IDLE
 from .schedule import Stage, Wanted
 from .spec import ConsumerSpec, LayerSpec, StageSpec
 
+# Of the operators' arguments and results, backwards' too, of which a graph that is kept tells nothing: raised whenever
+# one of them changes, so that graphs that another version of the package has left on disk are not found.
+_FORM = 2
 _KINDS = ("transition", "stem", "head")
 _OF_STAGE = "int[] sizes, float[] numbers, str groups, str backend"
 _library = torch.library.Library("densenet_fast", "FRAGMENT")
@@ -32,7 +35,7 @@ _library = torch.library.Library("densenet_fast", "FRAGMENT")
 
 def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
     """`sizes`, `numbers`, `groups` of a spec; groups: of processes, a line for each norm if any is synchronised."""
-    sizes, numbers = [spec.dims, spec.channels, len(spec.layers)], []
+    sizes, numbers = [_FORM, spec.dims, spec.channels, len(spec.layers)], []
     for width, growth, eps1, eps2, batch1, batch2, drop_rate, _, _, dilation, drops_channels in spec.layers:
         sizes += [width, growth, int(batch1), int(batch2), dilation, int(drops_channels)]
         numbers += [eps1, eps2, drop_rate]
@@ -46,7 +49,7 @@ def encoded(spec: StageSpec) -> tuple[list[int], list[float], str]:
 @lru_cache(maxsize=256)
 def decoded(sizes: tuple[int, ...], numbers: tuple[float, ...], groups: str) -> StageSpec:
     rest, of_norms, of_groups = iter(sizes), iter(numbers), iter(groups.split("\n"))
-    dims, channels, count = (next(rest) for _ in range(3))
+    _, dims, channels, count = (next(rest) for _ in range(4))
     layers = []
     for _ in range(count):
         width, growth, batch1, batch2, dilation, drops_channels = (next(rest) for _ in range(6))
@@ -73,19 +76,23 @@ def run(
     wanted: Wanted,
     x_stats: Tensor | None,
     efficient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """y, its statistics and `stats`, as `function.Result`; x has the dtype that the stage computes in."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """As `function.Result`; x has the dtype that the stage computes in."""
     tensors = [tensor.to(dtype) for tensor, dtype in zip(tensors, spec.dtypes(x.dtype), strict=True)]
     if not spec.layers:  # x itself is the buffer
         x = _nhwc(x)
-    keep = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
-    keep_z = keep and not efficient and spec.layers_learn(x.requires_grad, [t.requires_grad for t in tensors])
-    nhwc = wanted.layout != torch.contiguous_format
-    y, y_stats, _, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(tensor.requires_grad for tensor in tensors))
+    keep_z = learns and not efficient and spec.layers_learn(x.requires_grad, [t.requires_grad for t in tensors])
+    nhwc, keep = wanted.layout != torch.contiguous_format, learns or wanted.buffer
+    y, y_stats, buffer, stats, _, _, reported = torch.ops.densenet_fast.stage.default(
         x, x_stats, tensors, seeds, *encoded(spec), backend, wanted.stats, nhwc, keep, keep_z
     )
+    if keep and (spec.consumer is None or wanted.buffer) and buffer.shape[1] != spec.total:
+        buffer = buffer[:, : spec.total].clone()  # of who changes a view in place the compiler would tell nobody
+    if spec.consumer is None and keep:
+        y = buffer if wanted.layout is None else buffer.clone(memory_format=wanted.layout)
     reported = reported if spec.synchronised else stats
-    return y, y_stats.detach() if wanted.stats else None, reported.detach()
+    return y, y_stats.detach() if wanted.stats else None, reported.detach(), buffer if wanted.buffer else None
 
 
 def _nhwc(x: Tensor) -> Tensor:
@@ -112,20 +119,27 @@ def _stage(
     stage = _of(sizes, numbers, groups, backend, x, Wanted(wants_stats, layout=layout))
     spec = stage.spec
     y, y_stats, buffer, stats, z, reported = schedule.forward(stage, x, x_stats, tensors, seeds, keep_z)
-    if y.dim() > 3 or (y.dim() == 3 and not nhwc):
-        y = handed_out(y, layout, shared=keep and spec.consumer is None)
-    n, _, *size = x.shape
-    row = row_stride(spec.total, x.dtype)
+    if spec.consumer is None and keep:
+        y = x.new_empty(0)  # the buffer is returned
+    elif y.dim() > 3 or (y.dim() == 3 and not nhwc):
+        y = handed_out(y, layout, shared=False)
     given = [tensors[i] for i in spec.given] if keep else []
     return (
         y,
         stats.new_empty(0) if y_stats is None else y_stats,
-        buffer.as_strided((n, row, *size), buffer.stride()) if keep and spec.layers else x.new_empty(0),
+        _with_rests(buffer) if keep and spec.layers else x.new_empty(0),
         stats,
         x.new_empty(0) if z is None else z,
         torch.cat(given) if given else stats.new_empty(0),
         reported if spec.synchronised else stats.new_empty(0),
     )
+
+
+def _with_rests(buffer: Tensor) -> Tensor:
+    """A buffer with what lies between the channels of one pixel and the next."""
+    n, channels, *size = buffer.shape
+    row = row_stride(channels, buffer.dtype)
+    return buffer if row == channels else buffer.as_strided((n, row, *size), buffer.stride())
 
 
 def _fake_stage(
@@ -151,7 +165,7 @@ def _fake_stage(
         of_transition = [s // 2 for s in size] if spec.consumer.pools else size
         of_kind = {"head": [], "transition": of_transition, "stem": [(s + 1) // 2 for s in size]}
         shape = (n, channels, *of_kind[spec.consumer.kind])
-    y = x.new_empty(shape)
+    y = x.new_empty(0 if spec.consumer is None and keep else shape)
     if nhwc and y.dim() > 2:
         y = dense(shape, x)
     has_stats = wants_stats and spec.consumer is not None and spec.consumer.kind != "head"
@@ -167,7 +181,8 @@ def _fake_stage(
 
 
 def _stage_backward(
-    dy: Tensor,
+    dy: Tensor | None,
+    dbuffer: Tensor | None,
     x: Tensor,
     stats: Tensor,
     z: Tensor,
@@ -181,7 +196,8 @@ def _stage_backward(
     needs_x: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    """x: the whole buffer; learnt: the tensors that are no statistics. The gradients that are needed, x's first."""
+    """x, dbuffer: the whole buffer, and the gradient of it if it was read; learnt: the tensors that are no statistics.
+    The gradients that are needed, x's first."""
     stage = _of(sizes, numbers, groups, backend, x, Wanted())
     spec = stage.spec
     statistics = iter(given.split([spec.shapes[i][0] for i in spec.given]))
@@ -189,12 +205,15 @@ def _stage_backward(
     tensors = [next(statistics if i in are_given else rest) for i in range(len(spec.slots))]
     kept_z = z if z.numel() else None
     buffer = laid_out(x[:, : spec.total])
-    dx, gradients = schedule.backward(stage, buffer, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs))
+    if dbuffer is not None:
+        dbuffer = dbuffer[:, : spec.total]
+    dx, gradients = schedule.backward(stage, buffer, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs), dbuffer)
     return [gradient for gradient in (dx, *gradients) if gradient is not None]
 
 
 def _fake_stage_backward(
-    dy: Tensor,
+    dy: Tensor | None,
+    dbuffer: Tensor | None,
     x: Tensor,
     stats: Tensor,
     z: Tensor,
@@ -230,13 +249,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, dy: Tensor | None, _: None, dbuffer: Tensor | None, *__: Tensor | None) -> tuple[Any, ...]:
     needs_x, _, needs = ctx.needs_input_grad[:3]
+    if dy is None:  # nothing comes from the consumer
+        sizes, numbers, groups, _ = ctx.of_stage
+        needs = decoded(tuple(sizes), tuple(numbers), groups).of_layers(needs)
     found: list[Tensor] = []
-    if dy is not None:
+    if dy is not None or dbuffer is not None:
         x, stats, z, given, seeds, *learnt = ctx.saved_tensors
         found = torch.ops.densenet_fast.stage_backward.default(
-            dy, x, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
+            dy, dbuffer, x, stats, z, given, learnt, seeds, *ctx.of_stage, needs_x, needs
         )
     each = iter(found)
     dx = next(each) if needs_x and found else None
@@ -247,6 +269,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]
 def _update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
     stats: Tensor,
     begins: list[int],
     count: int,
@@ -254,7 +277,7 @@ def _update_running_stats(
     backend: str,
 ) -> None:
     ops = backends.operations(backend, stats.device, stats.dtype, False)  # as `Tracked.write`
-    ops.update_running_stats(running_mean, running_var, stats, begins, count, momentum)
+    ops.update_running_stats(running_mean, running_var, num_batches_tracked, stats, begins, count, momentum)
 
 
 def _register() -> None:
@@ -272,15 +295,15 @@ def _register() -> None:
     )
     operator(
         "stage_backward",
-        f"(Tensor dy, Tensor x, Tensor stats, Tensor z, Tensor given, Tensor[] learnt, Tensor? seeds, {_OF_STAGE}, "
-        "bool needs_x, bool[] needs) -> Tensor[]",
+        "(Tensor? dy, Tensor? dbuffer, Tensor x, Tensor stats, Tensor z, Tensor given, Tensor[] learnt, "
+        f"Tensor? seeds, {_OF_STAGE}, bool needs_x, bool[] needs) -> Tensor[]",
         _stage_backward,
         _fake_stage_backward,
     )
     operator(
         "update_running_stats",
-        "(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, Tensor stats, int[] begins, SymInt count, "
-        "float[] momentum, str backend) -> ()",
+        "(Tensor(a!)[] running_mean, Tensor(b!)[] running_var, Tensor(c!)[] num_batches_tracked, Tensor stats, "
+        "int[] begins, SymInt count, float[] momentum, str backend) -> ()",
         _update_running_stats,
         lambda *_: None,
     )

@@ -15,20 +15,23 @@ from ..contract import BatchNorm
 from .dropout import mask_of
 from .schedule import Stage
 
-# To autograd no view, as which it would follow the changes of the buffer that x begins.
-_in_place_of = torch.ops.aten._unsafe_view.default
+_EMPTY: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 
 def edges(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """For each an empty tensor in its place in autograd's graph: gradients can go there when the tensor itself has
     gone. None for leaves, which the graph itself knows."""
-    return [None if tensor.grad_fn is None else _edge(tensor) for tensor in tensors]
+    with torch.enable_grad():
+        return [None if tensor.grad_fn is None else _edge(tensor) for tensor in tensors]
 
 
 def _edge(tensor: Tensor) -> Tensor:
-    with torch.enable_grad():
-        edge = _in_place_of(tensor, tensor.shape)
-    edge.data = tensor.new_empty(0)
+    # To autograd no view, as which it would follow the changes of the buffer that x begins.
+    (edge,) = torch.unsafe_chunk(tensor, 1)
+    like = tensor.dtype, tensor.device
+    if like not in _EMPTY:
+        _EMPTY[like] = tensor.new_empty(0)
+    edge.data = _EMPTY[like]
     return edge
 
 

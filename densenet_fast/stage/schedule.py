@@ -129,15 +129,14 @@ def backward(
     """
     spec, ops = stage.spec, stage.ops
     if dy is None:  # nothing comes from the consumer
-        needs = tuple(
-            [need and slot < len(TENSORS) * len(spec.layers) for slot, need in zip(spec.slots, needs, strict=True)]
-        )
+        needs = spec.of_layers(needs)
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
     like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
+    dense = torch.contiguous_format
     gradients: list[Any] = [
-        like(tensor, memory_format=torch.contiguous_format) if need else None
-        for tensor, need in zip(tensors, needs, strict=True)
+        None if not need else like(t) if t.is_contiguous() else like(t, memory_format=dense)  # the latter takes longer
+        for t, need in zip(tensors, needs, strict=True)
     ]
     slots, of_slots = spec.full(tensors), spec.full(gradients)
     if dy is None or spec.consumer is None:

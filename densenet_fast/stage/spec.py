@@ -155,8 +155,12 @@ class StageSpec:
     def layers_learn(self, needs_x: bool, needs: Sequence[bool]) -> bool:
         """Whether a backward goes through the layers, and not only through the consumer; by what needs a gradient: x,
         and each of the tensors."""
+        return needs_x or any(self.of_layers(needs))
+
+    def of_layers(self, needs: Sequence[bool]) -> tuple[bool, ...]:
+        """`needs` of the layers' tensors; of the consumer's none."""
         behind = len(TENSORS) * len(self.layers)
-        return needs_x or any(need and slot < behind for slot, need in zip(self.slots, needs, strict=True))
+        return tuple([need and slot < behind for slot, need in zip(self.slots, needs, strict=True)])
 
     def z_size(self, pixels: int) -> int:
         """Elements of all bottlenecks of N * H * W = `pixels`."""

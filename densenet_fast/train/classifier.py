@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
 from ..cli import Refused
-from ..configurations import create
+from ..nets import create
 from .parallel import shard
 from .schedule import factor
 from .told import expect

@@ -258,6 +258,32 @@ def test_an_overridden_forward_and_another_activation_are_left():
     assert reasons[:2] == ["denselayer1.norm1 act is SiLU, not ReLU", "norm act is SiLU, not ReLU"]
 
 
+@pytest.mark.parametrize("name", ["backend", "spatial_dims", "reading", "stock"])
+def test_what_has_a_name_of_ours_keeps_it(name):
+    """Attributes that the model's owner has set, and that a conversion would have to take."""
+    model = Torchvision(8, (2, 2, 1), 16)
+    parts = [model.features, model.features.denseblock1, model.features.transition2]
+    for part in parts:
+        setattr(part, name, "mine")
+    report = densenet_fast.convert(model)
+    kinds = ["trunk", "dense block", "transition"]
+    words = f"it has a '{name}' of its own, which converted parts have, too"
+    assert [(part.kind, part.why_left) for part in report.left] == [(kind, words) for kind in kinds]
+    assert len(report.converted) == 3
+    densenet_fast.revert(model)
+    assert [getattr(part, name) for part in parts] == ["mine"] * 3
+
+
+def test_a_block_that_is_told_to_recompute_does_so():
+    model = copies.net().train()
+    for block in (model[0].denseblock1, model[0].denseblock2):
+        block.efficient = True
+    densenet_fast.convert(model, on_unsupported="raise")
+    assert model[0].denseblock1.efficient
+    densenet_fast.revert(model)
+    assert vars(model[0].denseblock1)["efficient"]
+
+
 def test_options_are_checked_before_anything_changes():
     model = Torchvision(8, (2,), 16)
     for options, error, words in [

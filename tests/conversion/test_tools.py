@@ -15,7 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 import densenet_fast
 from densenet_fast.torchvision import DenseNet
 
-from .models import BLOCKS, MODELS, Case, Monai, Timm, Torchvision, torchxrayvision
+from .models import BLOCKS, Torchvision
 
 LAYERS = ("features", "features.norm5", "features.denseblock3", "features.denseblock4.denselayer2")
 
@@ -77,27 +77,3 @@ def test_feature_extraction(training):
         for name in returned:
             torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-10)
     assert get_graph_node_names(others[0]) == (train_names, eval_names)
-
-
-SHALLOW = {  # a compiler takes a second for a layer
-    "torchvision": Case(lambda: Torchvision(8, (2, 1), 16, num_classes=5)),
-    "timm": Case(lambda: Timm(8, (2, 1), num_classes=5)),
-    "monai": Case(lambda: Monai(2, 1, 5, 16, 8, (2, 1)), channels=1),
-    "torchxrayvision": Case(lambda: torchxrayvision.models.DenseNet(8, (2, 1), 16, in_channels=1), channels=1),
-    "a copy": MODELS["a copy"],
-}
-
-
-@pytest.mark.parametrize("library", SHALLOW)
-def test_compiled_as_one_graph(library):
-    """A training step of a converted model: bitwise what it is without a compiler."""
-    case = SHALLOW[library]
-    converted = case.build().double()
-    densenet_fast.convert(converted, on_unsupported="raise")
-    again, x, results = copy.deepcopy(converted), case.images(), []
-    torch._dynamo.reset()
-    for model, call in ((converted, converted), (again, torch.compile(again, fullgraph=True, backend="aot_eager"))):
-        y = call(x)
-        y.square().sum().backward()
-        results.append([y, *[p.grad for p in model.parameters()], *model.buffers()])
-    assert all(map(torch.equal, *results))

@@ -211,6 +211,7 @@ void CudaDevice::update_running_stats(const std::vector<cuda::RunningStats>& nor
     o.read(n.mean, n.C), o.read(n.var, n.C);
     add(n.running_mean, 1, n.C, n.C, sizes[static_cast<int>(n.type_mean)], true);
     add(n.running_var, 1, n.C, n.C, sizes[static_cast<int>(n.type_var)], true);
+    if (n.num_batches_tracked != nullptr) add(n.num_batches_tracked, 1, 1, 1, 8, true);
   }
   cuda::update_running_stats(norms.data(), static_cast<int64_t>(norms.size()), launch);
 }

@@ -20,7 +20,7 @@ FAULTS = [
     Fault(
         "a forward replaced on an instance is not compiled anew",
         ELIGIBLE,
-        '        hasattr(module, "forward")',
+        "        hasattr(module, method)",
         "        pass",
         ("tests/test_compile.py", "-k", "forward and instance"),
     ),
@@ -105,9 +105,30 @@ FAULTS = [
     Fault(
         "a forward replaced on an instance is not called",
         ELIGIBLE,
-        "    if _has_own_forward(module):\n",
+        "    if method in module.__dict__:\n",
         "    if False:\n",
         CHANGED,
+    ),
+    Fault(
+        "a forward replaced on a class is not called",
+        ELIGIBLE,
+        "    if not _is_as_written(cls, method):\n",
+        "    if False:\n",
+        changes("of_a_class"),
+    ),
+    Fault(
+        "a forward replaced on a class later is not seen",
+        SNAPSHOT,
+        "            and self._of_classes() == self._methods\n",
+        "",
+        changes("of_a_class"),
+    ),
+    Fault(
+        "a convolution's inner method is not called",
+        ELIGIBLE,
+        ' or _why_another(module, cls, "_conv_forward")',
+        "",
+        changes("inner and method"),
     ),
     Fault(
         "a convolution with stride is run fused",

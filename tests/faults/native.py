@@ -14,6 +14,13 @@ def of(name: str, words: str = "") -> tuple[str, ...]:
 
 FAULTS = [
     Fault(
+        "a batch that is not counted",
+        "csrc/batch_norm.cpp",
+        "++*n.num_batches_tracked;",
+        "{}",
+        of("update_running_stats"),
+    ),
+    Fault(
         "merged variances lack that of the parts' means",
         STATISTICS,
         "m2[c] += part_m2[c] + d * d * weight;",

@@ -24,6 +24,10 @@ def bad_versions(argument, tensor):
         yield "dtype", tensor.int()
         yield "sizes", tensor[:-1]
         return
+    if argument.startswith("num_batches_tracked"):
+        yield "dtype", tensor.double()
+        yield "sizes", torch.stack([tensor, tensor])
+        return
     yield "dtype", tensor.double() if tensor.is_floating_point() else tensor.int()
     yield "sizes", tensor[None]
     yield "sizes", torch.cat([tensor, tensor], 1 if tensor.dim() == 4 else 0)
@@ -229,6 +233,7 @@ def test_memory_of_a_block_that_is_shared_is_refused(native):
         ({"momentum": [0.1] * 3}, "length of a list: got 3, expected 2"),
         ({"running_var": []}, "length of a list: got 0, expected 2"),
         ({"count": 1}, "count: got 1, expected at least 2"),
+        ({"num_batches_tracked": [torch.tensor(3)]}, "length of num_batches_tracked: got 1, expected 2 or 0"),
     ],
     ids=str,
 )

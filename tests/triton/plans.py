@@ -140,7 +140,8 @@ def everything(device: Device, form: Form) -> list[Launch]:
     with recorded(device) as launches, convolutions(form.precision), torch.device("meta"):
         kind = tiles.kind_of(torch.empty(0, dtype=form.dtype))
         norms = [torch.empty(64)] * 20
-        operations.update_running_stats(norms, norms, torch.empty(2, 64), [0] * 20, 9, [0.1] * 20)
+        counters = [torch.empty((), dtype=torch.int64)] * 20
+        operations.update_running_stats(norms, norms, counters, torch.empty(2, 64), [0] * 20, 9, [0.1] * 20)
     rows = [rows for (_, of, product), rows in tiles.TABLE.items() if (of, product) == (device.architecture, kind)]
     widths = sorted({min(most, 320) for most, _ in chain(*rows)})
     nets = [*NETS, *(Net(16, 14, 128, width, None, bottleneck=1) for width in widths)]

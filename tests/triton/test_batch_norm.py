@@ -45,8 +45,10 @@ def test_running_statistics_in_any_dtype(triton, eager, dtype, norms):
     pairs = []
     for backend in (triton, eager):
         running = [[torch.full((s,), v, dtype=dtype, device=DEVICE) for s in sizes] for v in (0.25, 0.75)]
+        counters = [torch.tensor(i, device=DEVICE) for i in range(norms)]
         for momentum in (0.3, 0.7):
-            backend.update_running_stats(*running, stats, begins, 6, [momentum] * norms)
+            backend.update_running_stats(*running, counters, stats, begins, 6, [momentum] * norms)
+        assert [int(counter) for counter in counters] == list(range(2, norms + 2))
         pairs.append(running[0] + running[1])
     for ours, theirs in zip(*pairs, strict=True):
         assert (ours - theirs).abs().max() <= 4 * torch.finfo(dtype if dtype.itemsize < 8 else torch.float32).eps

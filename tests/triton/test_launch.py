@@ -146,7 +146,7 @@ def test_grids_fit_whatever_the_batch():
 def test_running_statistics_take_one_launch_for_16_norms():
     with recorded(H200) as launches:
         many = [meta(32, dtype=torch.float32)] * 40
-        operations.update_running_stats(many, many, pair(32), [0] * 40, 9, [0.1] * 40)
+        operations.update_running_stats(many, many, [], pair(32), [0] * 40, 9, [0.1] * 40)
     assert [launch.grid for launch in launches] == [(16, 1), (16, 1), (8, 1)]
 
 

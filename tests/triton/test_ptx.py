@@ -58,7 +58,7 @@ def test_running_statistics(executed, triton, eager):
     """Norms of different widths in one launch, a branch for each."""
     widths = [5, 300, 17]
     stats = torch.rand(2, sum(widths)) + 0.5
-    ours = [[torch.full((c,), v) for c in widths] for v in (0.25, 0.75)]
+    ours = [*[[torch.full((c,), v) for c in widths] for v in (0.25, 0.75)], [torch.tensor(i) for i in range(3)]]
     theirs = [[t.clone() for t in group] for group in ours]
     rest = (stats, [0, 5, 305], 9, [0.1, 1.0, 0.3])
     triton.update_running_stats(*ours, *rest)

@@ -36,6 +36,7 @@ def corrected_(dx: Tensor, x: Tensor, mean: Tensor, correction: Tensor) -> Tenso
 def update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
     stats: Tensor,
     begins: list[int],
     count: int,
@@ -54,3 +55,5 @@ def update_running_stats(
     torch._foreach_mul_(running_var, keep)
     torch._foreach_add_(running_mean, [m.to(d) for m, d in zip(new_mean, dtype, strict=True)])
     torch._foreach_add_(running_var, [v.to(d) for v, d in zip(new_var, dtype, strict=True)])
+    if num_batches_tracked:
+        torch._foreach_add_(num_batches_tracked, 1)

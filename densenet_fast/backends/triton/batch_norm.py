@@ -3,6 +3,8 @@
 Activations are rows [M, C], M = N*H*W, at any row stride.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -121,6 +123,7 @@ def bn_bwd_apply(plan: Planner, v: Tensor, x: Tensor, mean: Tensor, correction: 
 def update_running_stats_kernel(
     running_mean,  # NORMS of [C], written
     running_var,  # NORMS of [C], written
+    num_batches_tracked,  # NORMS integers, written if COUNTS
     mean,  # NORMS of [C]
     var,  # NORMS of [C]
     channels,  # NORMS integers, 0 where there is no norm
@@ -128,6 +131,7 @@ def update_running_stats_kernel(
     momentum,  # NORMS floats
     unbiased,  # NORMS floats, momentum * count / (count - 1)
     NORMS: tl.constexpr,
+    COUNTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One program for each norm and BLOCK_C channels."""
@@ -141,11 +145,16 @@ def update_running_stats_kernel(
             new_var = keep[i] * old_var + unbiased[i] * tl.load(var[i] + c, mask=mask)
             tl.store(running_mean[i] + c, new_mean.to(running_mean[i].dtype.element_ty), mask=mask)
             tl.store(running_var[i] + c, new_var.to(running_var[i].dtype.element_ty), mask=mask)
+            if COUNTS:
+                # Of a vector, so that the thread that reads it writes it.
+                batches = tl.load(num_batches_tracked[i] + c, mask=c == 0, other=0)
+                tl.store(num_batches_tracked[i] + c, batches + 1, mask=c == 0)
 
 
 def update_running_stats(
     running_mean: list[Tensor],
     running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
     stats: Tensor,
     begins: list[int],
     count: int,
@@ -153,7 +162,7 @@ def update_running_stats(
 ) -> None:
     unbiased = count / max(1, count - 1)
     factors = [*[1 - m for m in momentum], *momentum, *[m * unbiased for m in momentum]]
-    _update(running_mean, running_var, stats, begins, count, factors)
+    _update(running_mean, running_var, num_batches_tracked, stats, begins, count, factors)
 
 
 @planned("update_running_stats", varying="momentum")
@@ -161,6 +170,7 @@ def _update(
     plan: Planner,
     running_mean: list[Tensor],
     running_var: list[Tensor],
+    num_batches_tracked: list[Tensor],
     stats: Tensor,
     begins: list[int],
     count: int,
@@ -168,12 +178,14 @@ def _update(
 ) -> None:
     """One launch for every 16 norms. factors: 1 - momentum of all norms, then momentum, then that of the variance."""
     channels = _check_running(plan, running_mean, running_var, stats, begins, count, len(factors))
+    _check_counts(plan, num_batches_tracked, len(channels))
     mean, var = ([row[b : b + c] for b, c in zip(begins, channels, strict=True)] for row in stats)
+    counters: Sequence[Tensor | None] = num_batches_tracked or [None] * len(channels)
     keep, momentum, unbiased = (factors[i * len(channels) : (i + 1) * len(channels)] for i in range(3))
     for i in range(0, len(channels), NORMS):
         missing = max(0, i + NORMS - len(channels))
 
-        def group(values: list, filling: object, i: int = i, missing: int = missing) -> tuple:
+        def group(values: Sequence, filling: object, i: int = i, missing: int = missing) -> tuple:
             return (*values[i : i + NORMS], *(filling,) * missing)
 
         plan.launch(
@@ -182,6 +194,7 @@ def _update(
             num_warps=1,
             running_mean=group(running_mean, running_mean[i]),
             running_var=group(running_var, running_var[i]),
+            num_batches_tracked=group(counters, counters[i]),
             mean=group(mean, mean[i]),
             var=group(var, var[i]),
             channels=group(channels, 0),
@@ -189,8 +202,19 @@ def _update(
             momentum=group(momentum, 0.0),
             unbiased=group(unbiased, 0.0),
             NORMS=NORMS,
+            COUNTS=bool(num_batches_tracked),
             BLOCK_C=256,
         )
+
+
+def _check_counts(plan: Planner, num_batches_tracked: list[Tensor], norms: int) -> None:
+    if len(num_batches_tracked) not in (0, norms):
+        plan.refuse("length of num_batches_tracked", len(num_batches_tracked), f"{norms} or 0")
+    for x in num_batches_tracked:
+        if x.dtype != torch.int64:
+            plan.refuse("dtype of num_batches_tracked", x.dtype, torch.int64)
+        if x.numel() != 1:
+            plan.refuse("sizes of num_batches_tracked", list(x.shape), "one value")
 
 
 def _check_running(

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.errors import TritonError
@@ -115,12 +116,36 @@ def stream_of(index: int) -> int:
     return torch._C._cuda_getCurrentRawStream(index)
 
 
-def starter(kernel: Kernel, compiled: Any, grid: tuple[int, ...]) -> Callable[..., None]:
-    """What launches a compiled kernel when it is called; loads it onto the current device."""
+class Starter(NamedTuple):
+    """What launches a compiled kernel: `launch(*grid, stream, *rest, *arguments)` is Triton's own launcher, compiled
+    for this kernel. Triton's way to it, `heard(*arguments, stream=stream)`, tells the launch hooks, and takes several
+    times as long, also where there are none."""
+
+    launch: Callable[..., None]
+    grid: tuple[int, int, int]
+    rest: tuple[Any, ...]
+    heard: Callable[..., None]
+
+    @property
+    def before(self) -> int:
+        """Values that `launch` takes before the arguments."""
+        return len(self.grid) + 1 + len(self.rest)
+
+
+def starter(kernel: Kernel, compiled: Any, grid: tuple[int, ...]) -> Starter:
+    """Loads the kernel onto the current device."""
     try:
-        return compiled[whole(grid)]
+        heard, launcher = compiled[whole(grid)], compiled.run
     except (RuntimeError, TritonError) as error:
         raise refused(kernel, error) from error
+    assert launcher.global_scratch_size == launcher.profile_scratch_size == 0, "no kernel here asks for memory"
+    of_launcher = compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None
+    return Starter(launcher.launch, whole(grid), (*of_launcher, compiled.packed_metadata, None, None, None), heard)
+
+
+def is_heard() -> bool:
+    """Whether anybody hooks launches: a profiler."""
+    return bool(knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls)
 
 
 def refused(kernel: Kernel, error: Exception) -> RuntimeError:

@@ -20,12 +20,26 @@ from triton.runtime.interpreter import InterpretedFunction
 from ...contract import DECLARATIONS
 from . import tiles
 from ._common import cdiv
-from .launch import Device, Kernel, Launch, compile_variant, device_of, gpu_of, recording, refused, starter, stream_of
+from .launch import (
+    Device,
+    Kernel,
+    Launch,
+    Starter,
+    compile_variant,
+    device_of,
+    gpu_of,
+    is_heard,
+    recording,
+    refused,
+    starter,
+    stream_of,
+)
 from .memory import Extent, Memory
 
 MOST = 512  # plans kept, those used last: a net of four blocks has some thirty for each size of its images
 
 _ALIGNED = 16  # bytes: how far an address decides how wide memory is read
+_STREAM = 0  # its place in the list of values from which launches take theirs
 _SCRATCH = 0  # its place in a plan's list of values: scratch memory, arguments, copies of some, numbers
 
 Look = tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]
@@ -277,53 +291,62 @@ class Plan:
     def _start(self, index: int, given: Sequence[Any]) -> None:
         """given: addresses and numbers, by place."""
         with on(index):
-            stream, ready = stream_of(index), self._ready
+            ready = self._ready
             values = list(ready.values)
+            values[_STREAM] = stream = stream_of(index)
             for i, place, offset in ready.slots:
                 values[i] = given[place] + offset
             for i, each in ready.tuples:
                 values[i] = each(values)
-            for kernel, start, arguments in ready.launches:
+            heard = is_heard()
+            for kernel, launch, taken, start in ready.launches:
                 try:
-                    start(*arguments(values), stream=stream)
+                    if heard:
+                        start.heard(*taken(values)[start.before :], stream=stream)
+                    else:
+                        launch(*taken(values))
                 except RuntimeError as error:
                     raise refused(kernel, error) from error
 
     @cached_property
     def _ready(self) -> "Ready":
-        ready, known = Ready([], [], [], []), dict[tuple[int, int], int]()
+        ready, known = Ready([None], [], [], []), dict[Any, int]()
 
         def place(value: Any) -> int:
             """Where among the values a launch finds its argument."""
-            i = len(ready.values)
-            if type(value) is Slot:
-                i = known.setdefault((value.place, value.offset), i)
-                if i < len(ready.values):
-                    return i
-                ready.slots.append((i, value.place, value.offset))
-            elif type(value) is tuple:
-                each = itemgetter(*map(place, value))
-                i = len(ready.values)
-                ready.tuples.append((i, each))
-            ready.values.append(value)
+            is_slot = type(value) is Slot
+            key = (value.place, value.offset) if is_slot else (type(value), value)
+            i = known.setdefault(key, len(ready.values))
+            if i == len(ready.values):
+                ready.values.append(value)
+                if is_slot:
+                    ready.slots.append((i, value.place, value.offset))
             return i
+
+        def place_each(value: tuple[Any, ...]) -> int:
+            each = itemgetter(*map(place, value))
+            ready.tuples.append((len(ready.values), each))
+            ready.values.append(value)
+            return ready.tuples[-1][0]
 
         for entry, variant in self._launches:
             kernel = compile_variant(
                 entry.kernel, variant, self._device.architecture, entry.num_warps, entry.num_stages, self._index
             )
-            arguments = itemgetter(*map(place, entry.arguments.values()))
-            ready.launches.append((entry.kernel, starter(entry.kernel, kernel, entry.grid), arguments))
+            start = starter(entry.kernel, kernel, entry.grid)
+            arguments = [place_each(v) if type(v) is tuple else place(v) for v in entry.arguments.values()]
+            places = [*map(place, start.grid), _STREAM, *map(place, start.rest), *arguments]
+            ready.launches.append((entry.kernel, start.launch, itemgetter(*places), start))
         return ready
 
 
 class Ready(NamedTuple):
     """Compiled launches that take their arguments from a common list of values."""
 
-    values: list[Any]  # constants; anything where a slot or a tuple is to be filled in
+    values: list[Any]  # the stream; constants; anything where a slot or a tuple is to be filled in
     slots: list[tuple[int, int, int]]  # (index, place, offset)
     tuples: list[tuple[int, Callable[[Any], tuple[Any, ...]]]]  # (index, what takes it from the values)
-    launches: list[tuple[Kernel, Callable[..., None], Callable[[Any], tuple[Any, ...]]]]
+    launches: list[tuple[Kernel, Callable[..., None], Callable[[Any], tuple[Any, ...]], Starter]]
 
 
 def on(index: int) -> AbstractContextManager[object]:

@@ -12,13 +12,18 @@ from densenet_fast.backends.triton import plan
 from . import step_findings
 from .blocks import Block
 
-_start, _load, _filled = CompiledKernel.__getitem__, CudaUtils().load_binary, plan.Plan._start
+_handle, _load, _filled = CompiledKernel.__getitem__, CudaUtils().load_binary, plan.Plan._start
 
 
-def swapped(self, grid):
+def swapped(*of_launch):
     """The first two addresses of a launch in the other order."""
-    start = _start(self, grid)
-    return lambda first, second, *rest, stream: start(second, first, *rest, stream=stream)
+    start = path.starter(*of_launch)
+
+    def launch(*values):
+        before, (first, second, *rest) = values[: start.before], values[start.before :]
+        start.launch(*before, second, first, *rest)
+
+    return start._replace(launch=launch)
 
 
 def without_opt_in(name, kernel, shared, device):
@@ -28,7 +33,7 @@ def without_opt_in(name, kernel, shared, device):
 def too_little_shared(self, grid):
     warps, clusters, shared = self.packed_metadata
     self.packed_metadata = warps, clusters, min(shared, 1024)
-    return _start(self, grid)
+    return _handle(self, grid)
 
 
 def mixed(self, index, given):
@@ -51,7 +56,7 @@ def faults() -> dict[str, bool]:
     compile_variant = path.compile_variant
     planted: dict[str, tuple[list, Callable[[], list[str]]]] = {
         "none": ([], lambda: [*launched(), *on_two_devices()]),
-        "parameters swapped": ([patch.object(CompiledKernel, "__getitem__", swapped)], launched),
+        "parameters swapped": ([patch.object(plan, "starter", swapped)], launched),
         "no opt-in to shared memory": ([patch.object(CudaUtils(), "load_binary", without_opt_in)], launched),
         "too little shared memory": ([patch.object(CompiledKernel, "__getitem__", too_little_shared)], launched),
         "a stream of another device": ([patch.object(plan, "stream_of", lambda index: 0x1001)], launched),
