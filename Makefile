@@ -44,7 +44,7 @@ format: $(READY) ## format, and mend what ruff can
 	$(BIN)/clang-format -i $(CPP)
 
 demo: $(READY) ## train on real scans and compare with stock layers (a few minutes)
-	@echo "Training DenseNets on scikit-learn's digits, ours and stock's: a few minutes, nothing to download ..."
+	@echo "Training a DenseNet on scikit-learn's digits, then comparing it with stock layers: a few minutes, nothing to download ..."
 	$(BIN)/python -m benchmarks.digits
 
 bench: $(READY) ## speed and memory against every peer; options: make bench BENCH="--model densenet201 --peers all"

@@ -10,6 +10,7 @@ is below 97 %.
 
 import argparse
 import copy
+import os
 import statistics
 import sys
 import time
@@ -120,7 +121,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=cli.count, help="default: the recipe's")
     parser.add_argument("--backend", default="auto", help="backend of densenet_fast (default: the best available)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the images")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="directory of run and picture")
+    out = Path(os.path.relpath(Path(__file__).parent / "out"))
+    parser.add_argument("--out", type=Path, default=out, help="directory of run and picture")
     args = parser.parse_args()
 
     keep_freed_memory()

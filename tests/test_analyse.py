@@ -120,6 +120,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path, capsys):
         return found
 
     assert "which cannot be read as weights" in told(b"PK\x03\x04 cut off")
+    assert "more than weights is in it" in told({"model": print})
     assert "expected a state dict" in told({"epoch": 3})
     assert "expected those of a DenseNet" in told({"layer1.0.conv1.weight": torch.zeros(4, 4, 1, 1)})
     state = DenseNet(4, (2,)).state_dict()

@@ -7,6 +7,7 @@ of torchvision, timm, MONAI, efficient_densenet_pytorch or ours will do.
         block.strengths()  # [sources, targets]
 """
 
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,9 @@ def load(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ValueError(f"checkpoint: got {path}, which does not exist, expected a file") from None
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to trust it
+            reason = "more than weights is in it"
         raise ValueError(f"checkpoint: got {path}, which cannot be read as weights: {reason}") from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

@@ -27,7 +27,7 @@ def _eight_bits(image: Image.Image, format: str | None) -> Image.Image:
     if image.mode in ("I", "F"):
         what = "floating-point numbers" if image.mode == "F" else "of 32 bits"
         raise ValueError(f"its pixels are {what}, whose scale is not known, expected those of 8 or 16 bits")
-    if image.has_transparency_data:
+    if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image

@@ -239,6 +239,9 @@ class Command(LightningCLI):
                 "trainer.max_epochs: got no end of the run, expected --trainer.max_epochs or --trainer.max_steps, "
                 "which the learning rate's schedule needs"
             )
+        warmup, epochs = self.model.hparams["warmup"], self.trainer.max_epochs
+        has_room = epochs == -1 or warmup <= epochs or self.trainer.fast_dev_run
+        expect(has_room, "model.warmup", warmup, f"at most the run's {epochs} epochs")
         self._check_backend()
         net, data = self.model.net, self.datamodule
         parameters = sum(p.numel() for p in net.parameters())

@@ -98,6 +98,7 @@ def test_wrong_values_of_net_and_data(made, expected):
     [
         ("--ema_decay=2", "ema_decay: got 2.0, expected a number from 0 to 1"),
         ("--checkpoint_every=0", "checkpoint_every: got 0, expected at least 1"),
+        ("--model.warmup=5", "model.warmup: got 5.0, expected at most the run's 4 epochs"),
         ("--trainer.max_epochs=0", "trainer.max_epochs: got 0, expected at least 1"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: got 0, expected at least 1"),
         ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: got 0, expected at least 1"),

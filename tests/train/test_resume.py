@@ -40,6 +40,28 @@ def test_ctrl_c_saves_first(whole, tmp_path):
     assert not runs.difference(whole, tmp_path)
 
 
+SCALER = (
+    *("--trainer.plugins=lightning.pytorch.plugins.MixedPrecision", "--trainer.plugins.precision=16-mixed"),
+    *("--trainer.plugins.device=cpu", "--trainer.plugins.scaler=torch.amp.GradScaler"),
+    *("--trainer.plugins.scaler.device=cpu", "--trainer.plugins.scaler.growth_interval=2"),
+)
+
+
+def test_the_loss_scaler_goes_on_where_it_was(tmp_path):
+    """Of half precision, which Lightning gives GPUs: here it grows every two steps whose gradients are finite."""
+    options = (*SCALER, "--model.backend=eager", "--trainer.max_epochs=2", "--checkpoint_every=1", "--ema_decay=null")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    running = runs.fit(whole, *options)
+    assert runs.kill_and_resume(killed, 1, random.Random(0), *options) == 1
+    runs.finish(running, whole)
+    scales = [
+        torch.load(folder / "checkpoints" / LAST, weights_only=True)["MixedPrecision"] for folder in (whole, killed)
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] != 2**16  # where it begins
+    assert not runs.difference(whole, killed)
+
+
 def test_behind_an_epoch_a_run_of_so_many_steps_goes_on_with_the_next(tmp_path):
     """Lightning alone would count an epoch that is empty."""
     steps = ("--trainer.max_epochs=-1", "--trainer.max_steps=18", "--checkpoint_every=null", "--ema_decay=null")
@@ -57,8 +79,16 @@ def test_behind_an_epoch_a_run_of_so_many_steps_goes_on_with_the_next(tmp_path):
 
 SHARED = (
     *("--model.drop_rate=0", "--model.lr=0.01", "--model.backend=eager", "--ema_decay=null"),
-    *("--trainer.max_epochs=2", "--checkpoint_every=null"),
+    *("--trainer.max_epochs=2", "--checkpoint_every=3"),
 )
+
+
+def pair(folder, *options):
+    port = str(random.Random().randrange(20000, 40000))
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
+    places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    return [runs.fit(folder, *options, environment=place) for place in places]
 
 
 def weights(folder):
@@ -73,21 +103,23 @@ def error(got, expected):
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """The weights that a run ends with, by its strategy and precision: two processes, through what torchrun sets, or,
-    of no strategy, one with the doubled batch."""
+    of no strategy, one with the doubled batch. That of FSDP2 is killed once and resumed."""
 
     @cache
     def found(strategy, precision):
         folder = tmp_path_factory.mktemp("run")
         options = (*SHARED, f"--trainer.precision={precision}")
         if strategy is None:
-            processes = [runs.fit(folder, *options, "--data.batch_size=16")]
-        else:
-            port = str(random.Random().randrange(20000, 40000))
-            common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            common |= {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0"}
-            options += (f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.sync_batchnorm=true")
-            places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-            processes = [runs.fit(folder, *options, environment=place) for place in places]
+            runs.finish(runs.fit(folder, *options, "--data.batch_size=16"), folder)
+            return weights(folder)
+        options += (f"--trainer.strategy={strategy}", "--trainer.devices=2", "--trainer.sync_batchnorm=true")
+        processes = pair(folder, *options)
+        if strategy == "fsdp2":
+            runs.wait_for_checkpoints(processes[0], folder, 1)
+            for process in processes:
+                process.kill()
+                process.join()
+            processes = pair(folder, *options, "--ckpt_path=last")
         for process in processes:
             runs.finish(process, folder)
         return weights(folder)
