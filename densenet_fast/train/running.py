@@ -240,7 +240,7 @@ class Command(LightningCLI):
                 "which the learning rate's schedule needs"
             )
         warmup, epochs = self.model.hparams["warmup"], self.trainer.max_epochs
-        has_room = epochs == -1 or warmup <= epochs or self.trainer.fast_dev_run
+        has_room = epochs in (None, -1) or warmup <= epochs or self.trainer.fast_dev_run
         expect(has_room, "model.warmup", warmup, f"at most the run's {epochs} epochs")
         self._check_backend()
         net, data = self.model.net, self.datamodule
