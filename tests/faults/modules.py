@@ -59,7 +59,7 @@ FAULTS = [
         "(norm.num_batches_tracked + 1).to(mean.dtype).reciprocal()",
         contract("eager", "test_steps.py", "test_modes.py"),
     ),
-    Fault("batches are not counted", RUNNING, "        if self._counted:\n", "        if False:\n", STEPS),
+    Fault("batches are not counted", RUNNING, "        if counted:\n", "        if False:\n", STEPS),
     Fault(
         "statistics that are no longer tracked move",
         RUNNING,
