@@ -59,7 +59,14 @@ FAULTS = [
         "(norm.num_batches_tracked + 1).to(mean.dtype).reciprocal()",
         contract("eager", "test_steps.py", "test_modes.py"),
     ),
-    Fault("batches are not counted", RUNNING, "        if counted:\n", "        if False:\n", STEPS),
+    Fault(
+        "batches are not counted",
+        RUNNING,
+        "            counted = self._others_counted if counters else counted\n",
+        "            counters, counted = [], self._others_counted\n",
+        STEPS,
+    ),
+    Fault("batches of averages are not counted", RUNNING, "        if counted:\n", "        if False:\n", STEPS),
     Fault(
         "statistics that are no longer tracked move",
         RUNNING,
