@@ -28,8 +28,8 @@ $(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard tools/library/
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
-test: $(READY) ## run the tests, in as many processes as there are cores, four at most (about 20 minutes on two)
-	@echo "Running the tests: about 20 minutes on two cores ..."
+test: $(READY) ## run the tests, in as many processes as there are cores, four at most (about 35 minutes on two)
+	@echo "Running the tests: about 35 minutes on two cores ..."
 	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY) ## check style, format and types

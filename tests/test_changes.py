@@ -49,6 +49,7 @@ CHANGES = {
     "a forward pre-hook": lambda model: layer(model).conv2.register_forward_pre_hook(lambda module, x: (2 * x[0],)),
     "a backward hook": lambda model: layer(model).conv1.register_full_backward_hook(lambda _, dx, dy: (2 * dx[0],)),
     "a backward pre-hook": lambda model: layer(model).conv2.register_full_backward_pre_hook(lambda _, dy: (2 * dy[0],)),
+    "a hook without a handle": lambda model: layer(model).norm1._forward_hooks.update({-1: lambda *of: 2 * of[-1]}),
     "a norm's mode": lambda model: layer(model).norm2.train(not model.training),
     "the mode of a transition's norm": lambda model: model.features.transition1.norm.train(not model.training),
     "the mode of a stem's norm": lambda model: model.features.norm0.train(not model.training),

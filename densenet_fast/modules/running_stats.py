@@ -28,7 +28,7 @@ class Tracked:
         moving = [i for i in running if norms[i].momentum is not None]
         counting = [i for i, of in enumerate(buffers) if of["num_batches_tracked"] is not None]
         self._counted = [buffers[i] for i in counting]
-        self._moving_count = {*moving} <= {*counting}
+        self._moving_count = all(_is_counter(buffers[i]["num_batches_tracked"]) for i in moving)
         self._others_counted = [buffers[i] for i in counting if i not in moving]
         self._running = [buffers[i] for i in running]
         self._sizes = [columns[i][1] - columns[i][0] for i in running]
@@ -84,6 +84,11 @@ class Tracked:
             for norm, columns in self._averaged:
                 mean, var = stats[:, columns]
                 _average(norm, mean, var if count is None else var * (count / (count - 1)))
+
+
+def _is_counter(counter: Tensor | None) -> bool:
+    """Whether the operation takes it, which PyTorch's own addition does of any dtype."""
+    return counter is not None and counter.dtype == torch.int64
 
 
 def tracked(norms: Sequence[Any], taken: Sequence[Columns | None]) -> list[Tracked]:

@@ -48,6 +48,7 @@ class Snapshot:
         self._seen: list[Any] = [look(of) for look, of in zip(self._looks, self._own, strict=True)]
         self._handles = RemovableHandle.next_id
         self._hooked = self._are_hooked()
+        self._hooks = list(self._of_hooks())
         parents = [m for m in self._modules if m._modules or not isinstance(m, _CHILDLESS)]
         self._parents = [m.__dict__ for m in parents]
         families = list(map(_children, self._parents))
@@ -83,17 +84,20 @@ class Snapshot:
         return True
 
     def _are_hooked_alike(self) -> bool:
-        """Hooks come with a handle, which PyTorch numbers; they go unnoticed."""
+        """Where PyTorch has numbered no new handle of a hook, no other dictionary of hooks than then holds one."""
         handles = RemovableHandle.next_id
-        if handles == self._handles and True not in self._hooked:
-            return True
+        if handles == self._handles and not any(self._hooks):
+            return True not in self._hooked
         if self._are_hooked() != self._hooked:
             return False
-        self._handles = handles
+        self._handles, self._hooks = handles, list(self._of_hooks())
         return True
 
     def _are_hooked(self) -> list[bool]:
-        return list(map(bool, chain.from_iterable(map(_hooks, self._own))))
+        return list(map(bool, self._of_hooks()))
+
+    def _of_hooks(self) -> Iterator[dict[int, Any]]:
+        return chain.from_iterable(map(_hooks, self._own))
 
     def _have_their_children(self) -> bool:
         families = list(map(_children, self._parents))

@@ -16,8 +16,6 @@ from . import convolution
 from .dropout import mask_of
 from .schedule import Stage
 
-_EMPTY: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-
 
 def edges(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """For each an empty tensor in its place in autograd's graph: gradients can go there when the tensor itself has
@@ -29,10 +27,7 @@ def edges(tensors: Sequence[Tensor]) -> list[Tensor | None]:
 def _edge(tensor: Tensor) -> Tensor:
     # To autograd no view, as which it would follow the changes of the buffer that x begins.
     (edge,) = torch.unsafe_chunk(tensor, 1)
-    like = tensor.dtype, tensor.device
-    if like not in _EMPTY:
-        _EMPTY[like] = tensor.new_empty(0)
-    edge.data = _EMPTY[like]
+    edge.data = tensor.new_empty(0)
     return edge
 
 

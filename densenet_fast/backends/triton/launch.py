@@ -41,6 +41,7 @@ class Device(NamedTuple):
     processors: int
 
 
+LAUNCHER_IS_KNOWN = triton.__version__.startswith("3.6.")  # what it takes, which differs from version to version
 INTERPRETER = Device(90, 4)  # few processors: a program then has several tiles to walk through
 
 
@@ -138,14 +139,16 @@ def starter(kernel: Kernel, compiled: Any, grid: tuple[int, ...]) -> Starter:
         heard, launcher = compiled[whole(grid)], compiled.run
     except (RuntimeError, TritonError) as error:
         raise refused(kernel, error) from error
+    if not LAUNCHER_IS_KNOWN:
+        return Starter(heard, whole(grid), (), heard)
     assert launcher.global_scratch_size == launcher.profile_scratch_size == 0, "no kernel here asks for memory"
     of_launcher = compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None
     return Starter(launcher.launch, whole(grid), (*of_launcher, compiled.packed_metadata, None, None, None), heard)
 
 
 def is_heard() -> bool:
-    """Whether anybody hooks launches: a profiler."""
-    return bool(knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls)
+    """Whether launches go Triton's own way: somebody, a profiler for instance, hooks them, or no other is known."""
+    return not LAUNCHER_IS_KNOWN or bool(knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls)
 
 
 def refused(kernel: Kernel, error: Exception) -> RuntimeError:

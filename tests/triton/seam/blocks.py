@@ -87,6 +87,10 @@ def blocks() -> dict[str, list[str]]:
     found["threads"] = threads()
     found["filled"] = filled()
     found["hooked"] = hooked(made["untied"])
+    plan.forget()
+    with patch.object(path, "LAUNCHER_IS_KNOWN", False):  # another Triton
+        found["an unknown launcher"] = block_findings(made["untied"])
+    plan.forget()
     return found
 
 
