@@ -56,6 +56,17 @@ def test_a_shared_norm_is_updated_for_each_use(backend):
     assert int(nets.ours.features.denseblock1.denselayer1.norm2.num_batches_tracked) == 2
 
 
+def test_a_counter_of_another_dtype_counts(backend):
+    """As PyTorch's own addition takes it."""
+
+    def shorten(model):
+        model.features.denseblock1.denselayer1.norm2.num_batches_tracked = torch.tensor(0, dtype=torch.int32)
+
+    nets = trio(backend, shorten)
+    check_step(backend, nets, images(nets.exact))
+    assert {int(norm.num_batches_tracked) for norm in norms(nets.ours)} == {1}
+
+
 def test_gradients_accumulate(backend):
     nets = trio(backend)
     for seed in range(2):
