@@ -18,6 +18,8 @@ setup: $(READY) ## create .venv with the pinned development environment and this
 
 # The CUDA kernels, where there is an nvcc: for the GPUs of this machine, or one architecture; a wheel has them all.
 $(READY): export TORCH_CUDA_ARCH_LIST ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null),9.0)
+# Objects are kept, so that a wheel of what is installed compiles nothing again.
+$(READY) build: export DENSENET_FAST_BUILD_OBJECTS := $(CURDIR)/build/objects
 $(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard tools/library/*.py)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and "Python is too old: got %d.%d, expected 3.10 or newer; choose one: make PYTHON=python3.12 ..." % v[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "No virtual environments: got a Python without ensurepip, expected one with it; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

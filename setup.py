@@ -11,6 +11,8 @@ Environment:
                                        for instance; by default tools/library/architectures.py's.
     CUDA_HOME, CXX, CC                 Where nvcc is, and the C++ compiler, nvcc's host compiler too.
     CPPFLAGS, CFLAGS, CXXFLAGS, LDFLAGS
+    DENSENET_FAST_BUILD_OBJECTS        Where objects are kept for later builds, of other checkouts, too, which compile
+                                       what differs in content; by default setuptools' build/temp.*.
     MAX_JOBS                           How many compilers run beside each other; by default as many as there are
                                        processors and memory for.
 
@@ -18,6 +20,7 @@ A line on stdout for each part says what is built and why. What was left out is 
 (_build.json), for the warning that a model gives which then runs without, and for `python -m densenet_fast.info`.
 """
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -47,7 +50,8 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext):
         library = Path(self.get_ext_fullpath(ext.name))
         remove_libraries(library.parent)
-        build.write(build.build(library, Path(self.build_temp).absolute()), library.parent)
+        objects = Path(os.environ.get("DENSENET_FAST_BUILD_OBJECTS") or self.build_temp).absolute()
+        build.write(build.build(library, objects), library.parent)
 
     def copy_extensions_to_source(self):
         """For editable installs, and --inplace."""

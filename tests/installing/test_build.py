@@ -34,6 +34,7 @@ class Built:
             "STAND_IN_CUDA": f"{torch.version.cuda}.0",
             "STAND_IN_LOG": str(self.log),
             "DENSENET_FAST_BUILD_CUDA": "0",
+            "DENSENET_FAST_BUILD_OBJECTS": "",
         }
         command = ["setup.py", "build_ext", "--build-lib", folder / "out", "--build-temp", folder / "objects"]
         done = subprocess.run(
@@ -197,7 +198,8 @@ def test_which_compiler(environment, command, host, monkeypatch, tmp_path):
 
 
 def job(folder: Path, name: str, script: str) -> Job:
-    return Job(Path(name), folder / f"{name}.o", ("/bin/sh", "-c", script))
+    (folder / f"{name}.o.d").write_text("")
+    return Job(folder, Path(name), folder / f"{name}.o", ("/bin/sh", "-c", script), "sh")
 
 
 def test_as_many_compilers_as_max_jobs_run_beside_each_other(monkeypatch, tmp_path):
@@ -228,18 +230,23 @@ def test_the_first_failure_ends_it_with_the_last_lines(monkeypatch, tmp_path):
 
 
 def test_only_what_has_changed_is_compiled(tmp_path):
-    source = tmp_path / "a source.c"
-    source.write_text("")
-    rule = str(source).replace(" ", "\\ ")
-    built = tmp_path / "a.o"
-    script = f"echo again >> '{tmp_path}/log'; touch '{built}'; echo '{built}: {rule}' > '{built}.d'"
+    """In content, command or compiler; an older file or another folder is no change."""
+    built, source = tmp_path / "a.o", Path("a source.c")
+    script = f"echo again >> '{tmp_path}/log'; touch '{built}'; echo '{built}: a\\ source.c' > '{built}.d'"
 
-    def times(command: str) -> int:
-        Job(source, built, ("/bin/sh", "-c", command)).run()
+    def times(command: str = script, content: str = "", folder: str = "here", compiler: str = "sh 1") -> int:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / source).write_text(content)
+        Job(tmp_path / folder, source, built, ("/bin/sh", "-c", command), compiler).run()
         return (tmp_path / "log").read_text().count("again")
 
-    assert times(script) == 1
-    assert times(script) == 1
-    os.utime(source, (built.stat().st_mtime + 1,) * 2)
-    assert times(script) == 2
-    assert times(f"{script}; true") == 3
+    assert times() == 1
+    assert times() == 1
+    assert times(folder="there") == 1
+    assert times(content="int a;") == 2
+    assert times(content="int b;") == 3
+    assert times(content="int b;", command=f"{script}; true") == 4
+    assert times(content="int b;", command=f"{script}; true", compiler="sh 2") == 5
+    (tmp_path / "here" / source).unlink()
+    built.unlink()
+    assert times(content="int b;", command=f"{script}; true", compiler="sh 2") == 6

@@ -55,7 +55,7 @@ def build(library: Path, temporary: Path) -> dict[str, Any]:
         record.tell(
             f"building CPU kernels ({', '.join(INSTRUCTION_SETS)}) with {version}, against torch {torch.version}"
         )
-        objects = _compile_cpu(temporary)
+        objects = _compile_cpu(version, temporary)
         if cuda is not None:
             try:
                 objects += _compile_cuda(torch, cuda, temporary / "cuda")
@@ -157,11 +157,6 @@ def _cxx(*flags: str) -> tuple[str, ...]:
     return (*surroundings.compiler(), *CXX_FLAGS, *asked, *flags)
 
 
-def _job(source: Path, built: Path, command: tuple[str, ...]) -> Job:
-    files = ("-MD", "-MF", f"{built}.d", "-c", str(source), "-o", str(built))
-    return Job(source.relative_to(ROOT), built, (*command, *files))
-
-
 def _compile(jobs: list[Job], gib_each: float, what: str) -> list[Path]:
     count = number_of_jobs(gib_each)
     print(f"densenet_fast: compiling {len(jobs)} files of {what}, {count} at a time (MAX_JOBS)", flush=True)
@@ -169,11 +164,15 @@ def _compile(jobs: list[Job], gib_each: float, what: str) -> list[Path]:
     return [job.built for job in jobs]
 
 
-def _compile_cpu(folder: Path) -> list[Path]:
+def _sources(pattern: str) -> list[Path]:
+    return sorted(source.relative_to(ROOT) for source in ROOT.glob(pattern))
+
+
+def _compile_cpu(version: str, folder: Path) -> list[Path]:
     jobs = [
-        _job(source, folder / name / f"{source.stem}.o", _cxx(*flags, f"-DDENSENET_FAST_ISA={name}"))
+        Job(ROOT, source, folder / name / f"{source.stem}.o", _cxx(*flags, f"-DDENSENET_FAST_ISA={name}"), version)
         for name, flags in INSTRUCTION_SETS.items()
-        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+        for source in _sources("csrc/cpu/*.cpp")
     ]
     return _compile(jobs, CXX_GIB, "CPU kernels")
 
@@ -186,8 +185,10 @@ def _compile_cuda(torch: Torch, cuda: Cuda, folder: Path) -> list[Path]:
         *(flag for a in cuda.architectures for flag in architectures.gencode(a)),
         f"-I{torch.folder / 'include'}",
     )
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    jobs = [_job(source, folder / f"{source.stem}.o", (cuda.nvcc, *flags)) for source in sources]
+    jobs = [
+        Job(ROOT, source, folder / f"{source.stem}.o", (cuda.nvcc, *flags), cuda.version)
+        for source in _sources("csrc/cuda/*.cu")
+    ]
     objects = _compile(jobs, NVCC_GIB, "CUDA kernels")
     (folder / "resources.inc").write_text("\n".join(resources(objects)))
     return objects
@@ -222,11 +223,11 @@ def _compile_rest(torch: Torch, version: str, cuda: Cuda | None, folder: Path) -
         *(["-DUSE_CUDA"] if cuda is not None else []),  # PyTorch's own name: the stable ABI shows its CUDA part
         *("-isystem", str(torch.folder / "include"), f"-I{surroundings.python_headers()}"),
     )
-    sources = sorted((ROOT / "csrc").glob("*.cpp"), key=lambda s: (s.stem != "module", s))  # Python.h is missed soonest
+    sources = sorted(_sources("csrc/*.cpp"), key=lambda s: s.stem != "module")  # Python.h is missed soonest
     if cuda is None:
-        sources.remove(ROOT / "csrc/cuda_context.cpp")
+        sources.remove(Path("csrc/cuda_context.cpp"))
     built = folder / ("with_cuda" if cuda is not None else "without_cuda")
-    return _compile([_job(s, built / f"{s.stem}.o", command) for s in sources], CXX_GIB, "operators")
+    return _compile([Job(ROOT, s, built / f"{s.stem}.o", command, version) for s in sources], CXX_GIB, "operators")
 
 
 def _link(torch: Torch, cuda: Cuda | None, objects: list[Path], library: Path) -> None:

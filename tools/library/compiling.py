@@ -1,5 +1,7 @@
 """Processes of compilers beside each other, as many as processors and memory allow; only what has changed runs."""
 
+import functools
+import hashlib
 import json
 import os
 import re
@@ -17,22 +19,22 @@ SAID = 12  # last lines of a compiler that are kept
 
 
 class Job(NamedTuple):
-    """A command that makes `built` and, beside it, a list of the files that it read (`built`.d) and what it said
-    (`built`.said)."""
+    """A compiler that makes `built` of `source`, a path in the folder `root` in which it runs; and beside it a list of
+    the files that it read (`built`.d), what it said (`built`.said), and what `built` was made of (`built`.made)."""
 
+    root: Path
     source: Path
     built: Path
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # but for files
+    compiler: str  # its version
 
     def is_done(self) -> bool:
-        """Whether the same command made `built` of files that have not changed since."""
-        command, read = Path(f"{self.built}.command"), Path(f"{self.built}.d")
-        if not (self.built.exists() and read.exists() and command.exists()):
+        """Whether the same compiler and command made `built` of files with the same content, in whichever folder."""
+        made = Path(f"{self.built}.made")
+        try:
+            return self.built.exists() and made.read_text() == self._made_of()
+        except OSError:  # a file that is no longer there
             return False
-        if command.read_text() != json.dumps(self.command):
-            return False
-        made = self.built.stat().st_mtime
-        return all(os.path.exists(file) and os.path.getmtime(file) <= made for file in _prerequisites(read.read_text()))
 
     def run(self) -> None:
         """
@@ -43,19 +45,37 @@ class Job(NamedTuple):
             return
         self.built.parent.mkdir(parents=True, exist_ok=True)
         self.built.unlink(missing_ok=True)
-        said = run(self.command, f"{os.path.basename(self.command[0])} failed on {self.source}")
+        files = ("-MD", "-MF", f"{self.built}.d", "-c", str(self.source), "-o", str(self.built))
+        what = f"{os.path.basename(self.command[0])} failed on {self.source}"
+        said = run([*self.command, *files], what, self.root)
         Path(f"{self.built}.said").write_text(said)
-        Path(f"{self.built}.command").write_text(json.dumps(self.command))
+        Path(f"{self.built}.made").write_text(self._made_of())
+
+    def _made_of(self) -> str:
+        read = _prerequisites(Path(f"{self.built}.d").read_text())
+        return json.dumps([self.compiler, self.command, str(self.source), {f: _digest(self.root / f) for f in read}])
 
 
-def run(command: Sequence[str], what: str) -> str:
-    """What a command said.
+def _digest(file: Path) -> str:
+    status = file.stat()
+    return _digest_of(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _digest_of(file: Path, *_: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def run(command: Sequence[str], what: str, folder: Path | None = None) -> str:
+    """What a command, in a folder, said.
 
     Raises:
         Missing: it failed.
     """
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
     except OSError as error:
         raise Missing(f"{what}: {error}", INSTALL_COMPILER) from None
     if done.returncode != 0:
