@@ -9,7 +9,7 @@ CPP := $(wildcard $(foreach suffix,c cpp h cu cuh,csrc/*.$(suffix) csrc/*/*.$(su
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench report gpu-bundle docs build wheel test-wheel clean
+.PHONY: help setup test test-thorough lint format demo bench report gpu-bundle docs build wheel test-wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,16 @@ $(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard tools/library/
 	@$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements-dev.txt
 	@echo "Compiling the kernels: two minutes of processor time, with an nvcc some minutes more ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m tests.cuda.device
 	@touch $@
 
 test: $(READY) ## run the tests, in as many processes as there are cores, four at most (about 35 minutes on two)
 	@echo "Running the tests: about 35 minutes on two cores ..."
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-thorough: $(READY) ## run also the rows of tests that differ from others in little (an hour on two cores)
+	@echo "Running all tests: about an hour on two cores ..."
+	$(BIN)/python -m pytest $(PARALLEL) --thorough
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

@@ -4,8 +4,11 @@ DENSENET_FAST_REQUIRE=triton,native: the run fails at once unless these backends
 test that is skipped fails. For machines that must prove something, such as one with a GPU.
 
 Without a GPU, Triton's kernels are interpreted. Triton decides that when it is imported, so it is settled here.
+
+--thorough: also the rows of tables that are marked so: more of a kind of which other rows run always (rows.py).
 """
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -31,7 +34,14 @@ STAND_INS = {"_machine", "executed"}  # fixtures: the CUDA kernels and Triton's,
 REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split(",") if name]
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="also the rows that are marked thorough: hours, not minutes"
+    )
+
+
 def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "thorough: more of what other rows test; runs under --thorough")
     config.addinivalue_line("markers", "without_gpu: with a stand-in for a GPU, or about having none")
     config.addinivalue_line("markers", "entry: of tests/native, about what comes before the kernels")
 
@@ -39,10 +49,24 @@ def pytest_configure(config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items) -> None:
     """Where there is a GPU, its stand-ins prove nothing that it does not, and take its time."""
-    if torch.cuda.is_available():
-        left_out = [i for i in items if i.get_closest_marker("without_gpu") or STAND_INS & {*i.fixturenames}]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+
+    def is_left_out(item) -> bool:
+        if item.get_closest_marker("thorough") and not config.getoption("thorough"):
+            return True
+        stand_in = item.get_closest_marker("without_gpu") or STAND_INS & {*item.fixturenames}
+        return bool(stand_in) and torch.cuda.is_available()
+
+    run, left_out = [], []
+    for item in items:
+        (left_out if is_left_out(item) else run).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = run
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays there: full collections, which every measure of memory makes, pass it by."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

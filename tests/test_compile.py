@@ -1,6 +1,7 @@
 """torch.compile: one graph, in which a stage is one operator, that does what the net does by itself."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch._dynamo.utils import counters
 import densenet_fast
 from benchmarks.memory import measure
 
-from .contract.nets import MODES
+from .contract.nets import MODES, freeze_every_second, untracked
 from .oracle import error
-from .pairs import BACKENDS, image
+from .pairs import image
+from .rows import some, thorough
 from .test_changes import CHANGES
 
 LARGE, SMALL = {"small_inputs": False}, {"small_inputs": True}
@@ -67,8 +69,10 @@ def check(model, x, backend="aot_eager", tolerance=0.0, steps=2, **options):
     return call
 
 
-@pytest.mark.parametrize("config", [SMALL, LARGE, LARGE | {"efficient": True}, {"bn_size": None}], ids=str)
-@pytest.mark.parametrize(("training", "backend"), [(True, "auto"), (False, "eager")])
+@pytest.mark.parametrize(
+    "config", [SMALL, thorough(LARGE), LARGE | {"efficient": True}, thorough({"bn_size": None})], ids=str
+)
+@pytest.mark.parametrize(("training", "backend"), [(True, "auto"), thorough(False, "eager")])
 def test_a_step_is_that_of_the_net_itself(training, backend, config):
     """To the compiler a backend is a name: which of them it is does not matter to its work."""
     model = net(backend=backend, **config).train(training)
@@ -76,25 +80,25 @@ def test_a_step_is_that_of_the_net_itself(training, backend, config):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which the compiler uses
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["eager", thorough("auto")])
 def test_inductor(backend):
     x = torch.randn(4, 3, 32, 32)
-    model = net(backend=backend, small_inputs=False, drop_rate=0.2)
+    model = net(backend=backend, block_config=(1, 1), small_inputs=False, drop_rate=0.2)
     check(model, x, "inductor", 1e-5)
     with torch.no_grad():
         check(model.eval(), x, "inductor", 1e-5)
 
 
-@pytest.mark.parametrize("change", MODES)
+@pytest.mark.parametrize("change", some(MODES, always=[freeze_every_second, untracked]))
 def test_modes_of_norms_and_weights(change):
     model = net(small_inputs=False)
     change(model)
     check(model, torch.randn(4, 3, 32, 32))
 
 
-@pytest.mark.parametrize(("dims", "backend"), [(1, "eager"), (3, "auto")])
+@pytest.mark.parametrize(("dims", "backend"), [thorough(1, "eager"), (3, "auto")])
 def test_volumes_and_signals(dims, backend, recwarn):
-    model = net(small_inputs=False, spatial_dims=dims, backend=backend)
+    model = net(block_config=(1, 1), small_inputs=False, spatial_dims=dims, backend=backend)
     x = torch.randn(3, 3, *[16] * dims)
     check(model, x)
     x = torch.randn(3, 3, *[32] * dims)
@@ -108,7 +112,7 @@ def test_dropout_is_the_same_under_a_seed():
     check(model, torch.randn(4, 3, 16, 16))
 
 
-@pytest.mark.parametrize("needs", [True, False])
+@pytest.mark.parametrize("needs", [True, thorough(False)])
 def test_autocast(needs):
     model = net(small_inputs=False)
     check(model, torch.randn(4, 3, 32, 32).requires_grad_(needs), enabled=True, dtype=torch.bfloat16, tolerance=0.02)
@@ -118,14 +122,14 @@ def test_autocast(needs):
 @pytest.mark.parametrize(
     "change",
     [
-        "a module replaced",
+        thorough("a module replaced"),
         "a forward on an instance",
         "a forward hook",
-        "the mode of a transition's norm",
+        thorough("the mode of a transition's norm"),
         "eps",
-        "a norm's statistics taken away",
-        "a bias taken away",
-        "dropout",
+        thorough("a norm's statistics taken away"),
+        thorough("a bias taken away"),
+        thorough("dropout"),
     ],
 )
 @torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)  # else hooks that come later are never called, as in stock
@@ -141,8 +145,14 @@ def test_a_change_between_two_steps_is_compiled_anew(change):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("config", [SMALL, LARGE | {"efficient": True}], ids=str)
+@pytest.mark.parametrize(
+    ("config", "compiler"),
+    some(
+        product([SMALL, LARGE | {"efficient": True}], ["aot_eager", "inductor"]),
+        always=[(SMALL, "aot_eager"), (LARGE | {"efficient": True}, "inductor")],
+    ),
+    ids=str,
+)
 def test_the_bytes_kept_are_those_of_the_net_itself(config, compiler):
     model, x = net(**config, growth_rate=8), torch.randn(4, 3, 64, 64)
     call = check(model, x, compiler, 1e-5)
@@ -179,6 +189,7 @@ def test_a_graph_has_one_operator_for_each_stage(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of the exporter's and the compiler's own
 def test_ahead_of_time(tmp_path):
     """AOTInductor's library of an exported net, which has PyTorch's operators alone, for batches of any size."""

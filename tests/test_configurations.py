@@ -52,6 +52,7 @@ def rows() -> list[str]:
     return found
 
 
+@pytest.mark.thorough
 def test_the_tables_in_the_docs():
     """What the nets have, and what torchvision prints; `python -m tests.test_configurations` prints all lines."""
     page = PAGE.read_text().splitlines()

@@ -17,6 +17,7 @@ from .contract.backends import Backend
 from .contract.nets import buffers, gradients
 from .oracle import away_from_start, error, rms_error
 from .pairs import BACKENDS
+from .rows import thorough
 
 DIMS = (1, 3)
 SIZE = {1: (45,), 2: (22, 19), 3: (18, 17, 14)}
@@ -232,7 +233,9 @@ def test_blocks_against_layers_that_are_not_ours(dims):
 
 
 @pytest.mark.parametrize("efficient", [False, True])
-@pytest.mark.parametrize("config", [{}, {"small_inputs": False, "growth_rate": 16}, {"bn_size": None}], ids=str)
+@pytest.mark.parametrize(
+    "config", [thorough({}), {"small_inputs": False, "growth_rate": 16}, {"bn_size": None}], ids=str
+)
 @pytest.mark.parametrize("dims", DIMS)
 def test_live_bytes_are_exactly_those_that_must_be_kept(dims, config, efficient):
     model = DenseNet(block_config=(3, 3), spatial_dims=dims, efficient=efficient, backend="eager", **config)
@@ -240,7 +243,7 @@ def test_live_bytes_are_exactly_those_that_must_be_kept(dims, config, efficient)
     assert measure(model, x).live == Step.of(model, x.shape).kept()
 
 
-@pytest.mark.parametrize(("efficient", "ratio"), [(False, 3), (True, 7)])
+@pytest.mark.parametrize(("efficient", "ratio"), [thorough(False, 3), (True, 7)])
 def test_densenet121_of_volumes_keeps_a_fraction(efficient, ratio):
     x = torch.randn(2, 1, 32, 32, 32)
 

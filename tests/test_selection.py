@@ -22,6 +22,9 @@ WHERE = (
 )
 
 
+pytestmark = pytest.mark.thorough  # another collection of most tests
+
+
 @pytest.fixture(scope="module")
 def collected():
     """On a GPU machine that has no nvcc."""

@@ -2,6 +2,7 @@
 
 import statistics
 import weakref
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from densenet_fast.functional import dense_stage
 
 from . import oracle
 from .oracle import as_under_autocast, error, leaves_to, make_stage, parameters, require_grad, rms_error
+from .rows import some, thorough
 
 SHAPES = [(3, 6, 5, 7), (2, 5, 8, 8), (4, 3, 1, 1), (1, 7, 3, 2)]
 CONSUMERS = [None, "transition", "head", "stem"]
@@ -184,7 +186,7 @@ def assert_at_most_twice_stock(make, dtype, seeds=9):
         assert our <= 2 * their + torch.finfo(dtype).eps, f"value {i}: {our:.2e}, stock {their:.2e}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, thorough(torch.float16)], ids=str)
 @pytest.mark.parametrize("consumer", CONSUMERS)
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 def test_error_is_at_most_twice_stock(dtype, consumer, offset):
@@ -254,9 +256,11 @@ def test_second_backward_through_a_freed_graph_is_an_error():
         y.sum().backward()
 
 
-@pytest.mark.parametrize("extend", [False, True])
-@pytest.mark.parametrize("frozen", [(), (0, 3)], ids=str)
-@pytest.mark.parametrize("consumer", CONSUMERS)
+@pytest.mark.parametrize(
+    ("consumer", "frozen", "extend"),
+    some(product(CONSUMERS, [(), (0, 3)], [False, True]), always=lambda row: bool(row[1]) == row[2]),
+    ids=str,
+)
 def test_gradgradcheck(consumer, frozen, extend):
     """Of x as a leaf, a copy of which begins the buffer, and of a stage that extends another's output."""
     steps = require_grad(make_stage(5, (2, 3), consumer, bottleneck=1, frozen=frozen, drop_rate=0.4))

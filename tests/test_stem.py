@@ -207,6 +207,7 @@ def test_who_changes_the_images_before_backward_is_told(efficient):
             y.sum().backward()
 
 
+@pytest.mark.thorough
 def test_a_compiled_step_is_that_of_the_net_itself():
     """The bits, and what is kept, of a convolution with a bias."""
     torch.compiler.reset()

@@ -11,6 +11,8 @@ from benchmarks.compare import Effort, Workload, compare
 from benchmarks.subjects import blocks, net, short_block
 from benchmarks.variants import BASELINE, BY_NAME, named
 
+from ..rows import thorough
+
 ONCE = Effort(rounds=1, seconds=0.0)
 
 
@@ -46,9 +48,11 @@ class Wrong(nn.Module):
         return self.inner.load_state_dict(*args)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, thorough(False)])
 @pytest.mark.parametrize(
-    "subject", [net("bc-10-4", 8), short_block(9, 3, 5, 7), *blocks("bc-10-4", 8)[:1]], ids=lambda s: s.name
+    "subject",
+    [net("bc-10-4", 8), short_block(9, 3, 5, 7), *map(thorough, blocks("bc-10-4", 8)[:1])],
+    ids=lambda s: s.name,
 )
 def test_what_is_right_is_timed(subject, training):
     outcomes = compare(work(subject, training), named("torchvision*,eager*"), ONCE).outcomes

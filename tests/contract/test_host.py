@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from densenet_fast import backends
 
 from ..cuda.device import Machine
+from ..rows import thorough
 from .nets import SMALLEST, cumulative, mixed_momenta, net
 
 ATEN = torch.ops.aten
@@ -93,7 +94,7 @@ def mixed_momenta_and_dropout(model):
         layer.drop_rate = 0.2
 
 
-@pytest.mark.parametrize("change", [cumulative, mixed_momenta_and_dropout])
+@pytest.mark.parametrize("change", [thorough(cumulative), mixed_momenta_and_dropout])
 def test_a_step_reads_nothing(seen_through, change):
     (shape,) = SMALLEST.values()
     model = net(shape)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ..rows import thorough
 from .nets import freeze_every_second, frozen_weights, images, trio
 
 
@@ -18,7 +19,9 @@ def penalised(model, x):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda model: None, freeze_every_second, frozen_weights], ids=["", "norms", "weights"]
+    "change",
+    [thorough(lambda model: None), freeze_every_second, thorough(frozen_weights)],
+    ids=["", "norms", "weights"],
 )
 def test_a_gradient_penalty(backend, change, shape):
     nets = trio(backend, change, shape)

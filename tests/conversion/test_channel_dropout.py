@@ -108,6 +108,7 @@ def test_layers_that_drop_values_beside_layers_that_drop_channels_run_plain():
         check(theirs, ours, images())
 
 
+@pytest.mark.thorough
 def test_a_compiled_net_draws_the_same():
     torch.compiler.reset()
     _, ours = pair(blocks=(2,))

@@ -155,6 +155,7 @@ def test_smp_features_of_an_encoder(depth, channels):
     check(*reversed(results))
 
 
+@pytest.mark.thorough
 def test_smp_graphs_of_an_encoder():
     stock, converted = (model.eval() for model in pair(encoder()))
     x = image()

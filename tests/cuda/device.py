@@ -1,5 +1,8 @@
 """The CUDA backend on a machine without a GPU: the entries and launches of csrc on CPU tensors, with the PTX that nvcc
-emitted run by `tools.gpucheck`. `Machine().operations` are those of the contract, for any backend's caller."""
+emitted run by `tools.gpucheck`. `Machine().operations` are those of the contract, for any backend's caller.
+
+    python -m tests.cuda.device     # compile what that takes beforehand, two minutes of processor time
+"""
 
 import ctypes
 import fcntl
@@ -151,3 +154,9 @@ class Machine(launches.Machine):
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if __name__ == "__main__":
+    if (reason := why_not()) is None:
+        build()
+    else:
+        print(f"The CUDA kernels cannot be run as PTX: {reason}")

@@ -11,6 +11,7 @@ from densenet_fast.contract.block import z_size
 from ..blocks import ROOM
 from ..calls import NAMES as CALLS
 from ..calls import Call, Geometry, is_activation, make
+from ..rows import some
 from .cases import MATHS
 
 # Growth, channels of the stem, layers of each block, its images: DenseNet-121, 169, 201 and 161 for ImageNet, and
@@ -23,6 +24,8 @@ NETS = [
     (12, 24, (2, 2), (33, 5)),
 ]
 NAMES = [name for name in CALLS if not name.startswith(("plain", "layer"))]
+POWERS = [2**i for i in range(9)]
+EVERY = range(1, 257)
 DEVICES = {"A10": (72, 101376), "H200": (132, 232448)}  # multiprocessors, shared memory: the least and the most
 
 
@@ -35,9 +38,9 @@ def blocks() -> Iterator[tuple[int, list[int], int, int]]:
             yield size, inputs, growth, channels
 
 
-def calls(name: str) -> Iterator[tuple[Geometry, Iterable[int]]]:
-    """All geometries of the nets, of one image, and batches: 1 to 256 where tiles are planned by all sizes at once
-    (3x3) and for the most channels of each size of image; else, as channels and rows are cut independently, some."""
+def calls(name: str, batches: Iterable[int]) -> Iterator[tuple[Geometry, Iterable[int]]]:
+    """All geometries of the nets, of one image, and batches: where tiles are planned by all sizes at once (3x3) and for
+    the most channels of each size of image, `batches`; else, as channels and rows are cut independently, some."""
     found = set()
     for size, inputs, growth, halved in blocks():
         if "3x3" in name:
@@ -50,7 +53,7 @@ def calls(name: str) -> Iterator[tuple[Geometry, Iterable[int]]]:
             found.add(Geometry(1, size, size, inputs[-1], halved, 1))
     widest = {g.h: g for g in sorted(found)}.values()
     for geometry in found:
-        yield geometry, range(1, 257) if "3x3" in name or geometry in widest else (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        yield geometry, batches if "3x3" in name or geometry in widest else POWERS
 
 
 def of_batch(call: Call, n: int, size: int, k: int) -> Call:
@@ -70,14 +73,18 @@ def of_batch(call: Call, n: int, size: int, k: int) -> Call:
     return call.changed(change)
 
 
+@pytest.mark.parametrize("batches", some([POWERS, EVERY], always=[POWERS]), ids=["some", "every"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("device", "math"), [*(("H200", m) for m in MATHS), ("A10", "bf16"), ("A10", "fp32")])
-def test_a_driver_takes_every_launch(machine, name, math, device):
+@pytest.mark.parametrize(
+    ("device", "math"),
+    some([*(("H200", m) for m in MATHS), ("A10", "bf16"), ("A10", "fp32")], always=[("H200", "bf16"), ("A10", "fp32")]),
+)
+def test_a_driver_takes_every_launch(machine, name, math, device, batches):
     torch.use_deterministic_algorithms(False)  # which would fill all memory
     machine.device = DEVICES[device]
     machine.set_idle(True)
-    for geometry, batches in calls(name):
+    for geometry, of_geometry in calls(name, batches):
         call = make(name, geometry._replace(h=2, w=2), MATHS[math].dtype)
-        for n in batches:
+        for n in of_geometry:
             machine.set(tf32=MATHS[math].tf32)  # a device on which no launch before has asked for shared memory
             of_batch(call, n, geometry.h, geometry.k).on(machine.operations)

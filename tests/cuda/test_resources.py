@@ -15,6 +15,7 @@ from . import device
 
 SOURCES = [file for file in device.kernels() if "__global__" in file.read_text()]
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.skipif(shutil.which("ptxas") is None, reason="there is no ptxas"),
     pytest.mark.parametrize("source", SOURCES, ids=[file.stem for file in SOURCES]),
 ]

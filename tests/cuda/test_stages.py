@@ -8,6 +8,7 @@ from densenet_fast import backends
 from densenet_fast.functional import dense_stage
 
 from ..oracle import as_under_autocast, leaves_to, make_stage, parameters, require_grad, rms_error, stage
+from ..rows import thorough
 
 SEEDS = 3
 
@@ -31,11 +32,11 @@ def ours(x, steps, efficient=False):
 @pytest.mark.parametrize(
     ("consumer", "bottleneck", "efficient", "dtype"),
     [
-        (None, 4, False, torch.bfloat16),
+        thorough(None, 4, False, torch.bfloat16),
         ("transition", 4, True, torch.bfloat16),
-        ("transition", 4, False, torch.float32),
+        thorough("transition", 4, False, torch.float32),
         ("head", 4, False, torch.float16),
-        ("head", None, False, torch.bfloat16),
+        thorough("head", None, False, torch.bfloat16),
         ("stem", None, False, torch.float32),
     ],
     ids=str,
@@ -58,7 +59,7 @@ def test_stage_is_as_exact_as_stock(on_ptx, consumer, bottleneck, efficient, dty
         assert our <= 2 * their + torch.finfo(dtype).eps, f"value {i}: {our:.2e}, stock {their:.2e}"
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, thorough(False)])
 def test_model_equals_plain_in_float64(on_ptx, training):
     config = {"growth_rate": 8, "block_config": (2, 2), "small_inputs": False}
     model = densenet_fast.DenseNet(**config, backend="eager").train(training)

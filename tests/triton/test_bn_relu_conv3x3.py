@@ -9,6 +9,7 @@ from densenet_fast.backends.triton.launch import Device, recorded
 
 from ..blocks import Shape, make
 from ..calls import Geometry, error
+from ..rows import some
 from .compare import FORMATS, call, check_error, check_exact, check_finite, label
 from .conftest import DEVICE
 
@@ -43,7 +44,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "geometry", "form", "device"), CASES, ids=label)
+@pytest.mark.parametrize(
+    ("name", "options", "geometry", "form", "device"),
+    some(CASES, always=lambda row: (row[2] in (SMALL, MANY) and row[3] in ("float32", "bfloat16")) or row in OTHERS),
+    ids=label,
+)
 def test_error_is_at_most_twice_eager_s(triton, eager, name, options, geometry, form, device):
     seeds = 5 if geometry is SMALL else 1  # among few values one may be rounded well or badly by chance
     cases = [call(name, geometry, form, **options) for _ in range(seeds)]

@@ -9,6 +9,7 @@ import densenet_fast
 from densenet_fast.functional import dense_stage
 
 from ..oracle import away_from_start, leaves_to, make_stage, rms_error, stage
+from ..rows import some, thorough
 from . import plans
 from .conftest import DEVICE
 
@@ -42,8 +43,8 @@ def gradients(run, steps, x, wanted, cotangent):
 @pytest.mark.parametrize(
     ("bottleneck", "names", "efficient", "running"),
     [
-        (4, BOTTLENECK, False, False),
-        (4, BOTTLENECK, True, False),
+        thorough(4, BOTTLENECK, False, False),
+        thorough(4, BOTTLENECK, True, False),
         (4, BOTTLENECK, True, True),
         (None, PLAIN, False, True),
     ],
@@ -100,7 +101,7 @@ def test_model_with_frozen_parameters(frozen, training):
         assert ours is None or rms_error(ours, exact) < 0.1
 
 
-@pytest.mark.parametrize("architecture", plans.DEVICES)
+@pytest.mark.parametrize("architecture", some(plans.DEVICES, always=[90]))
 @pytest.mark.parametrize("running", [False, True], ids=["batch", "running"])
 @pytest.mark.parametrize(("bottleneck", "names"), [(4, BOTTLENECK), (None, PLAIN)], ids=["bottleneck", "plain"])
 def test_plans_of_every_combination(bottleneck, names, running, architecture):

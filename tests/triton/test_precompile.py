@@ -55,6 +55,7 @@ print(*before, *counts())
 
 
 @pytest.mark.without_gpu  # a stub stands in for its driver
+@pytest.mark.thorough
 def test_a_compiled_variant_is_found_in_the_cache(tmp_path, monkeypatch):
     """By another process, which counts the kernels that it finds, those that it must compile, and the C code that it
     must: two kinds of launchers and what loads kernels; then with the cache emptied."""

@@ -8,10 +8,11 @@ import densenet_fast
 from densenet_fast.functional import dense_stage
 
 from ..oracle import as_under_autocast, leaves_to, make_stage, parameters, require_grad, rms_error, stage
+from ..rows import some
 from .compare import FORMATS
 from .conftest import DEVICE
 
-SEEDS = 5
+SEEDS = 3
 # form, consumer, width of the bottleneck over growth (None: layers without), z recomputed
 CASES = [
     *(("float32", consumer, 4, False) for consumer in (None, "transition", "head", "stem")),
@@ -56,7 +57,7 @@ def all_values(run, steps, x, cotangent):
     return [y, *torch.autograd.grad(y, [x, *parameters(steps)], cotangent.to(y.dtype))]
 
 
-@pytest.mark.parametrize(("form", "consumer", "bottleneck", "efficient"), CASES)
+@pytest.mark.parametrize(("form", "consumer", "bottleneck", "efficient"), some(CASES, always=CASES[1:4] + CASES[-4:]))
 def test_stage_is_as_exact_as_stock(form, consumer, bottleneck, efficient):
     """Median over seeds of RMS errors, of the output and of every gradient."""
     dtype, precision = FORMATS[form].dtype, FORMATS[form].precision
