@@ -112,6 +112,15 @@ def test_dropout_is_the_same_under_a_seed():
     check(model, torch.randn(4, 3, 16, 16))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_draws_with_equal_arguments_are_not_one():
+    """Two samples of a net (Monte Carlo dropout), whose blocks have as many layers each, in one graph, in which the
+    compiler makes one expression of two that are equal."""
+    model = net(block_config=(1, 1), drop_rate=0.5)
+    samples = torch.compile(lambda x: (model(x), model(x)), fullgraph=True)
+    assert error(*samples(torch.randn(4, 3, 16, 16))) > 0.1
+
+
 @pytest.mark.parametrize("needs", [True, thorough(False)])
 def test_autocast(needs):
     model = net(small_inputs=False)

@@ -3,7 +3,9 @@ or, where whole channels of images are dropped, as nn.Dropout2d does, the masks 
 
     densenet_fast::dropout_seeds, densenet_fast::dropout_masks   the same in graphs
 
-A compiler leaves the drawing to these operators, and with it the order of the draws: under a seed it is the same.
+A compiler leaves the drawing to these operators, and with it the order of the draws: under a seed it is the same. They
+are given x, on which they wait, so that stages draw in their order, and a new empty tensor each: of two calls with equal
+arguments a compiler makes one, though they are declared to be random, and two stages would drop the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +27,9 @@ def drawn(spec: StageSpec, x: Tensor) -> Tensor | None:
     if not spec.drops:
         return None
     if not spec.drops_channels:
-        return _call("dropout_seeds", _seeds, len(spec.layers), x.device)
+        return _call("dropout_seeds", _seeds, x, len(spec.layers), x.device)
     channels, rates = [layer.growth for layer in spec.layers], [layer.drop_rate for layer in spec.layers]
-    return _call("dropout_masks", _masks, x.shape[0], channels, rates, compute_dtype(x, spec.convolves), x.device)
+    return _call("dropout_masks", _masks, x, x.shape[0], channels, rates, compute_dtype(x, spec.convolves), x.device)
 
 
 def mask_of(masks: Tensor, layer: Layer, spec: StageSpec) -> Tensor:
@@ -36,9 +38,9 @@ def mask_of(masks: Tensor, layer: Layer, spec: StageSpec) -> Tensor:
     return mask.view(*mask.shape, *[1] * spec.dims)
 
 
-def _call(name: str, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _call(name: str, function: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.densenet_fast, name).default(*arguments)
+        return getattr(torch.ops.densenet_fast, name).default(x.detach(), torch.empty(0), *arguments)
     return function(*arguments)
 
 
@@ -61,20 +63,21 @@ def _masks(
 
 
 def _register(name: str, schema: str, real: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
-    _library.define(f"{name}{schema}", tags=[torch.Tag.nondeterministic_seeded])
-    _library.impl(name, real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"densenet_fast::{name}", fake, lib=_library)
+    """`schema`: of the arguments behind x and the new tensor, which no draw depends on."""
+    _library.define(f"{name}(Tensor x, Tensor new, {schema}) -> Tensor", tags=[torch.Tag.nondeterministic_seeded])
+    _library.impl(name, lambda x, new, *arguments: real(*arguments), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"densenet_fast::{name}", lambda x, new, *arguments: fake(*arguments), lib=_library)
 
 
 _register(
     "dropout_seeds",
-    "(int layers, Device device) -> Tensor",
+    "int layers, Device device",
     _seeds,
     lambda layers, device: torch.empty(layers, dtype=torch.int64, device=device),
 )
 _register(
     "dropout_masks",
-    "(SymInt images, int[] channels, float[] rates, ScalarType dtype, Device device) -> Tensor",
+    "SymInt images, int[] channels, float[] rates, ScalarType dtype, Device device",
     _masks,
     lambda images, channels, _, dtype, device: torch.empty((images, sum(channels)), dtype=dtype, device=device),
 )

@@ -111,11 +111,11 @@ def test_layers_that_drop_values_beside_layers_that_drop_channels_run_plain():
 @pytest.mark.thorough
 def test_a_compiled_net_draws_the_same():
     torch.compiler.reset()
-    _, ours = pair(blocks=(2,))
-    compiled = torch.compile(copy.deepcopy(ours), backend="aot_eager", fullgraph=True)
+    _, ours = pair(blocks=(1, 1))  # whose draws have equal arguments
+    compiled = torch.compile(copy.deepcopy(ours), fullgraph=True)
     found = []
     for call in (compiled, ours):
         torch.manual_seed(2)
         y = call(images())
         found.append([y, *torch.autograd.grad(y.square().sum(), list(call.parameters()))])
-    assert all(torch.equal(got, right) for got, right in zip(*found, strict=True))
+    assert all(error(got, right) < 1e-9 for got, right in zip(*found, strict=True))
