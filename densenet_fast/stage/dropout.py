@@ -4,8 +4,8 @@ or, where whole channels of images are dropped, as nn.Dropout2d does, the masks 
     densenet_fast::dropout_seeds, densenet_fast::dropout_masks   the same in graphs
 
 A compiler leaves the drawing to these operators, and with it the order of the draws: under a seed it is the same. They
-are given x, on which they wait, so that stages draw in their order, and a new empty tensor each: of two calls with equal
-arguments a compiler makes one, though they are declared to be random, and two stages would drop the same.
+are given x, on which they wait, so that stages draw in their order, and a new empty tensor each: of two calls with
+equal arguments a compiler makes one, though they are declared to be random, and two stages would drop the same.
 """
 
 from collections.abc import Callable, Sequence
