@@ -183,6 +183,13 @@ FAULTS = [
     ),
     Fault("norm2 with norm1's eps", BLOCK, "gamma2, beta2, eps2)", "gamma2, beta2, eps1)", OWN_EPS),
     Fault(
+        "blocks drop the same elements in a graph",
+        f"{FOLDER}/dropout.py",
+        "x.detach(), torch.empty(0)",
+        "torch.zeros(0), torch.zeros(0)",
+        ("tests/test_compile.py", "-k", "equal_arguments"),
+    ),
+    Fault(
         "layers drop the same elements",
         BLOCK,
         "drop_rate == 0 else self.seeds[i]",
