@@ -149,7 +149,7 @@ class BlockReading(Reading):
         return tuple([i for i, source in enumerate(self.sources) if source is not None])
 
     def tensors(self) -> list[Any]:
-        if self._whole is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._whole is None:
             return tensors_of(self._given)
         return [tensor for tensor in chain.from_iterable(map(dict.values, self._whole)) if tensor is not None]
 

@@ -7,8 +7,6 @@ reports and writes them, one operation for each stage, when it closes; if the fo
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import chain
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from .. import backends
 
 Columns = tuple[int, int]  # from, to
-_running = itemgetter("running_mean", "running_var")
 
 
 class Tracked:
@@ -48,7 +45,7 @@ class Tracked:
             RuntimeError: its running statistics are on another device.
         """
         device = stats.device
-        running = [*chain.from_iterable(map(_running, self._running))]
+        running = [each for of in self._running for each in (of["running_mean"], of["running_var"])]
         fit = [each.numel() for each in running] == self._sizes
         if fit and [each.device for each in running] == [device] * len(running):
             return
