@@ -6,6 +6,8 @@ A module is read once, and again when it has changed (snapshot.py).
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -115,7 +117,7 @@ class BlockReading(Reading):
 
     layers: tuple[Any, ...]  # views.LayerView
     sources: list[Source | None]  # of the slots of each layer, `contract.block.TENSORS`
-    known: dict[Any, Known] = field(default_factory=dict)  # of its stages, by what tensors and consumers tell
+    known: dict[Any, Known] = field(default_factory=dict)  # of its stages, by what their modules tell
 
     @property
     def growth(self) -> int:
@@ -147,18 +149,28 @@ class BlockReading(Reading):
         return tuple([i for i, source in enumerate(self.sources) if source is not None])
 
     def tensors(self) -> list[Any]:
-        return tensors_of(self._given)
+        if torch.compiler.is_compiling() or self._whole is None:
+            return tensors_of(self._given)
+        return [tensor for tensor in chain.from_iterable(map(dict.values, self._whole)) if tensor is not None]
 
     @cached_property
     def _given(self) -> list[Source]:
         return [source for source in self.sources if source is not None]
 
     @cached_property
-    def weights(self) -> list[int]:
-        """Where weights stand among the tensors."""
-        return [i for i, slot in enumerate(self.slots) if TENSORS[slot % len(TENSORS)] in ("weight1", "weight2")]
+    def _whole(self) -> list[dict[str, Any]] | None:
+        """The dictionaries of which all that they hold, one after the other, is the tensors, if there are such: they
+        are read in half the time."""
+        places = [place for place, _ in groupby(self._given, itemgetter(0, 1))]
+        if any(dictionary is None for _, dictionary in places):
+            return None
+        found = [module.__dict__[dictionary] for module, dictionary in places]
+        names = [name for of in found for name, tensor in of.items() if tensor is not None]
+        return found if names == [source.name for source in self._given] else None
 
-    def layer_specs(self, tensors: Sequence[Any]) -> tuple[LayerSpec, ...]:
-        """What the layers are with these tensors."""
-        outputs = iter([tensors[i].shape[0] for i in self.weights])
+    def layer_specs(self, shapes: Sequence[torch.Size]) -> tuple[LayerSpec, ...]:
+        """What the layers are with tensors of these shapes."""
+        kinds = [TENSORS[slot % len(TENSORS)] for slot in self.slots]
+        weights = [i for i, kind in enumerate(kinds) if kind in ("weight1", "weight2")]
+        outputs = iter([shapes[i][0] for i in weights])
         return tuple([layer.spec(next(outputs) if layer.has_bottleneck else 0, next(outputs)) for layer in self.layers])

@@ -31,7 +31,7 @@ class Tracked:
         self._moving_count = all(_is_counter(buffers[i]["num_batches_tracked"]) for i in moving)
         self._others_counted = [buffers[i] for i in counting if i not in moving]
         self._running = [buffers[i] for i in running]
-        self._sizes = [columns[i][1] - columns[i][0] for i in running]
+        self._sizes = [columns[i][1] - columns[i][0] for i in running for _ in range(2)]
         self._moving = [buffers[i] for i in moving]
         self._begins = [columns[i][0] for i in moving]
         self._momenta = [norms[i].momentum for i in moving]
@@ -45,18 +45,21 @@ class Tracked:
             RuntimeError: its running statistics are on another device.
         """
         device = stats.device
-        for of, size in zip(self._running, self._sizes, strict=True):
-            for each in (of["running_mean"], of["running_var"]):
-                if each.numel() != size:
-                    raise ValueError(
-                        f"wrong number of channels: got {size} at a BatchNorm2d, expected {each.numel()}, as many as "
-                        "its running statistics have"
-                    )
-                if each.device != device:
-                    raise RuntimeError(
-                        f"wrong device: got running statistics on {each.device}, expected {device}, where the "
-                        "activations are"
-                    )
+        running = [each for of in self._running for each in (of["running_mean"], of["running_var"])]
+        fit = [each.numel() for each in running] == self._sizes
+        if fit and [each.device for each in running] == [device] * len(running):
+            return
+        for each, size in zip(running, self._sizes, strict=True):
+            if each.numel() != size:
+                raise ValueError(
+                    f"wrong number of channels: got {size} at a BatchNorm2d, expected {each.numel()}, as many as "
+                    "its running statistics have"
+                )
+            if each.device != device:
+                raise RuntimeError(
+                    f"wrong device: got running statistics on {each.device}, expected {device}, where the "
+                    "activations are"
+                )
 
     def write(self, stats: Tensor, count: int | None, backend: str) -> None:
         """As `Transaction.report` says. Of an empty batch they are only counted, as PyTorch does it."""

@@ -28,7 +28,7 @@ class Consumer(NamedTuple):
     slots: tuple[int, ...]  # of the tensors, among `stage.spec.CONSUMER_TENSORS`
     dims: int  # of the images
     pools: bool  # a transition
-    known: dict[Any, Known]  # of the stage that ends with it, by what tensors tell; as `BlockReading.known`
+    known: dict[Any, Known]  # of the stage that ends with it; as `BlockReading.known`
 
     @classmethod
     def of(
@@ -86,12 +86,19 @@ def run_stage(
             # PyTorch's poolings of volumes return them in its own format.
             convolved = dims == 2 or not consumer.pools
             layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
-    if convolution is None:
-        spec, norms = _spec(x.shape[1], block, consumer, tensors)
-    else:
+    fits = False  # as far as is known
+    if convolution is not None:
         assert consumer is not None
         layout = convolved_format(layout, convolution.weight)
         spec, norms = _of_stem(convolution, consumer, tensors)
+    elif block is not None:
+        shapes = [tensor.shape for tensor in tensors]
+        spec, norms = _of_block(x.shape[1], block, consumer, shapes)
+        fits = spec.shapes == shapes
+    else:
+        assert consumer is not None
+        outputs = tensors[-1].shape[0] if consumer.kind == "transition" else x.shape[1]
+        spec, norms = _of_consumer(consumer, x.shape[1], outputs)
     wanted = Wanted(layout=None if is_read else layout, buffer=tapped)
     if following is not None:
         wanted = Wanted(any(map(uses_batch, following.norms)), following.growth, buffer=tapped)
@@ -104,6 +111,7 @@ def run_stage(
         wanted=wanted,
         x_stats=x_stats,
         extend=extend,
+        fits=fits,
         efficient=any(part is not None and part.module.efficient for part in (block, following)),
     )
     for norm, is_alone in norms:
@@ -111,19 +119,15 @@ def run_stage(
     return Output(y, y_stats, layout, buffer)
 
 
-def _spec(channels: int, block: BlockReading | None, consumer: Consumer | None, tensors: list[Tensor]) -> Known:
+def _of_block(channels: int, block: BlockReading, consumer: Consumer | None, shapes: list[torch.Size]) -> Known:
     """The spec of modules in their present mode, and which of their norms track statistics; kept with what was read of
-    the last of them."""
-    if block is None:
-        assert consumer is not None
-        outputs = tensors[-1].shape[0] if consumer.kind == "transition" else channels
-        return _of_consumer(consumer, channels, outputs)
-    outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
+    the last of them, for tensors of the same `shapes`."""
+    outputs = shapes[-1][0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
     known = block.known if consumer is None else consumer.known
-    key = channels, mode, *[tensors[i].shape[0] for i in block.weights], *map(group_of, block.synchronised)
-    if key not in known:
-        layers, norms = block.layer_specs(tensors), block.norms
+    key = channels, mode, *map(group_of, block.synchronised)
+    if key not in known or known[key][0].shapes != shapes:
+        layers, norms = block.layer_specs(shapes), block.norms
         behind = len(block.layers) * len(TENSORS)
         slots = block.slots
         of_consumer = None

@@ -70,16 +70,18 @@ def started(x0: Tensor, channels: int, extend: bool) -> Tensor:
 
 def is_nhwc(x: Tensor) -> bool:
     """Whether the pixels of [N, C, H, W] are rows of contiguous channels at one constant stride."""
-    if x.dim() == 4:
+    strides = x.stride()
+    if len(strides) == 4:
         n, c, h, w = x.shape
-        row = x.stride(3) if w > 1 else x.stride(2) if h > 1 else x.stride(0) if n > 1 else c
+        of_n, of_c, of_h, of_w = strides
+        row = of_w if w > 1 else of_h if h > 1 else of_n if n > 1 else c
         return (
-            (c == 1 or x.stride(1) == 1)
+            (c == 1 or of_c == 1)
             and row >= c
-            and (w == 1 or h == 1 or x.stride(2) == w * row)
-            and (n == 1 or h * w == 1 or x.stride(0) == h * w * row)
+            and (w == 1 or h == 1 or of_h == w * row)
+            and (n == 1 or h * w == 1 or of_n == h * w * row)
         )
-    c, strides = x.shape[1], x.stride()
+    c = x.shape[1]
     outwards = [dim for dim in (*range(x.dim() - 1, 1, -1), 0) if x.shape[dim] != 1]
     row = strides[outwards[0]] if outwards else c
     step = row
@@ -93,12 +95,13 @@ def is_nhwc(x: Tensor) -> bool:
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format that PyTorch's layers give their outputs for an input or a weight with the strides of x
     [N, C, H, W]: channels_last where, from one dimension to the next, C, W, H, N are ever further apart."""
-    if x.dim() not in (4, 5):
+    shape, strides = x.shape, x.stride()
+    if len(shape) not in (4, 5):
         return torch.contiguous_format
     span = 0
-    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
-        size, stride = x.shape[dim], x.stride(dim)
-        ambiguous = (dim == 1 and stride == 0) or (dim == 0 and span == x.stride(1))
+    for dim in (1, 3, 2, 0) if len(shape) == 4 else (1, 4, 3, 2, 0):
+        size, stride = shape[dim], strides[dim]
+        ambiguous = (dim == 1 and stride == 0) or (dim == 0 and span == strides[1])
         if size == 0 or stride < span or ambiguous:
             return torch.contiguous_format
         span = stride * size

@@ -39,8 +39,8 @@ def check_image(x: Tensor, dims: int = 2) -> None:
         raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
 
 
-def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Refuse an image x, and tensors that do not fit it or each other.
+def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor], fits: bool = False) -> None:
+    """Refuse an image x, and tensors that do not fit it or, unless that is known (`fits`), each other.
 
     Raises:
         ValueError: wrong channels, an image too small to pool, one value per channel where a norm uses batch
@@ -61,7 +61,7 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor]) -> None:
         weight = tensors[i]
         if weight.device != device or (weight.dtype is not x.dtype and not autocast):
             check_weight(spec.names[i], weight, x)
-    shapes = [tensor.shape for tensor in tensors]
+    shapes = spec.shapes if fits else [tensor.shape for tensor in tensors]
     if shapes != spec.shapes:
         raise next(
             _misfit(name, shape, fitting)

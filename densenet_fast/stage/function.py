@@ -39,19 +39,19 @@ def run(
     x_stats: Tensor | None = None,
     extend: bool = False,
     efficient: bool = False,
+    fits: bool = False,
 ) -> Result:
     """A stage's forward: x [N, C0, H, W] of `spec.channels`; differentiable where anything needs it. Images that a
-    stem convolves are taken for constants.
+    stem convolves are taken for constants. fits: the tensors' shapes are known to be `spec.shapes`.
 
     Raises:
         ValueError, RuntimeError: as `checks.check_stage`; the backend is not available.
     """
-    check_stage(spec, x, tensors)
+    check_stage(spec, x, tensors, fits)
     dtype = compute_dtype(x, spec.convolves)
-    if spec.convolution is None:
+    promoted = dtype  # as of any convolution
+    if spec.convolution is None and x.dtype != dtype:
         promoted, x = torch.promote_types(x.dtype, dtype), x.to(dtype)
-    else:
-        promoted = dtype  # as of any convolution
     if torch.compiler.is_compiling() and (spec.layers or spec.consumer is not None):
         result = Result(
             *operator.run(
@@ -79,7 +79,7 @@ def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtyp
         result = result._replace(buffer=result.buffer.to(dtype))
     if wanted.layout is None or (spec.consumer is not None and spec.consumer.kind == "transition"):
         return result  # for a stage, or the end of a convolution
-    return result._replace(y=result.y.to(dtype))
+    return result if result.y.dtype == dtype else result._replace(y=result.y.to(dtype))
 
 
 def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None) -> Result:
@@ -109,7 +109,7 @@ class StageFunction(torch.autograd.Function):
         with _without_autocast(x):
             dtypes = [t.dtype for t in tensors]
             fitted = _fitted(stage, _with_own_statistics(stage, tensors), dtypes)
-            ctx.edges = recompute.edges([x] if fitted is tensors else [x, *tensors])
+            ctx.edges = recompute.edges([x, *_copied(tensors, fitted)])
             _, needs_x, _, _, *needs = ctx.needs_input_grad
             keep_z = not stage.efficient and stage.spec.layers_learn(needs_x, needs)
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z)
@@ -190,6 +190,11 @@ def _with_own_statistics(stage: Stage, tensors: Sequence[Tensor]) -> Sequence[Te
     for i, copy in zip(given, torch.cat(vectors).split([v.shape[0] for v in vectors]), strict=True):
         found[i] = copy
     return found
+
+
+def _copied(tensors: Sequence[Tensor], fitted: Sequence[Tensor]) -> list[Tensor | None]:
+    """The tensors of which copies are fitted; None for those that fit."""
+    return [] if fitted is tensors else [None if own is t else t for own, t in zip(fitted, tensors, strict=True)]
 
 
 def _fitted(stage: Stage, tensors: Sequence[Tensor], dtypes: list[torch.dtype]) -> Sequence[Tensor]:

@@ -17,16 +17,16 @@ from .dropout import mask_of
 from .schedule import Stage
 
 
-def edges(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+def edges(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """For each an empty tensor in its place in autograd's graph: gradients can go there when the tensor itself has
     gone. None for leaves, which the graph itself knows."""
-    with torch.enable_grad():
-        return [None if tensor.grad_fn is None else _edge(tensor) for tensor in tensors]
+    return [None if tensor is None or tensor.grad_fn is None else _edge(tensor) for tensor in tensors]
 
 
 def _edge(tensor: Tensor) -> Tensor:
-    # To autograd no view, as which it would follow the changes of the buffer that x begins.
-    (edge,) = torch.unsafe_chunk(tensor, 1)
+    with torch.enable_grad():
+        # To autograd no view, as which it would follow the changes of the buffer that x begins.
+        (edge,) = torch.unsafe_chunk(tensor, 1)
     edge.data = tensor.new_empty(0)
     return edge
 

@@ -4,7 +4,7 @@ Layers add to the gradient g of the buffer and to one correction of each channel
 applied where a channel's gradient is read. docs/internals/algorithm.md, "Deferred correction".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,9 +68,9 @@ def forward(
     stats = x.new_zeros((2, spec.statistics), dtype=accumulator(x.dtype))
     z = x.new_empty(spec.z_size(pixels)) if keep_z and spec.layers else None
     if spec.tracked:
-        head, of_head = x[:, : spec.channels], stats[:, : spec.channels]
+        of_head = stats[:, : spec.channels]
         if x_stats is None:
-            ops.channel_stats(head, of_head)
+            ops.channel_stats(x[:, : spec.channels], of_head)
         else:
             of_head.copy_(x_stats)
     block, reported = stage.block(slots, seeds), stats
@@ -112,6 +112,24 @@ def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) ->
     return y, stats.new_empty((2, consumer.outputs)) if wanted.stats else None
 
 
+def _allocated(
+    spec: StageSpec, tensors: Sequence[Tensor], needs: Sequence[bool], like: Callable[..., Tensor]
+) -> list[Any]:
+    """Dense gradients of the tensors that need one, but for those of a convolution. like: torch.empty_like, or
+    torch.zeros_like of an empty batch, of which nothing is written."""
+    found: list[Any]
+    if spec.convolution is None and all(needs):
+        found = [like(t) for t in tensors]
+    else:
+        found = [like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
+        for i in spec.of_convolution:
+            found[i] = None
+    for i in spec.weights:  # a vector's is dense
+        if found[i] is not None and not found[i].is_contiguous():
+            found[i] = like(tensors[i], memory_format=torch.contiguous_format)  # which takes longer
+    return found
+
+
 def backward(
     stage: Stage,
     x: Tensor | None,
@@ -143,16 +161,7 @@ def backward(
         needs = spec.of_layers(needs)
     g = buffer.allocate(x.shape, like=x)
     correction = torch.zeros_like(stats)
-    like = torch.empty_like if x.numel() else torch.zeros_like  # of an empty batch nothing is written
-    dense = torch.contiguous_format
-    gradients: list[Any] = [
-        None
-        if not need or i in spec.of_convolution
-        else like(t)
-        if t.is_contiguous()
-        else like(t, memory_format=dense)  # which takes longer
-        for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
-    ]
+    gradients = _allocated(spec, tensors, needs, torch.empty_like if x.numel() else torch.zeros_like)
     of_slots = spec.full(gradients)
     if dy is None or spec.consumer is None:
         given = dbuffer if dy is None else dy
