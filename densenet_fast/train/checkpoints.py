@@ -40,9 +40,10 @@ class AtomicFiles(CheckpointIO):
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)  # the rename, too, is to outlast a power cut
             os.close(folder)
-        except (OSError, RuntimeError) as error:  # RuntimeError: of torch.save, where a write fails
+        except (OSError, RuntimeError) as error:  # RuntimeError: of torch.save, around that of a write that fails
             part.unlink(missing_ok=True)
-            why = error.strerror if isinstance(error, OSError) else _first_line(error)
+            reason = error if isinstance(error, OSError) else error.__context__
+            why = reason.strerror if isinstance(reason, OSError) else _first_line(error)
             kept = f"the one before it is as it was ({path})" if path.exists() else "there was none before it"
             raise Refused(f"a checkpoint could not be written: got {why!r}; {kept}") from error
 

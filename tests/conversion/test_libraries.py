@@ -7,8 +7,6 @@ import torch
 from segmentation_models_pytorch.encoders.densenet import DenseNetEncoder
 from timm.layers import BlurPool2d
 from torch import nn
-from torchcam.methods import GradCAM
-from torchcam.methods._utils import locate_candidate_layer
 
 import densenet_fast
 from densenet_fast.torchvision import DenseNet as Ours
@@ -165,21 +163,3 @@ def test_smp_graphs_of_an_encoder():
     with torch.no_grad():
         for run in (compiled, exported):
             check(run(x), stock(x))
-
-
-# torch-cam's
-
-
-@pytest.mark.filterwarnings("ignore:.*runs its plain layers")  # while it listens to all of them
-def test_torchcam_finds_the_layer_by_itself():
-    stock, converted = (model.eval() for model in pair(Torchvision(8, BLOCKS, 16, num_classes=5)))
-    ours = Ours(8, BLOCKS, 16, num_classes=5).double().eval()
-    ours.load_state_dict(stock.state_dict())
-    maps, layers = [], []
-    for model in (stock, converted, ours):
-        layers.append(locate_candidate_layer(model.float(), (3, 64, 64)))
-        with GradCAM(model, input_shape=(3, 64, 64)) as cam:
-            maps.append(cam(1, model.double()(image()))[0])
-    assert layers[0] == layers[1] == layers[2]
-    for found in maps[1:]:
-        assert error(found, maps[0]) < 1e-10

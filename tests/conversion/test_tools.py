@@ -8,8 +8,6 @@ import pytest
 import torch
 from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torchcam.methods import GradCAM as TorchcamGradCAM
-from torchcam.methods import ScoreCAM, SmoothGradCAMpp
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import densenet_fast
@@ -47,20 +45,6 @@ def test_grad_cam(method, layer):
     assert maps[0].max() > 0
     for found in maps[1:]:  # grad-cam scales them in float32
         torch.testing.assert_close(found, maps[0], rtol=0, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore:.*runs its plain layers")
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("method", [TorchcamGradCAM, SmoothGradCAMpp, ScoreCAM])
-def test_torchcam(method, layer):
-    maps = []
-    for model in models():
-        torch.manual_seed(0)  # SmoothGradCAMpp's noise
-        with method(model, layer) as cam:
-            maps.append(cam(1, model(images()[:1]))[0])
-    assert maps[0].max() > 0
-    for found in maps[1:]:
-        torch.testing.assert_close(found, maps[0], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("training", [False, True])

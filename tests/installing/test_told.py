@@ -134,8 +134,10 @@ def test_a_library_that_does_not_load_is_told_with_the_loader_s_reason(tmp_path)
 
 
 UNTOUCHED = """
-import os, sys
+import copy, os, sys
+from concurrent.futures import ThreadPoolExecutor
 import torch
+from torch.utils.data import DataLoader
 written = []
 def look(event, arguments):
     if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -146,16 +148,24 @@ sys.dont_write_bytecode = True
 sys.addaudithook(look)
 import densenet_fast
 assert "HOME" not in os.environ
-def step():
-    model = densenet_fast.DenseNet(4, (2,), backend=sys.argv[1])
-    model(torch.randn(2, 3, 8, 8)).sum().backward()
-step()
-assert not [w for w in written if w != os.devnull], written
-child = os.fork()
-if child == 0:
-    step()
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
+class Steps:
+    def __init__(self, model):
+        self.model = model
+    def __len__(self):
+        return 1
+    def __getitem__(self, index):
+        out = self.model(torch.ones(2, 3, 8, 8))
+        out.sum().backward()
+        assert not [w for w in written if w != os.devnull], written
+        return out.tolist()
+if __name__ == "__main__":
+    here = Steps(densenet_fast.DenseNet(4, (2,), backend=sys.argv[1]))
+    with ThreadPoolExecutor(3) as pool:  # their calls are the first
+        expected, *others = pool.map(Steps.__getitem__, [copy.deepcopy(here) for _ in range(3)], range(3))
+    assert others == [expected] * 2
+    for method in ("fork", "spawn"):
+        (got,) = DataLoader(here, collate_fn=list, num_workers=1, multiprocessing_context=method)
+        assert got == [expected], method
 """
 
 
@@ -169,7 +179,7 @@ assert os.waitpid(child, 0)[1] == 0
     ],
 )
 def test_importing_and_a_step_need_no_home_no_network_and_nothing_writable(tmp_path, backend):
-    """Nor a compiler: PATH is empty. Also in a forked worker."""
+    """Nor a compiler: PATH is empty. Also in threads, and in forked and spawned workers."""
     script = tmp_path / "script.py"
     script.write_text(UNTOUCHED)
     given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "", "CUDA_VISIBLE_DEVICES": ""}

@@ -77,6 +77,19 @@ def test_behind_an_epoch_a_run_of_so_many_steps_goes_on_with_the_next(tmp_path):
     assert not runs.difference(whole, killed)
 
 
+COMPILED = ("--model.compile=true", "--model.name=densenet_bc_10_4", "--trainer.limit_val_batches=0")
+
+
+@pytest.mark.parametrize("options", [("--trainer.precision=bf16-mixed",), COMPILED], ids=["mixed", "compiled"])
+def test_in_mixed_precision_or_compiled_it_goes_on_as_exactly(options, tmp_path):
+    options += ("--trainer.max_epochs=2", "--checkpoint_every=1", "--ema_decay=null")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    running = runs.fit(whole, *options)
+    assert runs.kill_and_resume(killed, 1, random.Random(0), *options) == 1
+    runs.finish(running, whole)
+    assert not runs.difference(whole, killed)
+
+
 SHARED = (
     *("--model.drop_rate=0", "--model.lr=0.01", "--model.backend=eager", "--ema_decay=null"),
     *("--trainer.max_epochs=2", "--checkpoint_every=3"),
