@@ -198,10 +198,13 @@ def test_hooks_may_resize(name):
     assert error(results[1], results[0]) < 1e-10
 
 
-def test_a_pruned_width_counts_by_its_weight():
-    """Where somebody cuts a layer's weights and leaves the numbers on the modules as they were."""
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_pruned_width_counts_by_its_weight(steps):
+    """Where somebody cuts a layer's weights, also between two steps, and leaves the numbers on the modules."""
     results, x = [], image()
     for model in pair(block_config=(1, 1)):
+        for _ in range(steps):
+            model(x)
         layer, transition = model.features.denseblock1.denselayer1, model.features.transition1
         layer.conv2.weight = nn.Parameter(layer.conv2.weight[:3])
         for name in ("weight", "bias"):

@@ -9,7 +9,7 @@ tuple for each module would have the garbage collected every step.
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, eq, is_, itemgetter
 from typing import Any
 
 from torch import nn
@@ -44,8 +44,10 @@ class Snapshot:
         self._methods = self._of_classes()
         self._own = [m.__dict__ for m in self._modules]
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
-        self._looks = [_look(*[name for name in _ATTRIBUTES if name in of]) for of in self._own]
-        self._seen: list[Any] = [look(of) for look, of in zip(self._looks, self._own, strict=True)]
+        alike: dict[Any, list[dict[str, Any]]] = {}  # by what there is to look at
+        for of in self._own:
+            alike.setdefault(_look(*[name for name in _ATTRIBUTES if name in of]), []).append(of)
+        self._seen = [(look, own, list(map(look, own))) for look, own in alike.items()]
         self._handles = RemovableHandle.next_id
         self._hooked = self._are_hooked()
         self._hooks = list(self._of_hooks())
@@ -76,12 +78,9 @@ class Snapshot:
 
     def _look_alike(self) -> bool:
         try:
-            for look, of, seen in zip(self._looks, self._own, self._seen, strict=True):
-                if look(of) != seen:
-                    return False
+            return all(all(map(eq, map(look, own), seen)) for look, own, seen in self._seen)
         except KeyError:  # one attribute was deleted, another set
             return False
-        return True
 
     def _are_hooked_alike(self) -> bool:
         """Where PyTorch has numbered no new handle of a hook, no other dictionary of hooks than then holds one."""

@@ -252,6 +252,13 @@ FAULTS = [
         changes("transition"),
     ),
     Fault(
+        "weights that were cut taken for what they were",
+        f"{MODULES}/staging.py",
+        "if key not in known or known[key][0].shapes != shapes:",
+        "if key not in known:",
+        ("tests/test_surgery.py", "-k", "pruned"),
+    ),
+    Fault(
         "a trunk not planned again behind a module with hooks",
         f"{MODULES}/trunk.py",
         "waiting = deque(behind if taps is None else _tapped(self, behind, taps))",

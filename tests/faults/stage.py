@@ -23,8 +23,8 @@ FAULTS = [
     Fault(
         "a stem with its convolution returns what the images are",
         f"{FOLDER}/function.py",
-        "        promoted = dtype  # as of any convolution",
-        "        promoted = torch.promote_types(x.dtype, dtype)",
+        "    promoted = dtype  # as of any convolution",
+        "    promoted = torch.promote_types(x.dtype, dtype)",
         (STEM, "-k", "autocast"),
     ),
     Fault(
@@ -128,7 +128,7 @@ FAULTS = [
     Fault(
         "a block's output left in autocast's dtype",
         f"{FOLDER}/function.py",
-        "    return result._replace(y=result.y.to(dtype))\n",
+        "    return result if result.y.dtype == dtype else result._replace(y=result.y.to(dtype))\n",
         "    return result\n",
         ("tests/test_drop_in.py", "-k", "dtypes_under_autocast"),
     ),
