@@ -41,6 +41,9 @@ def of_parser(message: str, data: list[str]) -> str:
     """What jsonargparse refuses. `data`: the names of the data sets."""
     message = one_line(message)
     of_option = _OF_OPTION.fullmatch(message)
+    expected_data = f"expected {', '.join(data)} or the path of a class that extends ImageData"
+    if re.fullmatch(r"the following arguments are required: \w+\.data", message):
+        return f"--data: got none, {expected_data}"
     if of_option is None:
         return message
     option, why = of_option["option"], of_option["why"]
@@ -53,7 +56,7 @@ def of_parser(message: str, data: list[str]) -> str:
     elif option == "data":
         got = re.sub(r".* Given value:\s*", "", why)
         because = f" ({within['why']})" if within is not None else ""
-        return f"--data: got {got!r}{because}, expected {', '.join(data)} or the path of a class that extends ImageData"
+        return f"--data: got {got!r}{because}, {expected_data}"
     if (group := re.match(r"Unable to load config '(.*?)'", why)) is not None:
         return f"--{option}: got {group[1]}, expected a file, or an option of it, as --model.name or --trainer.devices"
     if option == "data.seed":  # to which it is linked

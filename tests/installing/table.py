@@ -142,7 +142,8 @@ def record_without_library(place: Place) -> None:
     (place.package() / "_C.abi3.so").unlink()
 
 
-FAULT = {"STAND_IN_FAULT": "fatal error: Python.h: No such file or directory"}
+# One compiler at a time, so that the same source is always the first to fail.
+FAULT = {"STAND_IN_FAULT": "fatal error: Python.h: No such file or directory", "MAX_JOBS": "1"}
 ROWS = [
     Row("`pip install .`"),
     Row("`pip install --no-build-isolation .`", arguments=("--no-build-isolation", "{tree}")),

@@ -1,6 +1,7 @@
 """fit, validate and predict as they are typed, on photographs and on what the user does wrong."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def test_a_trial_leaves_no_checkpoint(option, tmp_path, capsys):
         assert "on Synthetic; nothing is kept\nepoch 1: " in told
         assert not list(tmp_path.iterdir())
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_the_bar_shows_loss_error_speed_and_memory(tmp_path, capsys):
+    fixed = [option for option in SMALL if not option.startswith(("--trainer.max", "--trainer.enable_progress"))]
+    options = (*fixed, "--model.name=densenet_bc_10_4", "--trainer.max_epochs=1", "--ema_decay=null")
+    assert cli.main(["fit", *options, f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]) == 0
+    shown = capsys.readouterr()
+    bar = [line for line in re.split(r"[\r\n]", shown.out + shown.err) if "8/8" in line][-1]
+    assert re.search(r"loss=[\d.]+, error=[\d.]+%, images/s=[\d.]+, peak=[\d.]+ GB, val_error=[\d.]+%", bar), bar
 
 
 def test_ten_crops_are_averaged_over_their_probabilities(trained):

@@ -57,6 +57,7 @@ def small(folder, *options):
         (["fit", "--data=Digits", "--seed_everything=-1"], "--seed_everything: got -1, expected a number from 0"),
         (["fit", "--data=os.getcwd"], "--data: got 'os.getcwd', expected CIFAR10, CIFAR100, SVHN, ImageFolder, Dig"),
         (["fit", "--data=no.Class"], "--data: got 'no.Class' (No module named 'no'), expected CIFAR10"),
+        (["fit"], "--data: got none, expected CIFAR10, CIFAR100, SVHN"),
         (["fit", "--data=Nothing"], "Nothing"),
         (["validate"], "--ckpt_path: got none"),
         (["predict", "--ckpt_path=x"], "images"),
