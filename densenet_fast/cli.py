@@ -63,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refused as refusal:
         print(f"{PROGRAM} {options.command}: {refusal}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # who read the output has read enough
+    except OSError as error:
+        if error.filename is not None:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # to which Python writes what is left
+        if not isinstance(error, BrokenPipeError):  # whose reader has read enough
+            print(f"{PROGRAM} {options.command}: what it prints could not be written: {error.strerror}", file=sys.stderr)
         return 1

@@ -49,6 +49,15 @@ def test_a_reader_that_has_read_enough(monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_full_disk_behind_the_output(monkeypatch, capfd):
+    monkeypatch.setattr("densenet_fast.nets.main", lambda arguments: print("all nets") or 0)
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert cli.main(["nets"]) == 1
+    told = "densenet-fast nets: what it prints could not be written: No space left on device\n"
+    assert capfd.readouterr() == ("", told)
+
+
 @pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["fly"], 2)])
 def test_the_module_is_the_command_and_passes_its_status_on(arguments, status, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["densenet-fast", *arguments])
