@@ -68,5 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # to which Python writes what is left
         if not isinstance(error, BrokenPipeError):  # whose reader has read enough
-            print(f"{PROGRAM} {options.command}: what it prints could not be written: {error.strerror}", file=sys.stderr)
+            why = f"what it prints could not be written: {error.strerror}"
+            print(f"{PROGRAM} {options.command}: {why}", file=sys.stderr)
         return 1
