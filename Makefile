@@ -31,8 +31,8 @@ $(READY): requirements-dev.txt pyproject.toml setup.py $(wildcard tools/library/
 	@$(BIN)/python -m tests.cuda.device
 	@touch $@
 
-test: $(READY) ## run the tests, in as many processes as there are cores, four at most (about 35 minutes on two)
-	@echo "Running the tests: about 35 minutes on two cores ..."
+test: $(READY) ## run the tests, in as many processes as there are cores, four at most (about 20 minutes on two)
+	@echo "Running the tests: about 20 minutes on two cores ..."
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-thorough: $(READY) ## run also the rows of tests that differ from others in little (an hour on two cores)

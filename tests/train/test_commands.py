@@ -60,7 +60,8 @@ def test_a_trial_leaves_no_checkpoint(option, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_the_bar_shows_loss_error_speed_and_memory(tmp_path, capsys):
+def test_the_bar_shows_loss_error_speed_and_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     fixed = [option for option in SMALL if not option.startswith(("--trainer.max", "--trainer.enable_progress"))]
     options = (*fixed, "--model.name=densenet_bc_10_4", "--trainer.max_epochs=1", "--ema_decay=null")
     assert cli.main(["fit", *options, f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]) == 0
