@@ -8,7 +8,7 @@ MODES = contract("cuda and freeze_every_second", "test_modes.py")
 DROPOUT = contract("cuda and stock_layers", "test_dropout.py")
 FWD = (OPERATIONS, "-k", "conv1x1_fwd and (bf16 or order)")
 BWD = (OPERATIONS, "-k", "conv1x1_bwd and (bf16 or order)")
-STATS = (OPERATIONS, "-k", "channel_stats and (bf16 or order or groups)")
+STATS = (OPERATIONS, "-k", "groups_of_tiles or (channel_stats and bf16)")
 EXACT = (CONV3X3, "-k", "integers")
 FAULTS = [
     Fault(
