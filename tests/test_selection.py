@@ -29,7 +29,7 @@ pytestmark = pytest.mark.thorough  # another collection of most tests
 def collected():
     """On a GPU machine that has no nvcc."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PATH": ""}
-    command = [sys.executable, "-m", "pytest", "-qq", "--collect-only", "-p", "tests.collected_on_a_gpu"]
+    command = [sys.executable, "-m", "pytest", "-qq", "--thorough", "--collect-only", "-p", "tests.collected_on_a_gpu"]
     result = subprocess.run(
         [*command, *(f"tests/{name}" for name in WHERE)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
