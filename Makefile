@@ -35,8 +35,8 @@ test: $(READY) ## run the tests, in as many processes as there are cores, four a
 	@echo "Running the tests: about 20 minutes on two cores ..."
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-thorough: $(READY) ## run also the rows of tests that differ from others in little (an hour on two cores)
-	@echo "Running all tests: about an hour on two cores ..."
+test-thorough: $(READY) ## run also the rows of tests that differ from others in little (about 40 minutes on two)
+	@echo "Running all tests: about 40 minutes on two cores ..."
 	$(BIN)/python -m pytest $(PARALLEL) --thorough
 
 lint: $(READY) ## check style, format and types

@@ -5,6 +5,7 @@ that are wrong (`Parser`). It is imported when it is called.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -64,10 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {options.command}: {refusal}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.filename is not None:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # to which Python writes what is left
-        if not isinstance(error, BrokenPipeError):  # whose reader has read enough
-            why = f"what it prints could not be written: {error.strerror}"
-            print(f"{PROGRAM} {options.command}: {why}", file=sys.stderr)
+        if error.errno == errno.ENOSPC:  # else who read the output has read enough
+            print(f"{PROGRAM} {options.command}: it could not write on: {error.strerror}", file=sys.stderr)
         return 1

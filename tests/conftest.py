@@ -35,9 +35,7 @@ REQUIRED = [name for name in os.environ.get("DENSENET_FAST_REQUIRE", "").split("
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption(
-        "--thorough", action="store_true", help="also the rows that are marked thorough: hours, not minutes"
-    )
+    parser.addoption("--thorough", action="store_true", help="also the rows that are marked thorough: twice the time")
 
 
 def pytest_configure(config) -> None:

@@ -54,7 +54,7 @@ def test_a_full_disk_behind_the_output(monkeypatch, capfd):
     with open("/dev/full", "w") as stdout:
         monkeypatch.setattr("sys.stdout", stdout)
         assert cli.main(["nets"]) == 1
-    told = "densenet-fast nets: what it prints could not be written: No space left on device\n"
+    told = "densenet-fast nets: it could not write on: No space left on device\n"
     assert capfd.readouterr() == ("", told)
 
 

@@ -8,9 +8,9 @@ import torch
 from densenet_fast import backends
 
 from .backends import BACKENDS
-from .nets import SHAPES, SMALLEST, frozen_first_block, frozen_weights, no_longer_tracked, own_eps, without_affine
+from .nets import SHAPES, SMALLEST, frozen_first_block, frozen_weights, no_longer_tracked
 
-ON_THE_ENGINE = {frozen_first_block, frozen_weights, no_longer_tracked, own_eps, without_affine}
+ON_THE_ENGINE = {frozen_first_block, frozen_weights, no_longer_tracked}
 
 
 def pytest_collection_modifyitems(items):

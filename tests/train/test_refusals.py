@@ -219,9 +219,11 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, capsys
     assert [path.name for path in folder.iterdir()] == [LAST]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # so that half of a write succeeds
-    with pytest.raises(cli.Refused, match="got 'File too large'; the one before it is as it was"):
-        AtomicFiles().save_checkpoint({"state_dict": {}, "weights": torch.ones(1 << 20)}, folder / LAST)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        with pytest.raises(cli.Refused, match="got 'File too large'; the one before it is as it was"):
+            AtomicFiles().save_checkpoint({"state_dict": {}, "weights": torch.ones(1 << 20)}, folder / LAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (folder / ".best.ckpt.part").symlink_to("/dev/full")
     (folder / LAST).unlink()
     assert "No space left on device" in refused(small(tmp_path, "--trainer.max_epochs=1"), capsys)

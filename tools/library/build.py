@@ -58,7 +58,7 @@ def build(library: Path, temporary: Path) -> dict[str, Any]:
         objects = _compile_cpu(version, temporary)
         if cuda is not None:
             try:
-                objects += _compile_cuda(torch, cuda, temporary / "cuda")
+                objects += _compile_cuda(torch, cuda, version, temporary / "cuda")
             except Missing as missing:
                 record.leave_out("CUDA", missing)
                 cuda = None
@@ -177,7 +177,7 @@ def _compile_cpu(version: str, folder: Path) -> list[Path]:
     return _compile(jobs, CXX_GIB, "CPU kernels")
 
 
-def _compile_cuda(torch: Torch, cuda: Cuda, folder: Path) -> list[Path]:
+def _compile_cuda(torch: Torch, cuda: Cuda, version: str, folder: Path) -> list[Path]:
     """Also resources.inc, a C++ initialiser of what ptxas told of each kernel."""
     flags = (
         *NVCC_FLAGS,
@@ -186,7 +186,7 @@ def _compile_cuda(torch: Torch, cuda: Cuda, folder: Path) -> list[Path]:
         f"-I{torch.folder / 'include'}",
     )
     jobs = [
-        Job(ROOT, source, folder / f"{source.stem}.o", (cuda.nvcc, *flags), cuda.version)
+        Job(ROOT, source, folder / f"{source.stem}.o", (cuda.nvcc, *flags), f"{cuda.version}, {version}")
         for source in _sources("csrc/cuda/*.cu")
     ]
     objects = _compile(jobs, NVCC_GIB, "CUDA kernels")
