@@ -11,9 +11,11 @@ from torch import nn
 
 from densenet_fast import backends
 
+from .runtimes import RUNTIMES, Exported
 from .subjects import TORCHVISION, Subject
 
 BASELINE = "torchvision"  # every ratio is to it: eager, channels_last
+FREEZING = {"options": {"freezing": True}}
 
 
 class Variant(NamedTuple):
@@ -49,6 +51,12 @@ class Variant(NamedTuple):
             return "timm is not installed"
         if self.name == "timm" and not (subject.is_net and subject.name in TORCHVISION):
             return "timm has no DenseNet for small images and no block of its own"
+        if self.name in RUNTIMES and find_spec(self.name) is None:
+            return f"{self.name} is not installed"
+        if self.name in RUNTIMES and (device.type != "cpu" or dtype != torch.float32):
+            return "it is set up for the CPU and float32"
+        if self.compile == FREEZING and device.type != "cpu":
+            return "the graphs that PyTorch freezes are for inference on a CPU"
         if device.type != "cuda" and (self.graph or self.compile == {"mode": "reduce-overhead"}):
             return "CUDA graphs need a GPU"
         return self.backend and backends.why_unavailable(self.backend, device, dtype)
@@ -60,6 +68,21 @@ def _stock(subject: Subject) -> nn.Module:
 
 def _checkpointed(subject: Subject) -> nn.Module:
     return subject.stock(True)
+
+
+def _runtimes() -> list[Variant]:
+    labels = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    return [
+        Variant(
+            name,
+            labels[name],
+            "stock",
+            lambda subject, prepare=prepare: Exported(subject.stock(False), prepare),
+            layout=torch.contiguous_format,
+            phases=("inference",),
+        )
+        for name, prepare in RUNTIMES.items()
+    ]
 
 
 def _timm(subject: Subject) -> nn.Module:
@@ -128,6 +151,15 @@ VARIANTS = (
         _stock,
         compile={"mode": "max-autotune"},
     ),
+    Variant(
+        "compile-freezing",
+        "torchvision, torch.compile freezing",
+        "stock",
+        _stock,
+        phases=("inference",),
+        compile=FREEZING,
+    ),
+    *_runtimes(),
     Variant("timm", "timm", "stock", _timm),
     *_ours(),
     Variant("resnet50", "ResNet-50 (torchvision)", "resnet50", _resnet50),

@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels use, and PyTorch's threads and memory for them.
+// Which instruction set the CPU kernels use, and PyTorch's memory for them.
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,23 +27,6 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 #endif
-
-namespace {
-// Inside a worker what its caller has: PyTorch's own answer is another in a thread that it has not set up yet.
-thread_local int64_t callers_threads = 0;
-}  // namespace
-
-int64_t thread_count() { return callers_threads ? callers_threads : torch::stable::get_num_threads(); }
-
-void run_workers(int64_t workers, void (*body)(int64_t worker, void* context), void* context) {
-  const int64_t threads = thread_count();
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-    const int64_t before = std::exchange(callers_threads, threads);
-    for (int64_t worker = first; worker < last; worker++) body(worker, context);
-    callers_threads = before;
-  });
-}
-
 }  // namespace cpu
 
 namespace {

@@ -12,11 +12,12 @@
 #include <vector>
 
 namespace densenet_fast {
-// Of dispatch.cpp; PyTorch's headers and Python's are kept in separate files.
+// Of dispatch.cpp and threads.cpp; PyTorch's headers and Python's are kept in separate files.
 std::vector<std::string> instruction_sets();
 std::vector<std::string> compiled_instruction_sets();
 std::string instruction_set_in_use();
 void use_instruction_set(const std::string& name);
+void use_threads(const std::string& whose);
 #ifdef DENSENET_FAST_CUDA
 std::string why_no_stream();  // of cuda_context.cpp; empty if there is one
 #else
@@ -126,13 +127,15 @@ PyObject* why_not_cuda(PyObject*, PyObject*) {
   return Py_None;
 }
 
-PyObject* use_instruction_set(PyObject*, PyObject* name) {
-  PyObject* const text = PyUnicode_AsUTF8String(name);
+// function(text); None, or null with Python's error set.
+template <auto function>
+PyObject* call_with(PyObject*, PyObject* argument) {
+  PyObject* const text = PyUnicode_AsUTF8String(argument);
   if (text == nullptr) return nullptr;
   const std::string wanted = PyBytes_AsString(text);
   Py_DECREF(text);
   try {
-    densenet_fast::use_instruction_set(wanted);
+    function(wanted);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -158,7 +161,11 @@ PyMethodDef functions[] = {
      "CPU instruction sets compiled in."},
     {"instruction_sets", result_of<instruction_sets>, METH_NOARGS, "Those that run on this machine, best first."},
     {"instruction_set_in_use", result_of<instruction_set_in_use>, METH_NOARGS, "The one the kernels use."},
-    {"use_instruction_set", use_instruction_set, METH_O, "Let the kernels use another one of instruction_sets()."},
+    {"use_instruction_set", call_with<use_instruction_set>, METH_O,
+     "Let the kernels use another one of instruction_sets()."},
+    {"use_threads", call_with<use_threads>, METH_O,
+     "Whose threads the kernels' parallel regions run on: 'pytorch' PyTorch's, 'own' the library's, or 'either', "
+     "PyTorch's unless others keep the processors busy."},
     {nullptr, nullptr, 0, nullptr},
 };
 

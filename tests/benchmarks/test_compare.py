@@ -1,6 +1,7 @@
 """No speed without a check: what is wrong, fails, or cannot run here is reported and not timed."""
 
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from benchmarks import compare as module
 from benchmarks.compare import Effort, Workload, compare
+from benchmarks.runtimes import RUNTIMES
 from benchmarks.subjects import blocks, net, short_block
 from benchmarks.variants import BASELINE, BY_NAME, named
 
@@ -60,6 +62,17 @@ def test_what_is_right_is_timed(subject, training):
         assert outcomes[name].error is None
         assert set(outcomes[name].seconds) == ({"forward", "forward+backward"} if training else {"inference"})
     assert outcomes["eager"].memory is None or outcomes["eager"].memory.live > 0
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_other_runtimes_give_what_stock_gives(name):
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    outcome = compare(work(net("densenet121", 32), training=False), named(name), ONCE).outcomes[name]
+    assert outcome.error is None
+    assert outcome.seconds
+    half = compare(work(net("densenet121", 32), training=False, dtype=torch.bfloat16), named(name), ONCE).outcomes
+    assert half[name].missing == "it is set up for the CPU and float32"
 
 
 @pytest.mark.parametrize(("backward", "wrong"), [(False, "output errs"), (True, "gradients errs")])

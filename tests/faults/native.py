@@ -7,6 +7,8 @@ DROPOUT = contract("native and stock_layers", "test_dropout.py")
 STATISTICS, SUMS = "csrc/cpu/statistics.h", "csrc/cpu/sums.h"
 OPERATIONS = "tests/native/test_operations.py"
 
+THREADS = ("tests/native/test_threads.py", "-k")
+
 
 def of(name: str, words: str = "") -> tuple[str, ...]:
     return (OPERATIONS, "-k", f"{name} and ({words})" if words else name)
@@ -139,5 +141,68 @@ FAULTS = [
         "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels)), lanes);",
         "store(op.y + n * op.C + c, sum / splat(static_cast<float>(pixels - 1)), lanes);",
         of("head_fwd"),
+    ),
+    Fault(
+        "a worker claimed twice",
+        "csrc/pool.cpp",
+        "if (last >= number || !claims_[worker].compare_exchange_strong(last, number)) return false;",
+        "if (last >= number) return false;\n  claims_[worker] = number;",
+        (*THREADS, "quick"),
+    ),
+    Fault(
+        "a region that ends before its last worker",
+        "csrc/pool.cpp",
+        "wait_until([this] { return done_ == work_.workers; }, bed_);",
+        "wait_until([this] { return done_ >= work_.workers - 1; }, bed_);",
+        (*THREADS, "quick"),
+    ),
+    Fault(
+        "what a worker threw is thrown by the next region, too",
+        "csrc/pool.cpp",
+        "*std::exchange(error_, std::nullopt)",
+        "*error_",
+        (*THREADS, "work"),
+    ),
+    Fault(
+        "a caller that leaves the work to helpers",
+        "csrc/pool.cpp",
+        "region->work(0, false);",
+        "",
+        (*THREADS, "held_up"),
+    ),
+    Fault(
+        "a forked process with its parent's helpers",
+        "csrc/pool.cpp",
+        "pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });",
+        "",
+        (*THREADS, "forked"),
+    ),
+    Fault(
+        "a helper takes denormals as it likes",
+        "csrc/pool.cpp",
+        "if (helper) std::fesetenv(&environment_);",
+        "",
+        (*THREADS, "denormals"),
+    ),
+    Fault(
+        "sleep taken for a crowd",
+        "csrc/crowding.cpp",
+        "|| last.sleeps != before.sleeps) return;",
+        ") return;",
+        (*THREADS, "crowded"),
+    ),
+    Fault(
+        "a quota of the group above is not seen",
+        "csrc/processors.cpp",
+        "if (path.empty()) return;\n",
+        "return;\n",
+        (*THREADS, "quota"),
+    ),
+    Fault(
+        "PyTorch's threads where a quota lets fewer run",
+        "csrc/threads.cpp",
+        "(threads > most || crowding.is_there())",
+        "crowding.is_there()",
+        (*THREADS, "how_many"),
     ),
 ]
