@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from densenet_fast import backends
 from densenet_fast.contract import DECLARATIONS
 from densenet_fast.contract.traffic import Traffic, traffic
+from tests.blocks import new_channels
 
 from .compare import Workload, build
 from .memory import mean_square
@@ -31,11 +32,13 @@ class Call(NamedTuple):
 
     fresh: by position, the tensors that it reads and changes, as they were before.
     overwritten: positions of those, or of lists of them, that it only writes; they hold what the step has left there.
+    unspecified: by position, the channels of a tensor in which it may leave anything.
     """
 
     args: tuple[Any, ...]
     fresh: dict[int, Tensor]
     overwritten: list[int]
+    unspecified: dict[int, slice]
     traffic: Traffic
 
     def restore(self) -> None:
@@ -58,8 +61,12 @@ class Recorder(TorchDispatchMode):
         own = tuple(_each(_copied, argument) for argument in args)
         fresh = {i: _each(torch.clone, own[i]) for i, role in written.items() if role.read and args[i] is not None}
         overwritten = [i for i, role in written.items() if not role.read and args[i] is not None]
+        unspecified = {}
+        if name == "block_bwd":
+            *_, block, _, _, begin, end, _ = DECLARATIONS[name].gathered(args)
+            unspecified[0] = new_channels(block, begin, end)
         func(*args)
-        self.calls[name].append(Call(own, fresh, overwritten, traffic(name, args)))
+        self.calls[name].append(Call(own, fresh, overwritten, unspecified, traffic(name, args)))
         return None
 
 
@@ -117,7 +124,8 @@ def operator(backend: str, operation: str, device: torch.device, dtype: torch.dt
 
 
 def _results(called: Callable[..., None], call: Call, dtype: torch.dtype | None) -> list[Tensor]:
-    """What a call leaves in its arguments; what it should have written and has not is zero, as are gaps in memory."""
+    """What a call leaves in its arguments; what it should have written and has not is zero, as are gaps in memory and
+    what is unspecified."""
     call.restore()
     args = [_each(lambda t: t if dtype is None or not t.is_floating_point() else t.to(dtype), a) for a in call.args]
     changed = [*call.fresh, *call.overwritten]
@@ -126,6 +134,8 @@ def _results(called: Callable[..., None], call: Call, dtype: torch.dtype | None)
     for i in call.overwritten:
         _each(lambda t: t.fill_(math.nan), args[i])
     called(*args)
+    for i, channels in call.unspecified.items():
+        args[i][:, channels] = 0
     left = [t for i in changed for t in (args[i] if isinstance(args[i], list) else [args[i]])]
     return [t.nan_to_num() for t in left if t is not None and t.numel()]
 

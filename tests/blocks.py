@@ -91,6 +91,14 @@ class Case:
             of(self.u, narrow),
         )
 
+    def results(self) -> Iterator[tuple[str, Tensor]]:
+        """The parts of which something is left: not u, and not the layers' channels of g."""
+        for name, part in self.parts():
+            if name == "g":
+                yield name, outside(part, new_channels(self.block, 0, self.layers))
+            elif name != "u":
+                yield name, part
+
     def without(self, *names: str) -> "Case":
         """The same memory, but None for z or u."""
         return replace(self, **dict.fromkeys(names))
@@ -175,6 +183,16 @@ def make(
         ],
         image(max(shape.widths)) if of_one_width else None,
     )
+
+
+def new_channels(block: Block, begin: int, end: int) -> slice:
+    """The channels that the layers from `begin` to `end` add, of whose gradient their backward may leave anything."""
+    first, *_, last = [*block.layers(0, 0)][begin:end] * 2
+    return slice(first.begin, last.end)
+
+
+def outside(image: Tensor, channels: slice) -> Tensor:
+    return torch.cat([image[:, : channels.start], image[:, channels.stop :]], 1)
 
 
 def in_image(content: Tensor, dtype: torch.dtype, room: int) -> Tensor:

@@ -59,7 +59,7 @@ class Call(NamedTuple):
 
     def results(self) -> dict[str, Tensor]:
         """What is written, under names, integers in float64; of pairs each row, that of a buffer apart from that of
-        bottlenecks."""
+        bottlenecks; of g what a backward leaves."""
         found = {}
         total, between = None, ""
         if self.operation.startswith("block"):
@@ -68,7 +68,9 @@ class Call(NamedTuple):
         for name, argument, tensor in self.tensors():
             if not argument.role.written and name != between:
                 continue
-            if tensor.dim() == 2 and name in ("stats", "correction"):
+            if name == "g":
+                found[name] = self.left(tensor)
+            elif tensor.dim() == 2 and name in ("stats", "correction"):
                 for row in (0, 1):
                     found[f"{name}[{row}]"] = tensor[row, :total]
                     if total is not None:
@@ -76,6 +78,11 @@ class Call(NamedTuple):
             else:
                 found[name] = tensor if tensor.is_floating_point() else tensor.double()
         return found
+
+    def left(self, g: Tensor) -> Tensor:
+        """The channels of g of which a backward says what they hold."""
+        *_, block, _, _, begin, end, _ = self.parameters
+        return blocks.outside(g, blocks.new_channels(block, begin, end))
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         for name, _, tensor in self.tensors():

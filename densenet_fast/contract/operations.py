@@ -98,6 +98,8 @@ class Operations(Protocol):
         output, the correction of z, and norm2's and weight2's gradients. First half: from u, corrected, what norm1
         adds to g and its correction, and norm1's and weight1's gradients. z None is recomputed. The halves can
         be called apart for one layer at a time, with z and u, which its first half leaves unspecified.
+
+        A second half may leave anything in the layer's channels of g, which nobody reads again.
         """
 
     def transition_fwd(

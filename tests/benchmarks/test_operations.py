@@ -69,6 +69,24 @@ def test_a_wrong_result_is_seen(calls, monkeypatch, fault):
     assert not error <= limit
 
 
+@pytest.mark.parametrize(("channel", "is_seen"), [(0, True), (-1, False)], ids=["input", "layer"])
+def test_what_a_layer_leaves_in_the_gradient_of_its_channels_is_no_result(calls, monkeypatch, channel, is_seen):
+    right = operations.operator
+
+    def operator(backend, operation, device, dtype):
+        eager = right("eager", operation, device, dtype)
+
+        def scribbling(g, *others):
+            eager(g, *others)
+            g[:, channel] = 7
+
+        return scribbling if backend == "scribbling" else eager
+
+    monkeypatch.setattr(operations, "operator", operator)
+    error, limit = operations.check(calls["block_bwd"], "block_bwd", "scribbling", CPU, torch.float32)
+    assert (error > limit) == is_seen
+
+
 def test_bytes_and_operations_of_a_layer_by_hand():
     """C 6, K 4, G 2 on 3 images of 5x7: the sums written out."""
     n, h, w, c, k, g = 3, 5, 7, 6, 4, 2

@@ -7,13 +7,15 @@ import torch
 from densenet_fast.backends import triton as implementation
 from densenet_fast.backends.triton.launch import Device, recorded
 
+from .. import calls
 from ..blocks import Shape, make
 from ..calls import Geometry, error
 from ..rows import some
 from .compare import FORMATS, call, check_error, check_exact, check_finite, label
 from .conftest import DEVICE
 
-SMALL, WIDE, MANY = Geometry(2, 5, 7, 3, 16, 4), Geometry(1, 9, 6, 2, 128, 32), Geometry(2, 28, 28, 1, 16, 8)
+# In WIDE and MANY rows of the gradient start on 16 bytes.
+SMALL, WIDE, MANY = Geometry(2, 5, 7, 3, 16, 4), Geometry(1, 9, 6, 8, 128, 32), Geometry(2, 28, 28, 8, 16, 8)
 # Growths 3 to 70, widths 4g and odd, one pixel, one column, rows shorter and longer than a strip, several tiles, and
 # in MANY several splits.
 GEOMETRIES = [
@@ -113,6 +115,26 @@ def test_no_weight_gradient_where_none_is_wanted(triton):
     full, part = (c.copy().on(triton).results() for c in (case, frozen))
     assert full.keys() - part.keys() == {"dweight2 of layer 0"}
     assert all(torch.equal(got, full[name]) for name, got in part.items())
+
+
+@pytest.mark.parametrize(
+    ("channels", "growth", "room", "width", "over"),
+    [
+        (8, 16, 8, 7, True),
+        (8, 12, 8, 7, False),
+        (7, 16, 8, 7, False),
+        (4, 16, 4, 7, False),
+        (8, 16, 8, 1 << 25, False),  # pixels of an image's row, too far apart for 32 bits
+    ],
+    ids=["aligned", "growth", "begin", "rows", "width"],
+)
+def test_where_the_corrected_gradient_lies_over_the_other(channels, growth, room, width, over):
+    with torch.device("meta"), recorded(Device(90, 100)) as launches:
+        geometry = Geometry(1, 2, width, channels, 16, growth)
+        calls.make("conv3x3_bwd", geometry, torch.bfloat16, room=room).on(implementation)
+    of_output, of_input, of_weight, _ = (launch.arguments for launch in launches)
+    assert (of_output["d"].data_ptr() == of_output["dy"].data_ptr()) == over
+    assert of_output["d"].data_ptr() == of_input["d"].data_ptr() == of_weight["d"].data_ptr()
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])

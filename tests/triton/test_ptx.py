@@ -14,43 +14,52 @@ from .compare import FORMATS, call, check_error
 
 ODD = Geometry(2, 5, 7, 37, 48, 12)  # sizes and channels that are no multiple of anything
 DEEP = Geometry(2, 13, 12, 330, 128, 32)  # loops longer than their pipelines by two steps at least
+ALIGNED = Geometry(2, 5, 7, 40, 48, 16)  # rows on 16 bytes: a 3x3 backward corrects the gradient in its place
 NAMES = [name for name in CALLS if name not in ("update_running_stats", "layer_fwd", "layer_bwd")]  # both halves
 PRODUCTS = [name for name in NAMES if name.startswith(("conv", "plain", "transition"))]
 CASES = [(name, ODD, form) for name in NAMES for form in FORMATS if form != "tf32" or name in PRODUCTS]
 CASES += [(name, DEEP, form) for name in PRODUCTS for form in ("bfloat16", "float32")]
+CASES += [(name, ALIGNED, form) for name in ("conv3x3_bwd", "plain_bwd") for form in ("bfloat16", "float32")]
 
 
 @pytest.mark.parametrize(
     ("name", "geometry", "form"),
-    some(CASES, always=lambda row: row[2] == "bfloat16" and (row[1] == ODD or row[0].startswith("conv"))),
+    some(CASES, always=lambda row: row[2] == "bfloat16" and (row[1] != DEEP or row[0].startswith("conv"))),
     ids=lambda v: f"{v.c}" if isinstance(v, Geometry) else v,
 )
 def test_error(executed, triton, eager, name, geometry, form):
-    check(executed, triton, eager, call(name, geometry, form, drop_rate=0.2), form)
+    seeds = 3 if geometry == ALIGNED else 1  # among few values one may be rounded well or badly by chance
+    check(executed, triton, eager, form, *(call(name, geometry, form, drop_rate=0.2) for _ in range(seeds)))
 
 
 @pytest.mark.parametrize("name", [name for name in PRODUCTS if name.endswith("bwd")])
 def test_error_where_the_weight_is_frozen(executed, triton, eager, name):
     frozen = call(name, ODD, "bfloat16").changed(lambda of, tensor: None if of.startswith("dweight") else tensor)
-    check(executed, triton, eager, frozen, "bfloat16")
+    check(executed, triton, eager, "bfloat16", frozen)
 
 
 def same_memory(a, b):
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def check(executed, triton, eager, case, form):
+def check(executed, triton, eager, form, *cases):
     form = FORMATS[form]
     if form.precision == "tf32":  # the tensor core drops float32's low bits, where the interpreter rounds
         form = form._replace(eps=2 * form.eps)
-    check_error(triton, eager, form, case)
+    check_error(triton, eager, form, *cases)
     assert executed.done
     for launch, counts in executed.done:
         if launch.kernel.fn.__name__ in traffic.KERNELS:
-            for (tensor, written), expected in traffic.requested(launch).items():
-                argument = launch.arguments.get(tensor)
-                if argument is not None and argument.dim() > 1:
+            requested = {of: n for of, n in traffic.requested(launch).items() if launch.arguments[of[0]] is not None}
+            for tensor, written in requested:
+                argument = launch.arguments[tensor]
+                if argument.dim() > 1:
                     found = counts.written(argument) if written else counts.read(argument)
+                    expected = sum(
+                        n
+                        for (other, way), n in requested.items()
+                        if way == written and same_memory(launch.arguments[other], argument)
+                    )
                     sums = launch.arguments.get("sums")  # in scratch memory, as partial gradients of a weight are
                     if written and sums is not None and same_memory(sums, argument):
                         found -= sums.nbytes

@@ -148,9 +148,11 @@ def _backward(
         bottleneck, v = layer.bottleneck(z), layer.scratch() if u is None else u
         if z is None:
             conv1x1(layer.reads, *of_x, None, bottleneck, None)
+        of_half = plan.free
         if halves & Half.SECOND:
             check = Arguments(plan, "z", bottleneck)
             conv3x3_bwd(check, output, norm2, weight2, layer.dropout, v, False, dnorm2, dweight2)
+            plan.reuse(of_half)
         if halves & Half.FIRST:
             of_z = norm2, _pair(correction, layer.at.of_z)
             conv1x1_bwd(layer.reads, v, bottleneck, *of_z, *of_x, dx, dnorm1, dweight1)

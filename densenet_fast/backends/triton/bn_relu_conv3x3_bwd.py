@@ -1,7 +1,7 @@
 """BN-ReLU, the 3x3 convolution and dropout backward. Layouts as in bn_relu_conv3x3_fwd.py.
 
-`correct` writes the gradient d of the convolution's output once, dense; the input and weight gradients then read it
-nine times as it is, straight into the matrix products; one last launch reduces.
+`correct` writes the gradient d of the convolution's output once, where it can over the gradient that it corrects; the
+input and weight gradients then read it nine times as it is, straight into the matrix products; one last launch reduces.
 """
 
 from typing import NamedTuple
@@ -26,11 +26,12 @@ def bn_relu_conv3x3_correct_kernel(
     y_a,  # [G]
     y_b,  # [G]
     seed,  # int64 scalar, or None without dropout
-    d,  # [M, D] written, zeros behind G
+    d,  # [M, D] written, zeros behind G; may be dy
     M,
     G,
     dy_stride,
     y_stride,
+    d_stride,
     threshold,
     keep,
     D: tl.constexpr,
@@ -52,7 +53,8 @@ def bn_relu_conv3x3_correct_kernel(
         element = row_offset(start + m, G)[:, None] + g[None, :]
         value *= dropout_scale(seed, element, threshold, keep)
     value = tl.where(mask, value, 0.0).to(d.dtype.element_ty)
-    tl.store(d + row_offset(start, D) + m[:, None] * D + g[None, :], value, mask=rows[:, None] & (g < D)[None, :])
+    d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride + g[None, :]
+    tl.store(d_at, value, mask=rows[:, None] & (g < D)[None, :])
 
 
 @triton.jit
@@ -72,6 +74,7 @@ def bn_relu_conv3x3_dgrad_kernel(
     W,
     C,
     G,
+    d_stride,
     x_stride,
     u_stride,
     D: tl.constexpr,
@@ -88,7 +91,7 @@ def bn_relu_conv3x3_dgrad_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     w = (start + m) % W
     h = (start + m) // W % H
-    d_at = d + row_offset(start, D) + m[:, None] * D
+    d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride
     acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
     for first in range(0, 9 * D, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
@@ -99,7 +102,7 @@ def bn_relu_conv3x3_dgrad_kernel(
         h_d = h[:, None] + dh[None, :]
         w_d = w[:, None] + dw[None, :]
         d_mask = (m < M - start)[:, None] & (tap < 9)[None, :] & (h_d >= 0) & (h_d < H) & (w_d >= 0) & (w_d < W)
-        shifted = tl.load(d_at + ((dh * W + dw) * D + g)[None, :], mask=d_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
+        shifted = tl.load(d_at + ((dh * W + dw) * d_stride + g)[None, :], mask=d_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
         w_mask = (c < C)[:, None] & ((tap < 9) & (g < G))[None, :]
         taps = tl.load(weight + ((g * 9 + tap) * C)[None, :] + c[:, None], mask=w_mask, other=0.0)  # [BLOCK_C, BLOCK_K]
         acc = tl.dot(taps, tl.trans(shifted), acc, input_precision=PRECISION)
@@ -137,6 +140,7 @@ def bn_relu_conv3x3_wgrad_kernel(
     W,
     C,
     G,
+    d_stride,
     x_stride,
     D: tl.constexpr,
     TAPS: tl.constexpr,
@@ -163,12 +167,12 @@ def bn_relu_conv3x3_wgrad_kernel(
         values = tl.load(x_at, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_C]
         activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
         activated = tl.trans(tl.where(mask, activated, 0.0).to(values.dtype))
-        d_at = d + row_offset(start, D) + m[:, None] * D + g[None, :]
+        d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride + g[None, :]
         for i in tl.static_range(TAPS):
             dh = 1 - (first + i) // 3
             dw = 1 - (first + i) % 3
             inside = exists & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
-            shifted = tl.load(d_at + (dh * W + dw) * D, mask=inside[:, None] & (g < D)[None, :], other=0.0)
+            shifted = tl.load(d_at + (dh * W + dw) * d_stride, mask=inside[:, None] & (g < D)[None, :], other=0.0)
             acc = replaced(acc, i, tl.dot(activated, shifted, acc[i], input_precision=PRECISION))
     at = weights + row_offset(split * 9 + first, G * C) + g[None, :] * C + c[:, None]
     for i in tl.static_range(TAPS):
@@ -204,11 +208,17 @@ def conv3x3_bwd(
 
 
 def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
-    """d [M, D], the gradient of the convolution's output; D is G rounded up to rows of 16-byte pieces."""
+    """d [M, D], the gradient of the convolution's output; D is G rounded up to rows of 16-byte pieces. It lies over dy,
+    which nobody reads again, where that has such rows, no image's row being too long for offsets of 32 bits; else in
+    scratch memory."""
     dy, y, y_mean, (y_a, y_b) = output
     growth = y.shape[1]
     dy_stride, y_stride = check.image("g", dy, growth), check.image("x", y, growth)
-    d = check.plan.empty(check.M, padded(growth, dy), dtype=dy.dtype)
+    fits = padded(growth, dy) == growth and padded(dy_stride, dy) == dy_stride and dy.data_ptr() % 16 == 0
+    if fits and check.W * dy_stride < 1 << 30:
+        d = dy.as_strided((check.M, growth), (dy_stride, 1))
+    else:
+        d = check.plan.empty(check.M, padded(growth, dy), dtype=dy.dtype)
     block = min(64, block_of(d.shape[1]))
     check.plan.launch(
         bn_relu_conv3x3_correct_kernel,
@@ -225,6 +235,7 @@ def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
         G=growth,
         dy_stride=dy_stride,
         y_stride=y_stride,
+        d_stride=d.stride(0),
         threshold=dropout.threshold,
         keep=dropout.keep,
         D=d.shape[1],
@@ -258,6 +269,7 @@ def _dgrad(
         W=check.W,
         C=check.C,
         G=weight.shape[0],
+        d_stride=d.stride(0),
         x_stride=check.stride,
         u_stride=u_stride,
         D=d.shape[1],
@@ -294,6 +306,7 @@ def _wgrad(check: Arguments, d: Tensor, growth: int, norm: Norm) -> Tensor:
         W=check.W,
         C=check.C,
         G=growth,
+        d_stride=d.stride(0),
         x_stride=check.stride,
         D=d.shape[1],
         TAPS=taps,

@@ -143,7 +143,7 @@ def forget() -> None:
 class Planner:
     """What an operation's function plans with: its launches, and memory for itself, in one allocation.
 
-    Launches run one after the other, so the memory that a layer has done with serves the next (`reuse`).
+    Launches run one after the other, so the memory that a layer or a half has done with serves the next (`reuse`).
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Planner:
         self.extents: list[Extent] = []
         self.copies: list[tuple[Slot, torch.memory_format]] = []
         self.scratch = 0  # bytes
-        self._free = 0  # the first byte of scratch memory that may be given
+        self.free = 0  # the first byte of scratch memory that may be given
         self._looks, self._alignments = looks, alignments
         self._alive: list[Tensor] = []  # a storage that is freed would lend its identity to another
         self._memory: dict[int, tuple[int, int]] = {}  # of a storage, the place of its tensor and where that begins
@@ -191,14 +191,14 @@ class Planner:
 
     def empty(self, *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scratch memory, uninitialised."""
-        begin, self._free = self._free, self._free + cdiv(prod(sizes) * dtype.itemsize, _ALIGNED) * _ALIGNED
-        self.scratch = max(self.scratch, self._free)
+        begin, self.free = self.free, self.free + cdiv(prod(sizes) * dtype.itemsize, _ALIGNED) * _ALIGNED
+        self.scratch = max(self.scratch, self.free)
         strides = [prod(sizes[i + 1 :]) for i in range(len(sizes))]
         return self._whole.view(dtype).as_strided(sizes, strides, begin // dtype.itemsize)
 
-    def reuse(self) -> None:
-        """What `empty` gave may be given again."""
-        self._free = 0
+    def reuse(self, begin: int = 0) -> None:
+        """What `empty` gave from byte `begin` on may be given again."""
+        self.free = begin
 
     def launch(
         self, kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any
