@@ -42,7 +42,9 @@ void Crowding::look() {
 }
 
 void Crowding::note(int64_t now) {
-  stay_ = now - until_ < kAgain ? std::min(2 * std::max(stay_.load(), kStay), kMostStay) : kStay;
+  const bool again = now - until_ < kAgain, twice = now - lost_.exchange(now) < kAgain;
+  if (!again && !twice) return;
+  stay_ = again ? std::min(2 * stay_, kMostStay) : kStay;
   until_ = now + stay_;
 }
 

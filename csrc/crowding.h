@@ -7,8 +7,8 @@
 namespace densenet_fast {
 
 // A thread that never sleeps loses the time in which the system runs another in its place: so it is known from the
-// thread's clocks, whoever the other is, and in whichever container. Once it was so, it is taken to be so for a while,
-// which grows if it is so right after it again.
+// thread's clocks, whoever the other is, and in whichever container. Two losses near each other are taken for a crowd,
+// one alone for chance; it is taken to stay for a while, and for twice as long if there is a loss right after that.
 class Crowding {
  public:
   bool is_there() const;
@@ -19,7 +19,7 @@ class Crowding {
  private:
   void note(int64_t now);
 
-  std::atomic<int64_t> until_{0}, stay_{0};  // microseconds
+  std::atomic<int64_t> lost_{0}, until_{0}, stay_{0};  // microseconds: times, and how long
 };
 
 }  // namespace densenet_fast
