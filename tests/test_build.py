@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from densenet_fast import backends
+from tools.gpucheck import ptxas
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +39,18 @@ def test_info_tells_the_build_and_every_backend():
         assert "native not available: its CPU kernels compute in float32, not in bfloat16" in shown
     else:
         assert "cpu float32: native not available: " in shown
+
+
+OBJECTS = Path(os.environ.get("DENSENET_FAST_BUILD_OBJECTS") or ROOT / "build/objects")
+
+
+@pytest.mark.skipif(not (OBJECTS / "cuda").is_dir(), reason="no CUDA kernels were built in this checkout")
+def test_ptxas_lets_no_product_of_the_cuda_kernels_wait_for_another():
+    """As nvcc passed it on for every architecture of the build."""
+    said = [file.read_text() for file in (OBJECTS / "cuda").glob("*.said")]
+    assert said
+    assert any("Compiling entry function" in text for text in said)
+    assert [why for text in said for why in ptxas.serialised(text)] == []
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.gpucheck import ptx
+from tools.gpucheck import ptxas as said
 
 from . import device
 
@@ -27,9 +28,10 @@ USED = re.compile(
 
 
 def registers(command: list[str | Path]) -> dict[str, int]:
-    """Those of each kernel that the command compiles; none may spill."""
+    """Those of each kernel that the command compiles; none may spill, or let a product wait for another."""
     told = subprocess.run([*command, "-o", "/dev/null"], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
+    assert not said.serialised(told.stderr)
     found = USED.findall(told.stderr)
     assert len(found) == told.stderr.count("Compiling entry function") > 0
     for kernel, *bytes_, _ in found:

@@ -36,6 +36,7 @@ class Naive(NamedTuple):
     """The kernel in bfloat16, its sizes multiples of 16."""
 
     safe: bool
+    stages: int = 3
     kernel: str = "naive_kernel"
     architecture: int = 90
 
@@ -47,4 +48,4 @@ class Naive(NamedTuple):
             naive_kernel, types | dict.fromkeys(constants, "constexpr"), constants, divisible
         )
         target = triton.backends.compiler.GPUTarget("cuda", self.architecture, 32)
-        return triton.compile(source, target, {"num_warps": 8, "num_stages": 3})
+        return triton.compile(source, target, {"num_warps": 8, "num_stages": self.stages})

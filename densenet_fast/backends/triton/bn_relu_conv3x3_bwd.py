@@ -106,6 +106,8 @@ def bn_relu_conv3x3_dgrad_kernel(
         w_mask = (c < C)[:, None] & ((tap < 9) & (g < G))[None, :]
         taps = tl.load(weight + ((g * 9 + tap) * C)[None, :] + c[:, None], mask=w_mask, other=0.0)  # [BLOCK_C, BLOCK_K]
         acc = tl.dot(taps, tl.trans(shifted), acc, input_precision=PRECISION)
+    # As it will be stored. Rounded behind the mask alone, ptxas lets each product of the loop wait for the one before.
+    acc = acc.to(u.dtype.element_ty).to(tl.float32)
     mask = (c < C)[:, None] & (m < M - start)[None, :]
     shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
     x_at = x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None]

@@ -1,10 +1,16 @@
-"""Machine code of a cubin: registers and spills, and a scan for the register-A hazard of wgmma.
+"""Machine code of a cubin: registers and spills, and two scans; and what ptxas says of PTX.
 
-On sm_90 a product may take its first operand from registers and is still reading them when the next instruction issues.
-Triton 3.6 can rewrite them too early where such a product is pipelined (triton-lang/triton#9433). The scan replays the
-code, every loop with products twice, and reports each write to a register that a product in flight reads.
+`hazards`: on sm_90 a product may take its first operand from registers and is still reading them when the next
+instruction issues. Triton 3.6 can rewrite them too early where such a product is pipelined (triton-lang/triton#9433).
+The scan replays the code, every loop with products twice, and reports each write to a register that a product in flight
+reads.
+
+`exposed`: a loop hides the latency of its loads if products run between the copy of a tile and the wait for it. With
+two stages Triton 3.6 mostly issues the next tile's copies behind the last product, and waits for them at once. Products
+of sm_100, whose end is told by barriers in memory, are not followed.
 """
 
+import os
 import re
 import subprocess
 import tempfile
@@ -12,15 +18,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+from triton.backends.nvidia.compiler import get_ptxas
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
+PRODUCT = re.compile(r"(?:@!?U?P\w+\s+)?(HGMMA|HMMA)\b")
 NO_RESULT = re.compile(r"(ST|RED|BRA|BAR|ATOMS?\b|LDGSTS|HGMMA|WARP|ISETP|FSETP|CCTL)")
 
 
 class Usage(NamedTuple):
     registers: int
     stack: int  # bytes; spills live there
+    shared: int  # bytes, those that are not asked for at the launch
 
 
 def _run(tool: str, option: str, cubin: bytes) -> str:
@@ -31,8 +40,20 @@ def _run(tool: str, option: str, cubin: bytes) -> str:
 
 
 def usage(cubin: bytes) -> Usage:
-    found = re.search(r"REG:(\d+) STACK:(\d+)", _run("cuobjdump", "-res-usage", cubin))
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", _run("cuobjdump", "-res-usage", cubin))
     return Usage(*map(int, found.groups()))
+
+
+def assembled(text: str) -> str:
+    """What the ptxas that Triton calls says of PTX: Triton itself keeps it only where ptxas fails."""
+    target = re.search(r"^\.target\s+(\w+)", text, re.MULTILINE)
+    assert target is not None
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(text)
+        file.flush()
+        ptxas = get_ptxas(int(re.sub(r"\D", "", target[1]))).path
+        command = [ptxas, "-v", "-lineinfo", f"--gpu-name={target[1]}", file.name, "-o", os.devnull]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def disassemble(cubin: bytes) -> str:
@@ -58,6 +79,42 @@ def hazards(text: str) -> list[str]:
     return found
 
 
+def exposed(text: str) -> list[str]:
+    """Of the innermost loops with products, those whose loads nothing hides: what waits for them, or loads plainly."""
+    code, labels = _parse(text)
+    loops = [(first, last) for last, first in _loops(code, labels).items()]
+    found: list[str] = []
+    for first, last in loops:
+        if any(first <= begin and end < last for begin, end in loops):  # it holds another
+            continue
+        body = [re.sub(r"^@!?U?P\w+\s+", "", instruction) for instruction in code[first:last]]
+        if any(instruction.startswith("LDGSTS") for instruction in body):
+            found += _waits_at_once(body)
+        else:
+            found += [instruction for instruction in body if instruction.startswith("LDG.")][:1]
+    return found
+
+
+def _waits_at_once(body: list[str]) -> list[str]:
+    """Waits for a group of copies without a product issued since, or in flight when, the group was committed."""
+    found: list[str] = []
+    flying, groups = 0, []  # groups of products; of copies, oldest first: whether products run meanwhile
+    for instruction in 2 * body:
+        if PRODUCT.match(instruction):
+            groups = [True] * len(groups)
+            flying += "gsb0" in instruction
+        elif left := re.match(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", instruction):
+            flying = min(flying, int(left[1], 16))
+        elif instruction.startswith("LDGDEPBAR"):
+            groups = [*groups, flying > 0]
+        elif left := re.match(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", instruction):
+            landed = max(0, len(groups) - int(left[1], 16))
+            if not all(groups[:landed]) and instruction not in found:
+                found.append(instruction)
+            groups = groups[landed:]
+    return found
+
+
 def _parse(text: str) -> tuple[list[str], dict[str, int]]:
     code, labels = [], {}
     for line in text.splitlines():
@@ -68,13 +125,19 @@ def _parse(text: str) -> tuple[list[str], dict[str, int]]:
     return code, labels
 
 
-def _twice_through_loops(code: list[str], labels: dict[str, int]) -> list[int]:
-    loops = {}  # place of a branch back over products -> where it goes
+def _loops(code: list[str], labels: dict[str, int]) -> dict[int, int]:
+    """Place of each branch back over products -> where it goes."""
+    loops = {}
     for i, instruction in enumerate(code):
         if branch := re.search(r"BRA(?:\.U)?\s+.*`\((\.L_x_\d+)\)", instruction):
             target = labels.get(branch[1], len(code))
-            if target <= i and any("HGMMA" in c for c in code[target:i]):
+            if target <= i and any(PRODUCT.match(c) for c in code[target:i]):
                 loops[i] = target
+    return loops
+
+
+def _twice_through_loops(code: list[str], labels: dict[str, int]) -> list[int]:
+    loops = _loops(code, labels)
     order, i = [], 0
     while i < len(code):
         order.append(i)
