@@ -11,7 +11,7 @@ namespace {
 // Microseconds.
 constexpr int64_t kInterval = 1000, kLongest = 10000;  // between two looks that are compared
 constexpr int64_t kLost = 1000;                        // what the system itself takes now and then is far less
-constexpr int64_t kStay = 50000, kMostStay = 400000, kAgain = 30000;
+constexpr int64_t kStay = 50000, kMostStay = 1000000, kAgain = 30000;
 
 int64_t microseconds(clockid_t clock) {
   timespec t;
