@@ -7,7 +7,6 @@
 #include <functional>
 #include <iterator>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -122,7 +121,7 @@ void Pool::want(int64_t more) {
       pthread_setname_np(helper.native_handle(), "densenet_fast");
       helper.detach();
     }
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
     most_ = helpers_.load();
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
