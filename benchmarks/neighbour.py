@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "neighbour.json"
 CASES = {"inference of one": (False, 1, 5), "inference of eight": (False, 8, 2), "training step": (True, 8, 1)}
 BUSY = "while True: pass"
-PAUSE = 0.05  # seconds between turns, in which the threads of the last one go to sleep
 
 
 def subject(name: str, training: bool, batch: int) -> Callable[[], Any]:
@@ -128,9 +127,11 @@ def measure(trees: dict[str, Path], rounds: int) -> dict[str, dict[str, list[lis
 
 
 def _ask(process: "subprocess.Popen[str]", case: str) -> list[float]:
+    from . import checkouts  # which the other checkout may not have
+
     assert process.stdin is not None
     assert process.stdout is not None
-    time.sleep(PAUSE)
+    time.sleep(checkouts.PAUSE)
     print(case, file=process.stdin, flush=True)
     seconds: list[float] = json.loads(process.stdout.readline())
     return seconds
