@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "neighbour.json"
 CASES = {"inference of one": (False, 1, 5), "inference of eight": (False, 8, 2), "training step": (True, 8, 1)}
+PEERS = ("torchvision", "onnxruntime", "openvino")
 BUSY = "while True: pass"
 
 
@@ -111,11 +112,11 @@ def measure(trees: dict[str, Path], rounds: int) -> dict[str, dict[str, list[lis
             samples = found[case] = {name: [[], []] for name in names}
             for load in (0, 1):
                 for name in names:
-                    _ask(running[name], case)  # what is first compiled, allocated, read
+                    ask(running[name], case)  # what is first compiled, allocated, read
                 with neighbours(load):
                     for _ in range(rounds):
                         for name in names:
-                            samples[name][load] += _ask(running[name], case)
+                            samples[name][load] += ask(running[name], case)
             for name in names:
                 alone, beside = map(statistics.median, samples[name])
                 print(
@@ -126,7 +127,8 @@ def measure(trees: dict[str, Path], rounds: int) -> dict[str, dict[str, list[lis
     return found
 
 
-def _ask(process: "subprocess.Popen[str]", case: str) -> list[float]:
+def ask(process: "subprocess.Popen[str]", case: str) -> list[float]:
+    """Seconds of a turn's runs."""
     from . import checkouts  # which the other checkout may not have
 
     assert process.stdin is not None
@@ -147,7 +149,7 @@ def main() -> None:
     if options.serve:
         return serve(options.serve)
     trees = {"here": ROOT} | ({"there": options.against.resolve()} if options.against else {})
-    trees |= {name: ROOT for name in ("torchvision", "onnxruntime", "openvino") if find_spec(name)}
+    trees |= {name: ROOT for name in PEERS if find_spec(name)}
     found = measure(trees, options.rounds)
     if options.save:
         from . import machine
