@@ -8,7 +8,6 @@ the medians, below 1 where this checkout is faster. `--save` writes them to benc
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -95,15 +94,12 @@ def main() -> None:
         return serve()
     if options.against is None:
         parser.error("got no checkout, expected the folder of another one")
-    trees = {"here": Path(__file__).resolve().parents[1], "there": options.against.resolve()}
+    from . import checkouts  # which the other checkout may not have
+
+    trees = checkouts.here_and(options.against)
     found = compare(trees, options.rounds, options.only)
     if options.save:
-        from . import machine
-
-        command = ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"]
-        there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        record = {"here": machine.describe(torch.device("cpu")), "there": there, "milliseconds": found}
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        checkouts.save(RESULTS, options.against, milliseconds=found)
     return None
 
 

@@ -1,5 +1,7 @@
-"""Two checkouts of this repository that take turns, each in a process of its own with its own compiled library."""
+"""Two checkouts of this repository that take turns, each in a process of its own with its own compiled library; and
+what is written down of it."""
 
+import json
 import statistics
 import subprocess
 import sys
@@ -7,6 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import machine
 
 PAUSE = 0.05  # seconds between turns, in which the threads of the last one go to sleep
 
@@ -51,3 +58,18 @@ def turns(script: str, trees: Mapping[str, Path], **environment: str) -> Iterato
             assert process.stdin is not None
             process.stdin.close()
             process.wait()
+
+
+def here_and(against: Path | None) -> dict[str, Path]:
+    """This checkout, "here", and the other one, "there", if there is one."""
+    here = {"here": Path(__file__).resolve().parents[1]}
+    return here if against is None else here | {"there": against.resolve()}
+
+
+def save(file: Path, against: Path | None, **found: Any) -> None:
+    """As JSON: what was found, on which machine, at which commits."""
+    record = {"here": machine.describe(torch.device("cpu")), **found}
+    if against is not None:
+        command = ["git", "-C", str(against), "rev-parse", "--short", "HEAD"]
+        record["there"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    file.write_text(json.dumps(record, indent=1) + "\n")

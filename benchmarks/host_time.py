@@ -10,8 +10,6 @@ is that of the medians. `--save` writes them to benchmarks/results/host_time.jso
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -105,20 +103,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve()
-    here = Path(__file__).resolve().parents[1]
-    trees = {"here": here} | ({"there": options.against.resolve()} if options.against else {})
+    from . import checkouts  # which the other checkout may not have
+
+    trees = checkouts.here_and(options.against)
     found = compare(trees, options.rounds)
     for case, times in found.items():
         ratio = f", {times['here'] / times['there']:.2f} of {times['there']:.2f} ms" if options.against else ""
         print(f"{case:24} {times['here']:6.2f} ms{ratio}")
     if options.save:
-        from . import machine
-
-        record = {"here": machine.describe(torch.device("cpu")), "milliseconds": found}
-        if options.against:
-            command = ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"]
-            record["there"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        checkouts.save(RESULTS, options.against, milliseconds=found)
     return None
 
 

@@ -148,17 +148,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve)
-    trees = {"here": ROOT} | ({"there": options.against.resolve()} if options.against else {})
+    from . import checkouts  # which the other checkout may not have
+
+    trees = checkouts.here_and(options.against)
     trees |= {name: ROOT for name in PEERS if find_spec(name)}
     found = measure(trees, options.rounds)
     if options.save:
-        from . import machine
-
-        record: dict[str, Any] = {"here": machine.describe(torch.device("cpu")), "seconds": found}
-        if options.against:
-            command = ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"]
-            record["there"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        checkouts.save(RESULTS, options.against, seconds=found)
     return None
 
 

@@ -8,18 +8,13 @@ benchmarks/results/quota.json.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from . import machine, neighbour
+from . import checkouts, neighbour
 
 CASE = "inference of one"
 PERIOD = 100_000  # microseconds, the system's own
@@ -52,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/quota.json")
     options = parser.parse_args()
-    trees = {"here": neighbour.ROOT} | ({"there": options.against.resolve()} if options.against else {})
+    trees = checkouts.here_and(options.against)
     trees |= {name: neighbour.ROOT for name in neighbour.PEERS if find_spec(name)}
     found: dict[str, list[float]] = {name: [] for name in trees}
     for name in trees:
@@ -62,11 +57,7 @@ def main() -> None:
                 found[name] += seconds if i else []  # the first are of what is compiled and allocated
         print(f"{CASE:18} {name:12} {1e3 * statistics.median(found[name]):8.1f} ms", flush=True)
     if options.save:
-        record: dict[str, Any] = {"here": machine.describe(torch.device("cpu")), "seconds": found}
-        if options.against:
-            command = ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"]
-            record["there"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        checkouts.save(RESULTS, options.against, seconds=found)
 
 
 if __name__ == "__main__":

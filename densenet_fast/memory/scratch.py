@@ -3,7 +3,7 @@ above.
 
 Measured peaks are within 3 % of `Step.peak` with it (tests/test_memory.py). Of kernels for GPUs, which none has
 measured yet, it counts the gradient of z, and z where it is recomputed: beside these Triton's plans ask for at most
-30 MB in the blocks of DenseNet-121 at batch 256 in bf16 (tests/triton/test_block.py).
+30 MB in the blocks of DenseNet-121 at batch 256 in bf16 (tests/triton/test_scratch.py).
 """
 
 import torch

@@ -206,7 +206,7 @@ FAULTS = [
         f"{FOLDER}/block.py",
         "            plan.reuse(of_half)\n",
         "",
-        kernel("block", "little_scratch"),
+        kernel("scratch", "little_scratch"),
     ),
     Fault(
         "dx of a layer without bottleneck overwritten",
