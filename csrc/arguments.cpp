@@ -43,7 +43,7 @@ std::string name_of(const Tensor& t) {
 }
 
 bool is_activation(bool half, ScalarType dtype) {
-  return dtype == ScalarType::Float || (half && (dtype == ScalarType::Half || dtype == ScalarType::BFloat16));
+  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (half && dtype == ScalarType::Half);
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ Arguments::Arguments(const char* operation, Place place, const Tensor& x, const 
     refuse(std::string("device of ") + name, name_of(x), name_of(place.cuda));
   if (!is_activation(place.half, dtype_))
     refuse(std::string("dtype of ") + name, torch::headeronly::toString(dtype_),
-           place.half ? "Float, Half or BFloat16" : "Float");
+           place.half ? "Float, Half or BFloat16" : "Float or BFloat16");
 }
 
 void Arguments::refuse(const std::string& what, const std::string& got, const std::string& expected) const {

@@ -23,7 +23,7 @@ struct Rows {
   }
 };
 
-// Where an entry's arguments lie, and whether its activations may be in half precision.
+// Where an entry's arguments lie, and whether its activations may be Half, beside Float and BFloat16.
 struct Place {
   bool cuda, half;
 };

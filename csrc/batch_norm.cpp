@@ -66,7 +66,7 @@ struct NormUpdate {
   int64_t* num_batches_tracked;  // or null
 };
 
-void update_running_stats_on(const CpuDevice&, const Arguments&, const std::vector<NormUpdate>& norms) {
+void update_running_stats_on(const CpuDevice<float>&, const Arguments&, const std::vector<NormUpdate>& norms) {
   for (const NormUpdate& n : norms) {
     update_any(n.running_mean, n.mean, n.momentum, 1);
     update_any(n.running_var, n.var, n.momentum, n.unbias);
@@ -141,11 +141,11 @@ void update_running_stats(const contract::UpdateRunningStats& a) {
   if (!updates.empty()) update_running_stats_on(Device(), check, updates);
 }
 
-template <class Device>
+template <class Device, class... Others>
 void entries(Library& m) {
-  implement<&channel_stats<Device>>(m);
-  implement<&bn_bwd_apply<Device>>(m);
-  implement<&update_running_stats<Device>>(m);
+  implement<&channel_stats<Device>, &channel_stats<Others>...>(m);
+  implement<&bn_bwd_apply<Device>, &bn_bwd_apply<Others>...>(m);
+  implement<&update_running_stats<Device>>(m);  // whose numbers are no activations
 }
 
 DENSENET_FAST_REGISTER(entries)

@@ -306,10 +306,10 @@ void block_bwd(const BlockBwd& a) {
   }
 }
 
-template <class Device>
+template <class... Devices>
 void entries(Library& m) {
-  implement<&block_fwd<Device>>(m);
-  implement<&block_bwd<Device>>(m);
+  implement<&block_fwd<Devices>...>(m);
+  implement<&block_bwd<Devices>...>(m);
 }
 
 DENSENET_FAST_REGISTER(entries)

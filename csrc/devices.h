@@ -9,25 +9,30 @@
 
 namespace densenet_fast {
 
-struct CpuDevice : cpu::Cpu {
+// Memory from PyTorch's allocator.
+class CpuContext final : public cpu::Workspace {
+ public:
+  explicit CpuContext(const Arguments&);
+  ~CpuContext();
+  float* floats(int64_t count) override;
+  void release();  // all memory, when the kernels that used it have run
+
+ private:
+  struct Arena;
+  Arena* arena_;
+};
+
+// Has the system back memory that is about to be written for the first time with large pages, if it can: what is longer
+// than 32 MB comes from it anew at each step, and a fault for every 4 KB took a tenth of the step.
+void prefer_large_pages(Tensor fresh);
+
+// The CPU, with activations of this type, float or cpu::bfloat16.
+template <class element_t>
+struct CpuDevice : cpu::Cpu<element_t> {
   static constexpr Place kPlace{false, false};
-  static const Kernels& kernels();  // of the instruction set in use
-  // Has the system back floats that are about to be written for the first time with large pages, if it can: what is
-  // longer than 32 MB comes from it anew at each step, and a fault for every 4 KB took a tenth of the step.
-  static void prefer_large_pages(Tensor floats);
-
-  // Memory from PyTorch's allocator.
-  class Context final : public cpu::Workspace {
-   public:
-    explicit Context(const Arguments&);
-    ~Context();
-    float* floats(int64_t count) override;
-    void release();  // all memory, when the kernels that used it have run
-
-   private:
-    struct Arena;
-    Arena* arena_;
-  };
+  using Context = CpuContext;
+  static const typename cpu::Cpu<element_t>::Kernels& kernels();  // of the instruction set in use
+  static void prefer_large_pages(const Tensor& fresh) { densenet_fast::prefer_large_pages(fresh); }
 };
 
 #ifdef DENSENET_FAST_CUDA

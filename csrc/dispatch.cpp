@@ -16,45 +16,57 @@
 namespace densenet_fast {
 
 namespace cpu {
-namespace portable {
-extern const Kernels kernels;
-}
+
+// Of one instruction set.
+struct Tables {
+  const Cpu<float>::Kernels* of_float;
+  const Cpu<bfloat16>::Kernels* of_bfloat16;
+};
+
+#define DENSENET_FAST_TABLES(isa)                \
+  namespace isa##_float {                        \
+    extern const Cpu<float>::Kernels kernels;    \
+  }                                              \
+  namespace isa##_bfloat16 {                     \
+    extern const Cpu<bfloat16>::Kernels kernels; \
+  }                                              \
+  constexpr Tables isa{&isa##_float::kernels, &isa##_bfloat16::kernels};
+
+DENSENET_FAST_TABLES(portable)
 #if defined(__x86_64__)
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
+DENSENET_FAST_TABLES(avx2)
+DENSENET_FAST_TABLES(avx512)
 #endif
+
 }  // namespace cpu
 
 namespace {
 
 struct Candidate {
-  const cpu::Kernels* kernels;
+  cpu::Tables tables;
   bool runs;
+  const char* name() const { return tables.of_float->name; }
 };
 
 // Best first.
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #if defined(__x86_64__)
-      {&cpu::avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
-      {&cpu::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {cpu::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
+      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
-      {&cpu::portable::kernels, true},
+      {cpu::portable, true},
   };
   return all;
 }
 
-const cpu::Kernels*& chosen() {
-  static const cpu::Kernels* best = nullptr;
+const Candidate*& chosen() {
+  static const Candidate* best = nullptr;
   if (!best)
     for (const Candidate& c : candidates())
       if (c.runs) {
-        best = c.kernels;
+        best = &c;
         break;
       }
   return best;
@@ -62,14 +74,21 @@ const cpu::Kernels*& chosen() {
 
 }  // namespace
 
-const cpu::Kernels& CpuDevice::kernels() { return *chosen(); }
+template <>
+const cpu::Cpu<float>::Kernels& CpuDevice<float>::kernels() {
+  return *chosen()->tables.of_float;
+}
+template <>
+const cpu::Cpu<cpu::bfloat16>::Kernels& CpuDevice<cpu::bfloat16>::kernels() {
+  return *chosen()->tables.of_bfloat16;
+}
 
-void CpuDevice::prefer_large_pages([[maybe_unused]] Tensor floats) {
+void prefer_large_pages([[maybe_unused]] Tensor fresh) {
 #ifdef MADV_HUGEPAGE
   static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(floats.mutable_data_ptr<float>());
+  const auto begin = reinterpret_cast<uintptr_t>(fresh.mutable_data_ptr());
   const uintptr_t from = (begin + page - 1) / page * page;
-  const uintptr_t to = (begin + floats.numel() * sizeof(float)) / page * page;
+  const uintptr_t to = (begin + fresh.numel() * fresh.element_size()) / page * page;
   if (to > from) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a hint: refused, nothing is lost
 #endif
 }
@@ -92,7 +111,7 @@ class SpinLock {
 
 // A tensor costs about a microsecond to allocate, so small requests share one, and what a kernel took is one for the
 // next.
-struct CpuDevice::Context::Arena {
+struct CpuContext::Arena {
   std::atomic_flag taken = ATOMIC_FLAG_INIT;
   std::vector<Tensor> tensors;
   int64_t used = 0;                       // floats handed out since the last release
@@ -102,10 +121,10 @@ struct CpuDevice::Context::Arena {
   static constexpr int64_t kLeast = 1 << 14;
 };
 
-CpuDevice::Context::Context(const Arguments&) : arena_(new Arena) {}
-CpuDevice::Context::~Context() { delete arena_; }
+CpuContext::CpuContext(const Arguments&) : arena_(new Arena) {}
+CpuContext::~CpuContext() { delete arena_; }
 
-void CpuDevice::Context::release() {
+void CpuContext::release() {
   Arena& arena = *arena_;
   if (arena.tensors.size() == 1) {
     arena.free = arena.tensors[0].mutable_data_ptr<float>();
@@ -117,7 +136,7 @@ void CpuDevice::Context::release() {
   arena.used = 0;
 }
 
-float* CpuDevice::Context::floats(int64_t count) {
+float* CpuContext::floats(int64_t count) {
   count = (count + 15) / 16 * 16;  // 64 bytes, as the allocator aligns
   Arena& arena = *arena_;
   const SpinLock lock(arena.taken);
@@ -132,18 +151,18 @@ float* CpuDevice::Context::floats(int64_t count) {
   return arena.free - count;
 }
 
-std::string instruction_set_in_use() { return CpuDevice::kernels().name; }
+std::string instruction_set_in_use() { return chosen()->name(); }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Candidate& c : candidates())
-    if (c.runs) names.emplace_back(c.kernels->name);
+    if (c.runs) names.emplace_back(c.name());
   return names;
 }
 
 std::vector<std::string> compiled_instruction_sets() {
   std::vector<std::string> names;
-  for (const Candidate& c : candidates()) names.emplace_back(c.kernels->name);
+  for (const Candidate& c : candidates()) names.emplace_back(c.name());
   return names;
 }
 
@@ -151,11 +170,11 @@ void use_instruction_set(const std::string& name) {
   std::string available;
   for (const Candidate& c : candidates()) {
     if (!c.runs) continue;
-    if (name == c.kernels->name) {
-      chosen() = c.kernels;
+    if (name == c.name()) {
+      chosen() = &c;
       return;
     }
-    available += (available.empty() ? "" : ", ") + std::string(c.kernels->name);
+    available += (available.empty() ? "" : ", ") + std::string(c.name());
   }
   throw std::runtime_error("wrong instruction set: got " + name + ", expected one of " + available);
 }

@@ -7,34 +7,51 @@
 
 namespace densenet_fast {
 
-template <auto entry>
+template <class Call>
+Call unboxed(StableIValue* stack, uint64_t values, uint64_t results) {
+  STD_TORCH_CHECK(values == Call::kValues && results == 0, "densenet_fast::", Call::kName, ": wrong call: got ", values,
+                  " values, expected ", Call::kValues, ", as the compiled library is of another version: rebuild it");
+  Values taken(stack);
+  return Call{taken};
+}
+
+// One entry for every type of the activations, or one for float, which refuses all others, and one for bfloat16.
+template <auto... entries>
 struct Boxed;
 
 template <class Call, void (*entry)(const Call&)>
 struct Boxed<entry> {
   static constexpr const char* kName = Call::kName;
   static void run(StableIValue* stack, uint64_t values, uint64_t results) {
-    STD_TORCH_CHECK(values == Call::kValues && results == 0, "densenet_fast::", kName, ": wrong call: got ", values,
-                    " values, expected ", Call::kValues, ", as the compiled library is of another version: rebuild it");
-    Values taken(stack);
-    entry(Call{taken});
+    entry(unboxed<Call>(stack, values, results));
   }
 };
 
-template <auto entry>
+template <class Call, void (*in_float)(const Call&), void (*in_bfloat16)(const Call&)>
+struct Boxed<in_float, in_bfloat16> {
+  static constexpr const char* kName = Call::kName;
+  static void run(StableIValue* stack, uint64_t values, uint64_t results) {
+    const Call call = unboxed<Call>(stack, values, results);
+    const bool narrow = call.x.defined() && call.x.scalar_type() == ScalarType::BFloat16;
+    (narrow ? in_bfloat16 : in_float)(call);
+  }
+};
+
+template <auto... entries>
 void implement(Library& m) {
-  m.impl((std::string(Boxed<entry>::kName) + ".native").c_str(), Boxed<entry>::run);
+  m.impl((std::string(Boxed<entries...>::kName) + ".native").c_str(), Boxed<entries...>::run);
 }
 
-// Registers what `template <class Device> void entries(Library&)` implements for every device the library has kernels
-// for.
+// Registers what `template <class... Devices> void entries(Library&)` implements for every device the library has
+// kernels for.
+#define DENSENET_FAST_REGISTER_ON_CPU(entries) \
+  STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) { entries<CpuDevice<float>, CpuDevice<cpu::bfloat16>>(m); }
 #ifdef DENSENET_FAST_CUDA
-#define DENSENET_FAST_REGISTER(entries)                                       \
-  STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) { entries<CpuDevice>(m); } \
+#define DENSENET_FAST_REGISTER(entries)  \
+  DENSENET_FAST_REGISTER_ON_CPU(entries) \
   STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CUDA, m) { entries<CudaDevice>(m); }
 #else
-#define DENSENET_FAST_REGISTER(entries) \
-  STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) { entries<CpuDevice>(m); }
+#define DENSENET_FAST_REGISTER(entries) DENSENET_FAST_REGISTER_ON_CPU(entries)
 #endif
 
 }  // namespace densenet_fast

@@ -35,10 +35,10 @@ void head_bwd(const contract::HeadBwd& a) {
   Device::kernels().head_bwd(op, context);
 }
 
-template <class Device>
+template <class... Devices>
 void entries(Library& m) {
-  implement<&head_fwd<Device>>(m);
-  implement<&head_bwd<Device>>(m);
+  implement<&head_fwd<Devices>...>(m);
+  implement<&head_bwd<Devices>...>(m);
 }
 
 DENSENET_FAST_REGISTER(entries)

@@ -41,10 +41,10 @@ void stem_bwd(const contract::StemBwd& a) {
   Device::kernels().stem_bwd(op, context);
 }
 
-template <class Device>
+template <class... Devices>
 void entries(Library& m) {
-  implement<&stem_fwd<Device>>(m);
-  implement<&stem_bwd<Device>>(m);
+  implement<&stem_fwd<Devices>...>(m);
+  implement<&stem_bwd<Devices>...>(m);
 }
 
 DENSENET_FAST_REGISTER(entries)

@@ -54,10 +54,10 @@ void transition_bwd(const contract::TransitionBwd& a) {
   Device::kernels().transition_bwd(op, context);
 }
 
-template <class Device>
+template <class... Devices>
 void entries(Library& m) {
-  implement<&transition_fwd<Device>>(m);
-  implement<&transition_bwd<Device>>(m);
+  implement<&transition_fwd<Devices>...>(m);
+  implement<&transition_bwd<Devices>...>(m);
 }
 
 DENSENET_FAST_REGISTER(entries)

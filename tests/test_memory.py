@@ -53,15 +53,17 @@ def test_live_bytes_under_autocast(efficient):
 
 
 @pytest.mark.parametrize("efficient", [(), (1,), (1, 2, 3)], ids=str)
-@pytest.mark.parametrize("backend", ["eager", "native"])
-def test_peak_is_the_model_s(backend, efficient):
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("eager", torch.float32), ("native", torch.float32), ("native", torch.bfloat16)]
+)
+def test_peak_is_the_model_s(backend, dtype, efficient):
     """Of nets whose blocks recompute, or do not."""
     model = DenseNet(32, (6, 12, 8), small_inputs=False, num_init_features=64, backend=backend)
     for i in efficient:
         getattr(model.features, f"denseblock{i}").set_efficient()
     x = torch.randn(2, 3, 96, 96)
-    found = measure(model, x)
-    step = Step.of(model, x.shape)
+    found = measure(model, x, call=torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32)(model))
+    step = Step.of(model, x.shape, dtype)
     assert found.live == step.kept()
     assert step.peak(backend) == pytest.approx(found.peak, rel=0.03)
 

@@ -3,7 +3,7 @@
 #include "schedule.h"
 #include "statistics.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 void channel_stats(const ChannelStats& op, Workspace& workspace) {
   const RowBlocks blocks(op.M, 256, 1);
@@ -19,8 +19,8 @@ void bn_bwd_apply(const BnBwdApply& op, Workspace&) {
   const Correction& correction = op.correction;
   parallel_ranges(op.M, 128, [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++) {
-      const float *vr = op.v.data + r * op.v.stride, *xr = op.x.data + r * op.x.stride;
-      float* out = op.dx.data + r * op.dx.stride;
+      const element *vr = op.v.data + r * op.v.stride, *xr = op.x.data + r * op.x.stride;
+      element* out = op.dx.data + r * op.dx.stride;
       for_channels(op.C, [&](int64_t c, auto lanes) {
         const vec centred = load(xr + c, lanes) - load(correction.mean + c, lanes);
         store(out + c, load(vr + c, lanes) - load(correction.a + c, lanes) - load(correction.b + c, lanes) * centred,
@@ -30,4 +30,4 @@ void bn_bwd_apply(const BnBwdApply& op, Workspace&) {
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -2,10 +2,9 @@
 // of rows into scratch.
 #pragma once
 
-#include "kernels.h"
 #include "vec.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // The same vectors without their first c channels.
 inline Norm channels_from(Norm norm, int64_t c) {
@@ -48,7 +47,7 @@ inline Correction padded_copy(const Correction& c, int64_t C, Workspace& workspa
 }
 
 // a [rows, padded(C)] = relu(scale * x + shift); scale and shift [padded(C)]. x is read up to C only.
-inline void bn_relu_rows(const float* x, int64_t x_stride, const float* scale, const float* shift, float* a,
+inline void bn_relu_rows(const element* x, int64_t x_stride, const float* scale, const float* shift, float* a,
                          int64_t a_stride, int64_t rows, int64_t C) {
   for (int64_t r = 0; r < rows; r++, x += x_stride, a += a_stride) {
     for_channels(
@@ -56,4 +55,4 @@ inline void bn_relu_rows(const float* x, int64_t x_stride, const float* scale, c
   }
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -4,7 +4,7 @@
 #include "conv1x1_fwd.h"
 #include "sums.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 namespace {
 
@@ -24,9 +24,9 @@ void forward(const Conv1x1Fwd& op, Workspace& workspace) {
 // The micro-kernel's epilogue for v = dz @ W of one panel of channels: the ReLU's mask, dx, both sums, and a =
 // relu(bn(x)) for the weight gradient. v never leaves the registers.
 struct MaskAndScatter {
-  const float* x;  // [rows, channels]
+  const element* x;  // [rows, channels]
   int64_t x_stride;
-  float* dx;  // [rows, channels]
+  element* dx;  // [rows, channels]
   int64_t dx_stride;
   const float *scale, *shift, *mean;  // [kPanel]
   float* a;                           // [rows, kPanel]
@@ -60,7 +60,7 @@ struct MaskAndScatter {
       const vec xv = load(x + (row + i) * x_stride + c, lanes);
       const vec pre = xv * s + t;
       const vec v = relu_backward(acc.r[i][j], pre);
-      float* g = dx + (row + i) * dx_stride + c;
+      element* g = dx + (row + i) * dx_stride + c;
       store(a + (row + i) * kPanel + c, relu(pre));
       store(g, load(g, lanes) + s * v, lanes);
       v_sum += v;
@@ -72,7 +72,7 @@ struct MaskAndScatter {
 };
 
 // d [rows, padded(K)] = scale * u - a - b * (z - mean), the vectors padded.
-void apply_norm2(const float* u, int64_t u_stride, const float* z, int64_t z_stride, const float* scale,
+void apply_norm2(const element* u, int64_t u_stride, const element* z, int64_t z_stride, const float* scale,
                  const Correction& correction, float* d, int64_t d_stride, int64_t rows, int64_t K) {
   for (int64_t r = 0; r < rows; r++, u += u_stride, z += z_stride, d += d_stride) {
     for_channels(K, [&](int64_t k, auto lanes) {
@@ -179,4 +179,4 @@ void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, Workspace& workspace) {
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

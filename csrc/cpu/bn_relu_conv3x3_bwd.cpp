@@ -12,7 +12,7 @@
 #include "conv3x3_filters.h"
 #include "conv3x3_direct.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 namespace {
 
@@ -50,7 +50,7 @@ struct Conv3x3Backward {
   auto row_loader(vec& finite_probe) const {
     return [this, &finite_probe](int64_t pixel, float* row) {
       for (int64_t w = 0; w < op.shape.W; w++, pixel++, row += inputs) {
-        const float *dy = op.dy.data + pixel * op.dy.stride, *y = op.y.data + pixel * op.y.stride;
+        const element *dy = op.dy.data + pixel * op.dy.stride, *y = op.y.data + pixel * op.y.stride;
         for_channels(op.G, [&](int64_t c, auto lanes) {
           const vec centred = load(y + c, lanes) - load(correction_y.mean + c);
           vec d = load(dy + c, lanes) - load(correction_y.a + c) - load(correction_y.b + c) * centred;
@@ -79,7 +79,7 @@ struct Conv3x3Backward {
         const int64_t at = pixel + i * op.shape.W + k;
         const vec x = load(op.x.data + at * op.x.stride + c, lanes);
         const vec pre = x * s + t, v = relu_backward(u[i][k], pre);
-        float* out = op.u.data + at * op.u.stride + c;
+        element* out = op.u.data + at * op.u.stride + c;
         store(out, op.accumulate ? load(out, lanes) + s * v : v, lanes);
         v_sum += v;
         vx_sum += v * (x - m);
@@ -233,4 +233,4 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -11,7 +11,7 @@
 #include "conv3x3_filters.h"
 #include "conv3x3_direct.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 namespace {
 
@@ -163,4 +163,4 @@ void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -3,10 +3,11 @@
 #pragma once
 
 #include "gemm.h"
+#include "in_floats.h"
 #include "schedule.h"
 #include "statistics.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // A weight [K, C], its inputs side by side in memory, in panels of outputs [padded(K) / kPanel][C][kPanel].
 inline float* pack_outputs(const Weight& weight, int64_t K, int64_t C, Workspace& workspace) {
@@ -38,24 +39,27 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
   const RowBlocks blocks(M, kRowsTarget, kRows);
   const Division division(blocks.count);
   const float* packed = pack_outputs(weight, K, C, workspace);
-  float* scratch = workspace.floats(division.workers * blocks.block * kStride);
+  const int64_t a_size = blocks.block * kStride, size = a_size + blocks.block * scratch_of(K);
+  float* scratch = workspace.floats(division.workers * size);
   PartialStats partial(stats, blocks.count, K, workspace);
 
   share_tasks(division, workspace, [&](int64_t w, int64_t i, bool more) {
-    float* const a = scratch + w * blocks.block * kStride;
+    float* const a = scratch + w * size;
     const int64_t row = blocks.begin(i), rows = blocks.size(i);
-    float* const out = y.data + row * y.stride;
+    element* const out = y.data + row * y.stride;
+    const Floats<float> sum = make_floats(out, y.stride, K, a + a_size);
     for (int64_t c0 = 0; c0 < C; c0 += kDepth) {
       const int64_t depth = min(kDepth, C - c0);
       prepare(row, rows, c0, depth, a, kStride);
       Prefetcher prefetcher(Prefetcher::steps(rows, K, depth));
       if (c0 + kDepth < C) prefetch(prefetcher, row, rows, c0 + kDepth, min(kDepth, C - c0 - kDepth));
       else if (more) prefetch(prefetcher, row + rows, blocks.size(i + 1), 0, min(kDepth, C));
-      gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, out, y.stride, rows, K, depth, c0 > 0, &prefetcher);
+      gemm_nn(a, kStride, packed + c0 * kPanel, C * kPanel, sum.data, sum.stride, rows, K, depth, c0 > 0, &prefetcher);
     }
+    write_floats(sum, out, y.stride, rows, K);
     if (partial.wanted()) partial.set(i, out, y.stride, rows);
   });
   if (partial.wanted()) partial.merge([&](int64_t i) { return blocks.size(i); });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -6,7 +6,7 @@
 #include "conv3x3_tiles.h"
 #include "gemm.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Direct convolution of the tile rows [first, last) of one block of input channels: y [tile row][2][W][y_stride] = or
 // += the sum of nine products. `packed` points at the block's first input in the first panel; panels are `panel` floats
@@ -30,4 +30,4 @@ inline void direct_outputs(const TileGrid& grid, int64_t first, int64_t last, in
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

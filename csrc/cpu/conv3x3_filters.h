@@ -4,7 +4,7 @@
 
 #include "winograd.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Filters packed in panels of outputs, in one plane for each of Winograd's 16 values or of the 9 taps.
 struct PackedFilters {
@@ -64,7 +64,7 @@ class Filters {
   // taps[i][tap] of outputs [out, out + kWidth), zero past the last, and inputs [in, in + count), count <= kWidth. Read
   // along the dimension that lies side by side in memory, and transposed if that is not the outputs.
   void read(int64_t out, int64_t in, int64_t count, vec taps[kWidth][9]) const {
-    const float* const p = data_ + out * out_stride_ + in * in_stride_;
+    const element* const p = data_ + out * out_stride_ + in * in_stride_;
     const int64_t outputs = max(0, min(kWidth, outputs_ - out));
     vec columns[kWidth];
     if (dense_ && !flipped_ && in_stride_ == 9) {
@@ -92,13 +92,13 @@ class Filters {
       for (int64_t i = 0; i < count; i++)
         for (int tap = 0; tap < 9; tap++)
           for (int64_t j = 0; j < kWidth; j++)
-            taps[i][tap][j] = j < outputs ? p[i * in_stride_ + j * out_stride_ + offset_[tap]] : 0;
+            taps[i][tap][j] = j < outputs ? number(p + i * in_stride_ + j * out_stride_ + offset_[tap]) : 0;
     }
   }
 
-  const float* data_;
+  const element* data_;
   int64_t outputs_, inputs_, out_stride_, in_stride_, offset_[9];
   bool dense_, flipped_;  // whether the taps lie side by side; whether their order is reversed
 };
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -4,7 +4,7 @@
 
 #include "schedule.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Up to this many pixels the threads divide the channels, not the pixels (divide_channels): transforming and packing
 // the filters costs more than the work that each thread then repeats.
@@ -74,4 +74,4 @@ DENSENET_FAST_INLINE void for_tile_rows(const TileGrid& grid, int64_t first, int
   }
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

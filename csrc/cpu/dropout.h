@@ -1,10 +1,9 @@
 // The counter-based dropout of densenet_fast/contract/operations.py: SplitMix64 of (seed, element).
 #pragma once
 
-#include "kernels.h"
 #include "vec.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Multipliers of elements i, i + 1, ... of the dense [M, G] output.
 DENSENET_FAST_INLINE vec dropout_mask(const Dropout& dropout, int64_t i) {
@@ -19,4 +18,4 @@ DENSENET_FAST_INLINE vec dropout_mask(const Dropout& dropout, int64_t i) {
   return load(lanes);
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -6,7 +6,7 @@
 
 #include "vec.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // MR rows of a tile of results, in registers.
 template <int MR>
@@ -33,10 +33,10 @@ class Prefetcher {
   explicit Prefetcher(int64_t steps) : steps_(steps) {}
 
   // Has x [rows, columns] prefetched, spread evenly over all steps.
-  void add(const float* x, int64_t stride, int64_t rows, int64_t columns) {
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(x), bytes = columns * sizeof(float);
+  void add(const element* x, int64_t stride, int64_t rows, int64_t columns) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(x), bytes = columns * sizeof(element);
     const int64_t per_step = ceil_div(rows * static_cast<int64_t>(bytes / kLine + 1), max(steps_, 1));
-    rectangles_[count_++] = {begin, begin, bytes, stride * sizeof(float), rows, per_step};
+    rectangles_[count_++] = {begin, begin, bytes, stride * sizeof(element), rows, per_step};
   }
   DENSENET_FAST_INLINE void step() {
     for (int i = 0; i < count_; i++) {
@@ -168,7 +168,7 @@ DENSENET_FAST_INLINE void gemm_tn(const float* a, int64_t a_stride, const float*
 }
 
 // Packs w [depth, columns], times `scale`, as one panel [depth][kPanel] of P, zero past `columns`.
-inline void pack_panel(const float* w, int64_t stride, int64_t columns, int64_t depth, float scale, float* p) {
+inline void pack_panel(const element* w, int64_t stride, int64_t columns, int64_t depth, float scale, float* p) {
   for (int64_t k = 0; k < depth; k++, w += stride, p += kPanel)
     for (int j = 0; j < kPanel; j += kWidth) {
       const int64_t n = columns - j;
@@ -178,7 +178,7 @@ inline void pack_panel(const float* w, int64_t stride, int64_t columns, int64_t 
 }
 
 // The same of the transposed matrix, w [columns, depth].
-inline void pack_panel_transposed(const float* w, int64_t stride, int64_t columns, int64_t depth, float* p) {
+inline void pack_panel_transposed(const element* w, int64_t stride, int64_t columns, int64_t depth, float* p) {
   for (int j = 0; j < kPanel; j += kWidth)
     for (int64_t k = 0; k < depth; k += kWidth) {
       const int64_t count = min(kWidth, depth - k);
@@ -188,4 +188,4 @@ inline void pack_panel_transposed(const float* w, int64_t stride, int64_t column
     }
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

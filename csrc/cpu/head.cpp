@@ -2,7 +2,7 @@
 #include "bn_relu.h"
 #include "sums.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 namespace {
 
@@ -18,7 +18,7 @@ void head_fwd(const HeadFwd& op, Workspace& workspace) {
     for (int64_t n = first; n < last; n++)
       for_channels(op.C, [&](int64_t c, auto lanes) {
         const vec s = load(bn.scale + c), t = load(bn.shift + c);
-        const float* x = op.x.data + n * pixels * op.x.stride + c;
+        const element* x = op.x.data + n * pixels * op.x.stride + c;
         vec sum = {};
         for (int64_t p0 = 0; p0 < pixels; p0 += kPixels) {
           vec some = {};
@@ -62,4 +62,4 @@ void head_bwd(const HeadBwd& op, Workspace& workspace) {
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

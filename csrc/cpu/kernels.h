@@ -1,4 +1,5 @@
-// The CPU kernels as the operator entries see them: fp32, one table of functions per instruction set.
+// The CPU kernels as the operator entries see them: a table of functions for each instruction set and each type of the
+// activations.
 #pragma once
 
 #include "../operations.h"
@@ -15,23 +16,14 @@ class Workspace {
   ~Workspace() = default;
 };
 
-using Cpu = Operations<float, Workspace>;
-using ConstMatrix = Cpu::ConstMatrix;
-using Matrix = Cpu::Matrix;
-using Weight = Cpu::Weight;
-using ChannelStats = Cpu::ChannelStats;
-using BnBwdApply = Cpu::BnBwdApply;
-using Conv1x1Fwd = Cpu::Conv1x1Fwd;
-using Conv1x1Bwd = Cpu::Conv1x1Bwd;
-using Conv3x3Fwd = Cpu::Conv3x3Fwd;
-using Conv3x3Bwd = Cpu::Conv3x3Bwd;
-using TransitionFwd = Cpu::TransitionFwd;
-using TransitionBwd = Cpu::TransitionBwd;
-using StemFwd = Cpu::StemFwd;
-using StemBwd = Cpu::StemBwd;
-using HeadFwd = Cpu::HeadFwd;
-using HeadBwd = Cpu::HeadBwd;
-using Kernels = Cpu::Kernels;
+// A float's upper half.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// element_t: float or bfloat16.
+template <class element_t>
+using Cpu = Operations<element_t, Workspace>;
 
 // Threads of PyTorch's pool that a parallel region may use.
 int64_t thread_count();

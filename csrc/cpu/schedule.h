@@ -3,10 +3,9 @@
 // runs give the same bits.
 #pragma once
 
-#include "kernels.h"
 #include "vec.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Consecutive tasks [first, last) that several threads take from, without a lock; on a cache line of its own.
 class alignas(64) TaskRange {
@@ -127,4 +126,4 @@ struct RowBlocks {
   int64_t size(int64_t i) const { return min(block, M - i * block); }
 };
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

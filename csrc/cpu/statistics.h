@@ -2,10 +2,9 @@
 // double and in their order, so it does not matter which thread had which.
 #pragma once
 
-#include "kernels.h"
 #include "vec.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Mean and M2 of parts of the rows, merged in the order of the parts (Chan, Golub and LeVeque 1983).
 class PartialStats {
@@ -18,12 +17,12 @@ class PartialStats {
   bool wanted() const { return out_.mean != nullptr; }
 
   // Takes the statistics of a part, the rows x [rows, C], in two passes while they are in cache.
-  void set(int64_t part, const float* x, int64_t stride, int64_t rows) {
+  void set(int64_t part, const element* x, int64_t stride, int64_t rows) {
     float *mean = part_ + 2 * part * C_, *m2 = mean + C_;
     const vec inverse = splat(1.f / static_cast<float>(rows));
     for_channels(C_, [&](int64_t c, auto p) {
       vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
-      const float* q = x + c;
+      const element* q = x + c;
       int64_t r = 0;
       for (; r + 4 <= rows; r += 4, q += 4 * stride) {
         s0 += load(q, p), s1 += load(q + stride, p);
@@ -75,4 +74,4 @@ class PartialStats {
   double* merged_ = nullptr;  // [mean, M2][C]
 };
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

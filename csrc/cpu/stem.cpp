@@ -5,7 +5,7 @@
 #include "statistics.h"
 #include "sums.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 namespace {
 
@@ -16,7 +16,7 @@ struct Maximum {
   ivec position;
 
   template <class Lanes>
-  DENSENET_FAST_INLINE Maximum(const float* image, int64_t x_stride, const Shape& shape, int64_t h, int64_t w, vec s,
+  DENSENET_FAST_INLINE Maximum(const element* image, int64_t x_stride, const Shape& shape, int64_t h, int64_t w, vec s,
                                vec t, Lanes lanes) {
     value = splat(-__builtin_inff());
     position = ivec{};
@@ -41,8 +41,8 @@ void stem_fwd(const StemFwd& op, Workspace& workspace) {
   const Division division(shape.N * h_out);
   PartialStats partial(op.stats, division.tasks, C, workspace);
   share_tasks(division, workspace, [&](int64_t, int64_t i, bool) {  // one row of the output
-    const float* image = op.x.data + i / h_out * shape.H * shape.W * op.x.stride;
-    float* y = op.y.data + i * w_out * op.y.stride;
+    const element* image = op.x.data + i / h_out * shape.H * shape.W * op.x.stride;
+    element* y = op.y.data + i * w_out * op.y.stride;
     for (int64_t w = 0; w < w_out; w++)
       for_channels(C, [&](int64_t c, auto lanes) {
         const Maximum m(image + c, op.x.stride, shape, i % h_out, w, load(bn.scale + c), load(bn.shift + c), lanes);
@@ -65,8 +65,8 @@ struct StemBackward {
 
   // Output row h of an image: the gradient before the ReLU and the position of each maximum, [w_out, Cp].
   void find_maxima(int64_t n, int64_t h, float* grad, float* position) const {
-    const float* image = op.x.data + n * op.shape.H * op.shape.W * op.x.stride;
-    const float* dy = op.dy.data + (n * h_out + h) * w_out * op.dy.stride;
+    const element* image = op.x.data + n * op.shape.H * op.shape.W * op.x.stride;
+    const element* dy = op.dy.data + (n * h_out + h) * w_out * op.dy.stride;
     for (int64_t w = 0; w < w_out; w++)
       for_channels(op.C, [&](int64_t c, auto lanes) {
         const Maximum m(image + c, op.x.stride, op.shape, h, w, load(bn.scale + c), load(bn.shift + c), lanes);
@@ -131,4 +131,4 @@ void stem_bwd(const StemBwd& op, Workspace& workspace) {
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

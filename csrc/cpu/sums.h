@@ -4,7 +4,7 @@
 
 #include "schedule.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // sum(v) and sum(v * (x - mean)): in fp32 within a chunk, in double over a part's chunks, then over the parts in order;
 // finish() makes them the norm's gradient (densenet_fast/contract/operations.py).
@@ -58,7 +58,7 @@ DENSENET_FAST_INLINE vec sum_parts(const float* partial, int64_t parts, int64_t 
 }
 
 // to [rows, columns] = the sum over partial results [parts][rows][stride].
-inline void add_parts(const float* partial, int64_t parts, int64_t rows, int64_t columns, int64_t stride, float* to,
+inline void add_parts(const float* partial, int64_t parts, int64_t rows, int64_t columns, int64_t stride, element* to,
                       int64_t to_stride) {
   parallel_ranges(rows, ceil_div(kGrain, parts * stride), [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++)
@@ -68,4 +68,4 @@ inline void add_parts(const float* partial, int64_t parts, int64_t rows, int64_t
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -1,10 +1,8 @@
 // The kernels of one instruction set as a table of functions: csrc/dispatch.cpp chooses a table and calls through it,
 // so nothing else of csrc/cpu is visible outside it.
-#include "vec.h"
+#include "element.h"
 
-#include "kernels.h"
-
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 void channel_stats(const ChannelStats& op, Workspace& workspace);
 void bn_bwd_apply(const BnBwdApply& op, Workspace& workspace);
@@ -39,4 +37,4 @@ const Kernels kernels = {
     head_bwd,
 };
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -4,7 +4,7 @@
 #include "sums.h"
 #include "conv1x1_fwd.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 namespace {
 
@@ -87,7 +87,7 @@ struct TransitionBackward {
   // dx = 0 at the pixels that the average leaves out.
   void clear_left_out() const {
     const auto [N, H, W] = op.shape;
-    const auto clear = [&](int64_t pixel) { memset(op.dx.data + pixel * op.dx.stride, 0, op.C * sizeof(float)); };
+    const auto clear = [&](int64_t pixel) { memset(op.dx.data + pixel * op.dx.stride, 0, op.C * sizeof(element)); };
     for (int64_t n = 0; n < N; n++) {
       if (H % 2)
         for (int64_t w = 0; w < W; w++) clear((n * H + H - 1) * W + w);
@@ -107,15 +107,16 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   const TransitionBackward backward{op, Affine(op.norm, C, workspace), padded_copy(op.norm.mean, C, workspace)};
   const float* packed = pack_inputs(op.weight, K, C, .25f, workspace);
   const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  float* scratch = workspace.floats(parts.workers * (v_size + a_size));
+  const int64_t size = v_size + a_size + blocks.block * scratch_of(K);
+  float* scratch = workspace.floats(parts.workers * size);
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
   PartialSums sums(parts.count, C, workspace);
 
   each_part(parts, [&](int64_t w, int64_t part) {
-    float *v = scratch + w * (v_size + a_size), *a = v + v_size, *my_dw = dw + part * dw_size;
+    float *v = scratch + w * size, *a = v + v_size, *my_dw = dw + part * dw_size;
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
-      const float* dy = op.dy.data + row * op.dy.stride;
+      const Floats<const float> dy = read_floats(op.dy.data + row * op.dy.stride, op.dy.stride, rows, K, a + a_size);
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
@@ -126,11 +127,11 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
           prefetch_windows(prefetcher, op.shape, op.x, blocks.begin(next), blocks.size(next), c, count);
           prefetch_windows(prefetcher, op.shape, op.dx, blocks.begin(next), blocks.size(next), c, count);
         }
-        gemm_nn(dy, op.dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &prefetcher);
+        gemm_nn(dy.data, dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &prefetcher);
         backward.scatter(row, rows, c0, min(channels, C - c0), v, kStride, a, sum_v, sum_vx);
         if (dw)
-          gemm_tn(dy, op.dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, i > parts.begin(part),
-                  &prefetcher);
+          gemm_tn(dy.data, dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows,
+                  i > parts.begin(part), &prefetcher);
       }
       sums.end_chunk(part);
     }
@@ -140,4 +141,4 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   if (dw) add_parts(dw, parts.count, K, C, Cp, op.dweight, C);
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

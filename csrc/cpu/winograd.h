@@ -8,7 +8,7 @@
 
 #include "conv3x3_tiles.h"
 
-namespace densenet_fast::cpu::DENSENET_FAST_ISA {
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // Floats from plane to plane of [rows, columns].
 inline int64_t plane_size(int64_t rows, int64_t columns) {
@@ -118,4 +118,4 @@ inline void winograd_inputs(const TileGrid& grid, int64_t first, int64_t last, i
   });
 }
 
-}  // namespace densenet_fast::cpu::DENSENET_FAST_ISA
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

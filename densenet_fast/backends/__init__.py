@@ -21,7 +21,7 @@ PREFERENCE = ("native", "triton", "eager")  # best first, for `auto`
 # On a GPU nobody has yet measured native against triton, whose kernels are the simpler ones.
 _PREFERENCE_ON_CUDA = ("triton", "native", "eager")
 NAMES = ("auto", *PREFERENCE, "plain")
-_NATIVE_DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+_NATIVE_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 _loaded: set[str] = set()
 _loading = threading.Lock()

@@ -57,7 +57,7 @@ def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
         if width:
             partial = 1 if stage.pixels <= c else of_1x1
             first = width * c * (1 + partial) + threads * ROWS * (width + 9 * PANEL) + 6 * partial * c
-            again = (width * c + threads * ROWS * 17 * PANEL + stage.pixels // 48 * width) * efficient
+            again = (width * c + threads * _tile(stage, width) + stage.pixels // 48 * width) * efficient
         most = max(most, first, second, again)
     return most + most // 8 + ARENA
 
@@ -67,8 +67,14 @@ def _native_consumer(stage: Stage, threads: int) -> int:
     partial = _parts(_tasks(stage.pixels, 4 * ROWS, threads), threads)
     sums = 6 * partial * total
     if stage.consumer == "transition":
-        return sums + total * _padded(stage.outputs) * (1 + partial) + threads * ROWS * 17 * PANEL
+        outputs = _padded(stage.outputs)
+        return sums + total * outputs * (1 + partial) + threads * _tile(stage, outputs)
     return sums + threads * 2 * stage.size[-1] * total * (stage.consumer == "stem")
+
+
+def _tile(stage: Stage, outputs: int) -> int:
+    """Of a 1x1 convolution: inputs, and outputs where float32 sums of them have no room in their place."""
+    return ROWS * (17 * PANEL + outputs * (stage.dtype.itemsize < 4))
 
 
 def _padded(channels: int) -> int:

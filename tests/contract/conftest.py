@@ -10,6 +10,7 @@ from densenet_fast import backends
 from .backends import BACKENDS
 from .nets import SHAPES, SMALLEST, frozen_first_block, frozen_weights, no_longer_tracked
 
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ON_THE_ENGINE = {frozen_first_block, frozen_weights, no_longer_tracked}
 
 
@@ -30,9 +31,16 @@ def pytest_generate_tests(metafunc):
             for name, shape in (SMALLEST if backend.values[0].stand_in else SHAPES).items()
         ]
         metafunc.parametrize(("backend", "shape"), pairs, indirect=["backend"])
+    elif "dtype" in metafunc.fixturenames:
+        pairs = [
+            pytest.param(*backend.values, dtype, id=f"{backend.id}-{name}", marks=backend.marks)
+            for backend in BACKENDS
+            for name, dtype in NARROW.items()
+            if (backend.id, name) != ("native", "fp16")
+        ]
+        metafunc.parametrize(("backend", "dtype"), pairs, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:
-        narrow = "dtype" in metafunc.fixturenames
-        metafunc.parametrize("backend", [b for b in BACKENDS if not (narrow and b.id == "native")], indirect=True)
+        metafunc.parametrize("backend", BACKENDS, indirect=True)
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """Half-precision nets and autocast: as exact as PyTorch's own layers are in that dtype."""
 
-import pytest
 import torch
 
 from .nets import LAYER, SHAPES, buffers, check_step, gradients, images, trio
-
-pytestmark = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 
 
 def shape_for(backend):

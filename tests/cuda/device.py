@@ -153,8 +153,6 @@ class Machine(launches.Machine):
         return call
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 if __name__ == "__main__":
     if (reason := why_not()) is None:
         build()

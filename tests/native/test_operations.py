@@ -1,5 +1,5 @@
 """Every native operation, and every convolution of a layer, against autograd in float64; the measure is the error that
-PyTorch's own layers make in float32."""
+PyTorch's own layers make in the same dtype."""
 
 import statistics
 
@@ -12,8 +12,8 @@ from ..calls import NAMES, Geometry, applies, error, errors, make
 from ..opcheck import opcheck
 from .geometries import GEOMETRIES, MANY_ROWS, SMALL
 
-EPS = torch.finfo(torch.float32).eps
 FEW = 4  # values of a result: all may be small by chance, so the largest over the seeds counts
+EPS = torch.finfo(torch.bfloat16).eps
 SEEDS = 5  # of which the median counts: one value can be rounded well or badly by chance
 VARIANTS = [
     *((name, {}) for name in NAMES),
@@ -35,52 +35,59 @@ def cases(without=(), also=()):
 
 
 variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
 
+@dtypes
 @cases(also=[(name, {"affine": False}, geometry) for name in NAMES for geometry in (SMALL, MANY_ROWS)])
-def test_error_is_at_most_twice_stock_s(natives, name, geometry, options):
+def test_error_is_at_most_twice_stock_s(natives, name, geometry, options, dtype):
     found = {}  # [seed] of (ours, stock's, largest value), by instruction set and result
     for _ in range(SEEDS):
-        call = make(name, geometry, **options)
+        call = make(name, geometry, dtype, **options)
         exact = call.copy(torch.float64).on(reference).results()
         stock = errors(call.copy().on(reference).results(), exact)
         for instruction_set, native in natives():
-            ours = errors(call.copy().on(native).results(), exact)
+            got = call.copy().on(native).results()
+            ours = errors(got, exact)
             for result, value in exact.items():
                 size = value.abs().max().item() if value.numel() else 0.0
-                at = found.setdefault((instruction_set, result, value.numel() < FEW), [])
+                at = found.setdefault((instruction_set, result, got[result].dtype, value.numel() < FEW), [])
                 at.append((ours[result], stock[result], size))
-    for (instruction_set, result, few), of_seeds in found.items():
+    for (instruction_set, result, of_result, few), of_seeds in found.items():
         ours, stocks, sizes = zip(*of_seeds, strict=True)
         if few:
             ours, stocks = (
                 [e * s / (max(sizes) or 1.0) for e, s in zip(each, sizes, strict=True)] for each in (ours, stocks)
             )
         our, their = statistics.median(ours), statistics.median(stocks)
-        assert our <= 2 * their + EPS, f"{instruction_set}, {result}: {our:.2e}, stock {their:.2e}"
+        bound = 2 * their + torch.finfo(of_result).eps
+        assert our <= bound, f"{instruction_set}, {result}: {our:.2e}, stock {their:.2e}"
 
 
+@dtypes
 @cases(without=DIVIDE)
-def test_small_integers_are_exact(natives, name, geometry, options):
-    """Sums of small integers have no rounding, so any difference is a wrong element."""
+def test_small_integers_are_exact(natives, name, geometry, options, dtype):
+    """Sums of small integers have no rounding, so any difference is a wrong element; and each is rounded to a narrow
+    dtype once."""
     if "drop_rate" in options:
         options = {**options, "drop_rate": 0.5}  # scales by 2
-    call = make(name, geometry, exact=True, **options)
+    call = make(name, geometry, dtype, exact=True, **options)
     exact = call.copy(torch.float64).on(reference).results()
     for instruction_set, native in natives():
         ours = call.copy().on(native).results()
         for result, value in exact.items():
-            if result.startswith(("stats", "correction")):  # quotients
-                assert error(ours[result], value) < 1e-6, (instruction_set, result)
+            if result.startswith(("stats", "correction")):  # quotients, the former of rounded values
+                assert error(ours[result], value) < (1e-6 if dtype == torch.float32 else EPS), (instruction_set, result)
             elif value.numel() and value.abs().max() < 2**24:
-                assert torch.equal(ours[result].double(), value), (instruction_set, result)
+                assert torch.equal(ours[result], value.to(ours[result].dtype)), (instruction_set, result)
 
 
+@dtypes
 @cases()
-def test_only_what_is_told_is_touched(natives, name, geometry, options):
+def test_only_what_is_told_is_touched(natives, name, geometry, options, dtype):
     """All around what is given is NaN, and scratch begins as NaN (conftest.py): none may be read or change, nor what is
     only read, nor any element of a result that the operation leaves as it was."""
-    call = make(name, geometry, **options)
+    call = make(name, geometry, dtype, **options)
     before, exact = dict(call.named()), dict(call.copy(torch.float64).on(reference).named())
     for _, native in natives():
         for name, argument, tensor in call.copy().on(native).tensors():
@@ -101,9 +108,10 @@ def test_what_may_be_written_over_its_operand(natives, geometry):
         assert all(surroundings(tensor).isnan().all() for tensor in dict(found.named()).values())
 
 
+@dtypes
 @variants
-def test_two_runs_are_bitwise_equal(native, name, options):
-    call = make(name, GEOMETRIES[-1], **options)
+def test_two_runs_are_bitwise_equal(native, name, options, dtype):
+    call = make(name, GEOMETRIES[-1], dtype, **options)
     first, second = (call.copy().on(native).results() for _ in range(2))
     assert all(torch.equal(first[result], second[result]) for result in first)
 

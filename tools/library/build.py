@@ -17,7 +17,8 @@ from .surroundings import Missing, Torch
 
 ROOT = Path(__file__).parents[2]
 SETUPTOOLS = "setuptools>=77"  # reads pyproject.toml's licence
-# Instruction sets of the kernels in csrc/cpu, each compiled into a namespace of its own; csrc/dispatch.cpp chooses.
+# Instruction sets and types of the activations of the kernels in csrc/cpu, each pair compiled into a namespace of its
+# own; csrc/dispatch.cpp chooses.
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
@@ -25,6 +26,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"),
         "-mprefer-vector-width=512",
     ]
+ELEMENTS = ["float", "bfloat16"]
 # No errno and no traps from square roots and comparisons; products and sums may fuse. Nothing that loses NaN or Inf.
 FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 CXX_FLAGS = ["-std=c++17", "-DNDEBUG", "-fwrapv", "-fPIC", "-Wall", *FLAGS]
@@ -170,8 +172,15 @@ def _sources(pattern: str) -> list[Path]:
 
 def _compile_cpu(version: str, folder: Path) -> list[Path]:
     jobs = [
-        Job(ROOT, source, folder / name / f"{source.stem}.o", _cxx(*flags, f"-DDENSENET_FAST_ISA={name}"), version)
+        Job(
+            ROOT,
+            source,
+            folder / name / element / f"{source.stem}.o",
+            _cxx(*flags, f"-DDENSENET_FAST_ISA={name}", f"-DDENSENET_FAST_ELEMENT={element}"),
+            version,
+        )
         for name, flags in INSTRUCTION_SETS.items()
+        for element in ELEMENTS
         for source in _sources("csrc/cpu/*.cpp")
     ]
     return _compile(jobs, CXX_GIB, "CPU kernels")

@@ -1,0 +1,41 @@
+// Matrices of elements where products want floats: of floats themselves, of bfloat16 copies in scratch.
+#pragma once
+
+#include "vec.h"
+
+namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
+
+template <class number_t>
+struct Floats {
+  number_t* data;
+  int64_t stride;
+};
+
+// Floats of scratch for each row of that many elements.
+inline int64_t scratch_of(int64_t columns) { return kInPlace ? 0 : padded(columns); }
+
+// x [rows, columns] to be read; scratch [rows, scratch_of(columns)].
+inline Floats<const float> read_floats(const float* x, int64_t stride, int64_t, int64_t, float*) { return {x, stride}; }
+inline Floats<const float> read_floats(const bfloat16* x, int64_t stride, int64_t rows, int64_t columns,
+                                       float* scratch) {
+  for (int64_t r = 0; r < rows; r++)
+    for_channels(columns, [&](int64_t c, auto lanes) {
+      store(scratch + r * padded(columns) + c, load(x + r * stride + c, lanes));
+    });
+  return {scratch, padded(columns)};
+}
+
+// Where y [rows, columns] is made; write_floats then rounds it.
+inline Floats<float> make_floats(float* y, int64_t stride, int64_t, float*) { return {y, stride}; }
+inline Floats<float> make_floats(bfloat16*, int64_t, int64_t columns, float* scratch) {
+  return {scratch, padded(columns)};
+}
+inline void write_floats(Floats<float>, float*, int64_t, int64_t, int64_t) {}
+inline void write_floats(Floats<float> made, bfloat16* y, int64_t stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; r++)
+    for_channels(columns, [&](int64_t c, auto lanes) {
+      store(y + r * stride + c, load(made.data + r * made.stride + c), lanes);
+    });
+}
+
+}  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS
