@@ -5,6 +5,7 @@ from . import Fault, contract
 MODES = contract("native and freeze_every_second", "test_modes.py")
 DROPOUT = contract("native and stock_layers", "test_dropout.py")
 STATISTICS, SUMS = "csrc/cpu/statistics.h", "csrc/cpu/sums.h"
+VEC = "csrc/cpu/vec.h"
 OPERATIONS = "tests/native/test_operations.py"
 
 THREADS = ("tests/native/test_threads.py", "-k")
@@ -204,5 +205,41 @@ FAULTS = [
         "(threads > most || crowding.is_there())",
         "crowding.is_there()",
         (*THREADS, "how_many"),
+    ),
+    Fault(
+        "bfloat16 cut off instead of rounded",
+        VEC,
+        "nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;",
+        "nearest = bits >> 16;",
+        of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "ties of bfloat16 rounded up",
+        VEC,
+        "0x7fff + (bits >> 16 & 1)",
+        "0x8000",
+        of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "NaN rounded as a number",
+        VEC,
+        "v == v ? nearest : bits >> 16 | 0x40",
+        "nearest",
+        ("tests/native/test_non_finite.py", "-k", "nan_stays"),
+    ),
+    Fault(
+        "the last of an odd number of bfloat16 not written",
+        VEC,
+        "  if (t.n & 1) p[t.n - 1].bits = h[t.n - 1];\n",
+        "",
+        of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "sums of bfloat16 rounded after each pass over the depth",
+        "csrc/cpu/conv1x1_fwd.h",
+        "depth, c0 > 0, &prefetcher);\n",
+        "depth, c0 > 0, &prefetcher);\n      write_floats(sum, out, y.stride, rows, K);\n"
+        "      read_floats(out, y.stride, rows, K, a + a_size);\n",
+        of("integers", "bf16 and conv1x1_fwd"),
     ),
 ]
