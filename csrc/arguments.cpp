@@ -42,19 +42,17 @@ std::string name_of(const Tensor& t) {
   return "cuda:" + std::to_string(t.get_device_index());
 }
 
-bool is_activation(bool half, ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || (half && dtype == ScalarType::Half);
+bool is_activation(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
 }
 
 }  // namespace
 
-Arguments::Arguments(const char* operation, Place place, const Tensor& x, const char* name)
+Arguments::Arguments(const char* operation, bool on_cuda, const Tensor& x, const char* name)
     : operation_(operation), name_(name), device_(given(name, x).device()), dtype_(x.scalar_type()) {
-  if (place.cuda ? !x.is_cuda() : !x.is_cpu())
-    refuse(std::string("device of ") + name, name_of(x), name_of(place.cuda));
-  if (!is_activation(place.half, dtype_))
-    refuse(std::string("dtype of ") + name, torch::headeronly::toString(dtype_),
-           place.half ? "Float, Half or BFloat16" : "Float or BFloat16");
+  if (on_cuda ? !x.is_cuda() : !x.is_cpu()) refuse(std::string("device of ") + name, name_of(x), name_of(on_cuda));
+  if (!is_activation(dtype_))
+    refuse(std::string("dtype of ") + name, torch::headeronly::toString(dtype_), "Float, Half or BFloat16");
 }
 
 void Arguments::refuse(const std::string& what, const std::string& got, const std::string& expected) const {

@@ -23,16 +23,11 @@ struct Rows {
   }
 };
 
-// Where an entry's arguments lie, and whether its activations may be Half, beside Float and BFloat16.
-struct Place {
-  bool cuda, half;
-};
-
 class Arguments {
  public:
   // The arguments of `operation` lie where x does, which is where the entry's must, and activations and weights have
   // its dtype.
-  Arguments(const char* operation, Place place, const Tensor& x, const char* name = "x");
+  Arguments(const char* operation, bool on_cuda, const Tensor& x, const char* name = "x");
 
   // An activation [N, C, H, W] in NHWC memory; -1 stands for any size.
   Rows image(const char* name, const Tensor& t, int64_t N, int64_t C, int64_t H, int64_t W) const;

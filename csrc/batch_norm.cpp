@@ -6,7 +6,7 @@ namespace {
 
 template <class Device>
 void channel_stats(const contract::ChannelStats& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   const Shape shape = check.shape("x", a.x);
   typename Device::ChannelStats op{};
   op.M = shape.rows();
@@ -20,7 +20,7 @@ void channel_stats(const contract::ChannelStats& a) {
 
 template <class Device>
 void bn_bwd_apply(const contract::BnBwdApply& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   const Shape shape = check.shape("x", a.x);
   typename Device::BnBwdApply op{};
   op.M = shape.rows();
@@ -115,7 +115,7 @@ int64_t* counter(const Arguments& check, const Tensor& t) {
 
 template <class Device>
 void update_running_stats(const contract::UpdateRunningStats& a) {
-  Arguments check(a.kName, Device::kPlace, a.stats, "stats");
+  Arguments check(a.kName, Device::kOnCuda, a.stats, "stats");
   const size_t norms = a.running_mean.size();
   for (size_t size : {a.running_var.size(), a.begins.size(), a.momentum.size()})
     if (size != norms) check.refuse("length of a list", std::to_string(size), std::to_string(norms));

@@ -155,7 +155,7 @@ std::vector<Layer<Device>> read_layers(Arguments& check, const Memory& m, const 
 
 template <class Device>
 void block_fwd(const BlockFwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   const Memory m = read_memory(check, a);
   check_between(check, m, "z", a.z);
   const auto layers = read_layers<Device>(check, m, a, a.tracked);
@@ -271,7 +271,7 @@ Rows read_u(Arguments& check, const Memory& m, const BlockBwd& a, const Rows& g)
 
 template <class Device>
 void block_bwd(const BlockBwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   const Memory m = read_memory(check, a);
   check_between(check, m, "z", a.z);
   if (!(m.first && m.second) && m.end - m.begin > 1)

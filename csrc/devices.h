@@ -26,10 +26,10 @@ class CpuContext final : public cpu::Workspace {
 // than 32 MB comes from it anew at each step, and a fault for every 4 KB took a tenth of the step.
 void prefer_large_pages(Tensor fresh);
 
-// The CPU, with activations of this type, float or cpu::bfloat16.
+// The CPU, with activations of this type: float, cpu::bfloat16 or cpu::float16.
 template <class element_t>
 struct CpuDevice : cpu::Cpu<element_t> {
-  static constexpr Place kPlace{false, false};
+  static constexpr bool kOnCuda = false;
   using Context = CpuContext;
   static const typename cpu::Cpu<element_t>::Kernels& kernels();  // of the instruction set in use
   static void prefer_large_pages(const Tensor& fresh) { densenet_fast::prefer_large_pages(fresh); }
@@ -37,7 +37,7 @@ struct CpuDevice : cpu::Cpu<element_t> {
 
 #ifdef DENSENET_FAST_CUDA
 struct CudaDevice : cuda::Cuda {
-  static constexpr Place kPlace{true, true};
+  static constexpr bool kOnCuda = true;
   static const Kernels& kernels();
   static void update_running_stats(const std::vector<cuda::RunningStats>& norms, const cuda::Launch& launch);
   static void prefer_large_pages(const Tensor&) {}  // PyTorch's allocator keeps a GPU's memory

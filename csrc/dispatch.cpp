@@ -21,6 +21,7 @@ namespace cpu {
 struct Tables {
   const Cpu<float>::Kernels* of_float;
   const Cpu<bfloat16>::Kernels* of_bfloat16;
+  const Cpu<float16>::Kernels* of_float16;
 };
 
 #define DENSENET_FAST_TABLES(isa)                \
@@ -30,7 +31,10 @@ struct Tables {
   namespace isa##_bfloat16 {                     \
     extern const Cpu<bfloat16>::Kernels kernels; \
   }                                              \
-  constexpr Tables isa{&isa##_float::kernels, &isa##_bfloat16::kernels};
+  namespace isa##_float16 {                      \
+    extern const Cpu<float16>::Kernels kernels;  \
+  }                                              \
+  constexpr Tables isa{&isa##_float::kernels, &isa##_bfloat16::kernels, &isa##_float16::kernels};
 
 DENSENET_FAST_TABLES(portable)
 #if defined(__x86_64__)
@@ -54,7 +58,7 @@ const std::vector<Candidate>& candidates() {
 #if defined(__x86_64__)
       {cpu::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
-      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
       {cpu::portable, true},
   };
@@ -81,6 +85,10 @@ const cpu::Cpu<float>::Kernels& CpuDevice<float>::kernels() {
 template <>
 const cpu::Cpu<cpu::bfloat16>::Kernels& CpuDevice<cpu::bfloat16>::kernels() {
   return *chosen()->tables.of_bfloat16;
+}
+template <>
+const cpu::Cpu<cpu::float16>::Kernels& CpuDevice<cpu::float16>::kernels() {
+  return *chosen()->tables.of_float16;
 }
 
 void prefer_large_pages([[maybe_unused]] Tensor fresh) {

@@ -15,7 +15,7 @@ Call unboxed(StableIValue* stack, uint64_t values, uint64_t results) {
   return Call{taken};
 }
 
-// One entry for every type of the activations, or one for float, which refuses all others, and one for bfloat16.
+// One entry for every type of the activations, or one for each; that for float refuses all other types.
 template <auto... entries>
 struct Boxed;
 
@@ -27,13 +27,13 @@ struct Boxed<entry> {
   }
 };
 
-template <class Call, void (*in_float)(const Call&), void (*in_bfloat16)(const Call&)>
-struct Boxed<in_float, in_bfloat16> {
+template <class Call, void (*of_float)(const Call&), void (*of_bfloat16)(const Call&), void (*of_float16)(const Call&)>
+struct Boxed<of_float, of_bfloat16, of_float16> {
   static constexpr const char* kName = Call::kName;
   static void run(StableIValue* stack, uint64_t values, uint64_t results) {
     const Call call = unboxed<Call>(stack, values, results);
-    const bool narrow = call.x.defined() && call.x.scalar_type() == ScalarType::BFloat16;
-    (narrow ? in_bfloat16 : in_float)(call);
+    const ScalarType dtype = call.x.defined() ? call.x.scalar_type() : ScalarType::Float;
+    (dtype == ScalarType::BFloat16 ? of_bfloat16 : dtype == ScalarType::Half ? of_float16 : of_float)(call);
   }
 };
 
@@ -44,8 +44,10 @@ void implement(Library& m) {
 
 // Registers what `template <class... Devices> void entries(Library&)` implements for every device the library has
 // kernels for.
-#define DENSENET_FAST_REGISTER_ON_CPU(entries) \
-  STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) { entries<CpuDevice<float>, CpuDevice<cpu::bfloat16>>(m); }
+#define DENSENET_FAST_REGISTER_ON_CPU(entries)                                       \
+  STABLE_TORCH_LIBRARY_IMPL(densenet_fast, CPU, m) {                                 \
+    entries<CpuDevice<float>, CpuDevice<cpu::bfloat16>, CpuDevice<cpu::float16>>(m); \
+  }
 #ifdef DENSENET_FAST_CUDA
 #define DENSENET_FAST_REGISTER(entries)  \
   DENSENET_FAST_REGISTER_ON_CPU(entries) \

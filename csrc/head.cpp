@@ -6,7 +6,7 @@ namespace {
 
 template <class Device>
 void head_fwd(const contract::HeadFwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   typename Device::HeadFwd op{};
   op.shape = check.shape("x", a.x);
   op.C = a.x.size(1);
@@ -20,7 +20,7 @@ void head_fwd(const contract::HeadFwd& a) {
 
 template <class Device>
 void head_bwd(const contract::HeadBwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   typename Device::HeadBwd op{};
   op.shape = check.shape("x", a.x);
   op.C = a.x.size(1);

@@ -8,7 +8,7 @@ Shape pooled(const Shape& shape) { return {shape.N, (shape.H + 1) / 2, (shape.W 
 
 template <class Device>
 void stem_fwd(const contract::StemFwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   typename Device::StemFwd op{};
   op.shape = check.shape("x", a.x);
   op.C = a.x.size(1);
@@ -24,7 +24,7 @@ void stem_fwd(const contract::StemFwd& a) {
 
 template <class Device>
 void stem_bwd(const contract::StemBwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   typename Device::StemBwd op{};
   op.shape = check.shape("x", a.x);
   op.C = a.x.size(1);

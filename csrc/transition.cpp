@@ -14,7 +14,7 @@ Shape pooled(const Arguments& check, const Shape& shape) {
 
 template <class Device>
 void transition_fwd(const contract::TransitionFwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   typename Device::TransitionFwd op{};
   op.shape = check.shape("x", a.x);
   op.C = a.x.size(1);
@@ -33,7 +33,7 @@ void transition_fwd(const contract::TransitionFwd& a) {
 
 template <class Device>
 void transition_bwd(const contract::TransitionBwd& a) {
-  Arguments check(a.kName, Device::kPlace, a.x);
+  Arguments check(a.kName, Device::kOnCuda, a.x);
   typename Device::TransitionBwd op{};
   op.shape = check.shape("x", a.x);
   op.C = a.x.size(1);

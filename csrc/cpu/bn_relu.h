@@ -2,7 +2,7 @@
 // of rows into scratch.
 #pragma once
 
-#include "vec.h"
+#include "load.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 

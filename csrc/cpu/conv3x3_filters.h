@@ -92,7 +92,8 @@ class Filters {
       for (int64_t i = 0; i < count; i++)
         for (int tap = 0; tap < 9; tap++)
           for (int64_t j = 0; j < kWidth; j++)
-            taps[i][tap][j] = j < outputs ? number(p + i * in_stride_ + j * out_stride_ + offset_[tap]) : 0;
+            taps[i][tap][j] =
+                j < outputs ? load(p + i * in_stride_ + j * out_stride_ + offset_[tap], FirstLanes{1})[0] : 0;
     }
   }
 

@@ -1,7 +1,7 @@
 // The counter-based dropout of densenet_fast/contract/operations.py: SplitMix64 of (seed, element).
 #pragma once
 
-#include "vec.h"
+#include "load.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 

@@ -4,7 +4,7 @@
 // epilogue: its begin<MR>(row, acc) and end<MR>(row, acc) are inlined around the loop over the depth.
 #pragma once
 
-#include "vec.h"
+#include "load.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 

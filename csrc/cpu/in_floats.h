@@ -1,7 +1,7 @@
-// Matrices of elements where products want floats: of floats themselves, of bfloat16 copies in scratch.
+// Matrices of elements where products want floats: floats themselves, or copies in scratch.
 #pragma once
 
-#include "vec.h"
+#include "load.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
@@ -16,8 +16,8 @@ inline int64_t scratch_of(int64_t columns) { return kInPlace ? 0 : padded(column
 
 // x [rows, columns] to be read; scratch [rows, scratch_of(columns)].
 inline Floats<const float> read_floats(const float* x, int64_t stride, int64_t, int64_t, float*) { return {x, stride}; }
-inline Floats<const float> read_floats(const bfloat16* x, int64_t stride, int64_t rows, int64_t columns,
-                                       float* scratch) {
+template <class narrow>
+inline Floats<const float> read_floats(const narrow* x, int64_t stride, int64_t rows, int64_t columns, float* scratch) {
   for (int64_t r = 0; r < rows; r++)
     for_channels(columns, [&](int64_t c, auto lanes) {
       store(scratch + r * padded(columns) + c, load(x + r * stride + c, lanes));
@@ -27,11 +27,13 @@ inline Floats<const float> read_floats(const bfloat16* x, int64_t stride, int64_
 
 // Where y [rows, columns] is made; write_floats then rounds it.
 inline Floats<float> make_floats(float* y, int64_t stride, int64_t, float*) { return {y, stride}; }
-inline Floats<float> make_floats(bfloat16*, int64_t, int64_t columns, float* scratch) {
+template <class narrow>
+inline Floats<float> make_floats(narrow*, int64_t, int64_t columns, float* scratch) {
   return {scratch, padded(columns)};
 }
 inline void write_floats(Floats<float>, float*, int64_t, int64_t, int64_t) {}
-inline void write_floats(Floats<float> made, bfloat16* y, int64_t stride, int64_t rows, int64_t columns) {
+template <class narrow>
+inline void write_floats(Floats<float> made, narrow* y, int64_t stride, int64_t rows, int64_t columns) {
   for (int64_t r = 0; r < rows; r++)
     for_channels(columns, [&](int64_t c, auto lanes) {
       store(y + r * stride + c, load(made.data + r * made.stride + c), lanes);

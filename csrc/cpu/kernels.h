@@ -16,12 +16,15 @@ class Workspace {
   ~Workspace() = default;
 };
 
-// A float's upper half.
+// Types of activations beside float: their bits.
 struct bfloat16 {
   uint16_t bits;
 };
+struct float16 {
+  uint16_t bits;
+};
 
-// element_t: float or bfloat16.
+// element_t: one of the three.
 template <class element_t>
 using Cpu = Operations<element_t, Workspace>;
 

@@ -3,7 +3,7 @@
 // runs give the same bits.
 #pragma once
 
-#include "vec.h"
+#include "load.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 

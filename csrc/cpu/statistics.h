@@ -2,7 +2,7 @@
 // double and in their order, so it does not matter which thread had which.
 #pragma once
 
-#include "vec.h"
+#include "load.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 

@@ -1,5 +1,4 @@
-// Vectors of floats in GCC vector extensions, one width per instruction set, with loads and stores of some lanes, of
-// floats or of the bfloat16 that are their upper halves.
+// Vectors of floats in GCC vector extensions, one width per instruction set, with loads and stores of some lanes.
 //
 // Every translation unit under csrc/cpu that includes this file is compiled several times (element.h). Nothing here may
 // come from a standard template: the linker would keep one copy of it, perhaps the one with the widest instructions.
@@ -33,8 +32,6 @@ inline constexpr int kVecs = kPanel / kWidth;  // vectors per row of the tile
 
 typedef float vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef uint32_t uvec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // One step of a transposition: swaps the off-diagonal blocks, step x step, of rows i and i + step.
 template <int step>
@@ -76,54 +73,16 @@ DENSENET_FAST_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = 
 DENSENET_FAST_INLINE vec load(const float* p, AllLanes) { return load(p); }
 DENSENET_FAST_INLINE void store(float* p, vec v, AllLanes) { store(p, v); }
 
-DENSENET_FAST_INLINE vec widened(halves h) { return reinterpret_cast<vec>(__builtin_convertvector(h, uvec) << 16); }
-// To the nearest bfloat16, of two as near the even one. NaN stays NaN: the carry might make Inf or zero of it.
-DENSENET_FAST_INLINE halves rounded(vec v) {
-  const uvec bits = reinterpret_cast<uvec>(v), nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return __builtin_convertvector(v == v ? nearest : bits >> 16 | 0x40, halves);
-}
-DENSENET_FAST_INLINE vec load(const bfloat16* p) { return widened(*reinterpret_cast<const halves*>(p)); }
-DENSENET_FAST_INLINE void store(bfloat16* p, vec v) { *reinterpret_cast<halves*>(p) = rounded(v); }
-DENSENET_FAST_INLINE vec load(const bfloat16* p, AllLanes) { return load(p); }
-DENSENET_FAST_INLINE void store(bfloat16* p, vec v, AllLanes) { store(p, v); }
-DENSENET_FAST_INLINE float number(const float* p) { return *p; }
-DENSENET_FAST_INLINE float number(const bfloat16* p) {
-  const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 #if defined(__AVX512F__)
 DENSENET_FAST_INLINE __mmask16 mask_of(FirstLanes t) { return static_cast<__mmask16>((1u << t.n) - 1); }
 DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) { return _mm512_maskz_loadu_ps(mask_of(t), p); }
 DENSENET_FAST_INLINE void store(float* p, vec v, FirstLanes t) { _mm512_mask_storeu_ps(p, mask_of(t), v); }
-DENSENET_FAST_INLINE vec load(const bfloat16* p, FirstLanes t) {
-  return widened(reinterpret_cast<halves>(_mm256_maskz_loadu_epi16(mask_of(t), p)));
-}
-DENSENET_FAST_INLINE void store(bfloat16* p, vec v, FirstLanes t) {
-  _mm256_mask_storeu_epi16(p, mask_of(t), reinterpret_cast<__m256i>(rounded(v)));
-}
 #elif defined(__AVX2__)
 DENSENET_FAST_INLINE __m256i mask_of(FirstLanes t) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(t.n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) { return _mm256_maskload_ps(p, mask_of(t)); }
 DENSENET_FAST_INLINE void store(float* p, vec v, FirstLanes t) { _mm256_maskstore_ps(p, mask_of(t), v); }
-// Masks are of 32 bits: lanes are read and written in pairs, and the last of an odd number by itself.
-DENSENET_FAST_INLINE __m128i mask_of_pairs(FirstLanes t) {
-  return _mm_cmpgt_epi32(_mm_set1_epi32(t.n / 2), _mm_setr_epi32(0, 1, 2, 3));
-}
-DENSENET_FAST_INLINE vec load(const bfloat16* p, FirstLanes t) {
-  halves h = reinterpret_cast<halves>(_mm_maskload_epi32(reinterpret_cast<const int*>(p), mask_of_pairs(t)));
-  if (t.n & 1) h[t.n - 1] = p[t.n - 1].bits;
-  return widened(h);
-}
-DENSENET_FAST_INLINE void store(bfloat16* p, vec v, FirstLanes t) {
-  const halves h = rounded(v);
-  _mm_maskstore_epi32(reinterpret_cast<int*>(p), mask_of_pairs(t), reinterpret_cast<__m128i>(h));
-  if (t.n & 1) p[t.n - 1].bits = h[t.n - 1];
-}
 #else
 DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) {
   vec v = {};
@@ -132,15 +91,6 @@ DENSENET_FAST_INLINE vec load(const float* p, FirstLanes t) {
 }
 DENSENET_FAST_INLINE void store(float* p, vec v, FirstLanes t) {
   for (int i = 0; i < t.n; i++) p[i] = v[i];
-}
-DENSENET_FAST_INLINE vec load(const bfloat16* p, FirstLanes t) {
-  halves h = {};
-  for (int i = 0; i < t.n; i++) h[i] = p[i].bits;
-  return widened(h);
-}
-DENSENET_FAST_INLINE void store(bfloat16* p, vec v, FirstLanes t) {
-  const halves h = rounded(v);
-  for (int i = 0; i < t.n; i++) p[i].bits = h[i];
 }
 #endif
 
@@ -164,22 +114,6 @@ DENSENET_FAST_INLINE vec relu_backward(vec dy, vec x) {
 #else
   return x <= 0 ? vec{} : dy;
 #endif
-}
-
-// Columns of a matrix as vectors: out[j] has element j of each of kWidth rows, `stride` elements apart, zero for rows
-// past `rows`. Only the first `columns` (at most kWidth) of each row are read; the out[j] beyond them are unspecified.
-DENSENET_FAST_INLINE void load_columns(const element* p, int64_t stride, int64_t rows, int64_t columns,
-                                       vec out[kWidth]) {
-  const FirstLanes lanes{static_cast<int>(columns)};
-  for (int i = 0; i < kWidth; i++)
-    out[i] = i >= rows ? vec{} : columns == kWidth ? load(p + i * stride) : load(p + i * stride, lanes);
-  transpose(out);
-}
-
-// The inverse: rows [0, rows) at p get their first `columns` elements. `in` is overwritten.
-DENSENET_FAST_INLINE void store_columns(element* p, int64_t stride, int64_t rows, int64_t columns, vec in[kWidth]) {
-  transpose(in);
-  for (int64_t i = 0; i < rows; i++) store(p + i * stride, in[i], FirstLanes{static_cast<int>(columns)});
 }
 
 DENSENET_FAST_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

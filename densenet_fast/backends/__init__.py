@@ -21,7 +21,7 @@ PREFERENCE = ("native", "triton", "eager")  # best first, for `auto`
 # On a GPU nobody has yet measured native against triton, whose kernels are the simpler ones.
 _PREFERENCE_ON_CUDA = ("triton", "native", "eager")
 NAMES = ("auto", *PREFERENCE, "plain")
-_NATIVE_DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+_COMPILED = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels of native and triton compute in
 
 _loaded: set[str] = set()
 _loading = threading.Lock()
@@ -36,12 +36,16 @@ def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type not in _NATIVE_DTYPES:
+    if device.type not in ("cpu", "cuda"):
         return f"it has kernels for CPU and CUDA, not for {device.type}"
-    if dtype not in _NATIVE_DTYPES[device.type]:
-        computed = " and ".join(str(d).removeprefix("torch.") for d in _NATIVE_DTYPES[device.type])
-        return f"its {device.type.upper()} kernels compute in {computed}, not in {str(dtype).removeprefix('torch.')}"
+    if dtype not in _COMPILED:
+        return _why_not_in(dtype)
     return why_no_library() or (_why_not_cuda(device) if device.type == "cuda" else None)
+
+
+def _why_not_in(dtype: torch.dtype) -> str:
+    *names, last = (str(d).removeprefix("torch.") for d in (*_COMPILED, dtype))
+    return f"its kernels compute in {', '.join(names[:-1])} and {names[-1]}, not in {last}"
 
 
 def _why_not_cuda(device: torch.device) -> str | None:
@@ -74,8 +78,8 @@ def why_not_compiled_for(capability: tuple[int, int], architectures: list[str]) 
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"its kernels compute in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
+    if dtype not in _COMPILED:
+        return _why_not_in(dtype)
     if find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -111,7 +115,7 @@ def why_hollow(device: torch.device, dtype: torch.dtype = torch.float32) -> tupl
     """Why "auto" runs without compiled kernels on `device`, and what to type to have them, as clauses.
 
     None where it runs with them, or there are none to be had."""
-    if dtype not in _NATIVE_DTYPES.get(device.type, ()) or sys.platform != "linux" or torch.version.hip:
+    if device.type not in ("cpu", "cuda") or dtype not in _COMPILED or sys.platform != "linux" or torch.version.hip:
         return None
     part = device.type.upper()
     if _best(device, dtype) != "eager" or (part == "CUDA" and torch.cuda.get_device_capability(device) < (8, 0)):

@@ -36,7 +36,6 @@ def pytest_generate_tests(metafunc):
             pytest.param(*backend.values, dtype, id=f"{backend.id}-{name}", marks=backend.marks)
             for backend in BACKENDS
             for name, dtype in NARROW.items()
-            if (backend.id, name) != ("native", "fp16")
         ]
         metafunc.parametrize(("backend", "dtype"), pairs, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:

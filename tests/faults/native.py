@@ -5,7 +5,7 @@ from . import Fault, contract
 MODES = contract("native and freeze_every_second", "test_modes.py")
 DROPOUT = contract("native and stock_layers", "test_dropout.py")
 STATISTICS, SUMS = "csrc/cpu/statistics.h", "csrc/cpu/sums.h"
-VEC = "csrc/cpu/vec.h"
+LOAD = "csrc/cpu/load.h"
 OPERATIONS = "tests/native/test_operations.py"
 
 THREADS = ("tests/native/test_threads.py", "-k")
@@ -208,31 +208,38 @@ FAULTS = [
     ),
     Fault(
         "bfloat16 cut off instead of rounded",
-        VEC,
-        "nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;",
+        LOAD,
+        "nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;",
         "nearest = bits >> 16;",
         of("integers", "bf16 and conv1x1_fwd"),
     ),
     Fault(
         "ties of bfloat16 rounded up",
-        VEC,
-        "0x7fff + (bits >> 16 & 1)",
+        LOAD,
+        "0x7fff + ((bits >> 16) & 1)",
         "0x8000",
         of("integers", "bf16 and conv1x1_fwd"),
     ),
     Fault(
         "NaN rounded as a number",
-        VEC,
-        "v == v ? nearest : bits >> 16 | 0x40",
+        LOAD,
+        "v == v ? nearest : (bits >> 16) | 0x40",
         "nearest",
-        ("tests/native/test_non_finite.py", "-k", "nan_stays"),
+        of("widened", "bf16"),
     ),
     Fault(
         "the last of an odd number of bfloat16 not written",
-        VEC,
-        "  if (t.n & 1) p[t.n - 1].bits = h[t.n - 1];\n",
+        LOAD,
+        "  if (t.n & 1) static_cast<uint16_t*>(p)[t.n - 1] = h[t.n - 1];\n",
         "",
         of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "subnormal float16 rounded as normal ones",
+        LOAD,
+        "magnitude < (kBias + 1) << 23 ? reinterpret_cast<uvec>(shifted) - half : normal",
+        "normal",
+        of("widened", "fp16"),
     ),
     Fault(
         "sums of bfloat16 rounded after each pass over the depth",

@@ -10,10 +10,10 @@ from .. import reference
 from ..blocks import surroundings
 from ..calls import NAMES, Geometry, applies, error, errors, make
 from ..opcheck import opcheck
+from ..rows import thorough
 from .geometries import GEOMETRIES, MANY_ROWS, SMALL
 
 FEW = 4  # values of a result: all may be small by chance, so the largest over the seeds counts
-EPS = torch.finfo(torch.bfloat16).eps
 SEEDS = 5  # of which the median counts: one value can be rounded well or badly by chance
 VARIANTS = [
     *((name, {}) for name in NAMES),
@@ -35,7 +35,9 @@ def cases(without=(), also=()):
 
 
 variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=label)
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, thorough(torch.float16)], ids=["fp32", "bf16", "fp16"]
+)
 
 
 @dtypes
@@ -77,7 +79,8 @@ def test_small_integers_are_exact(natives, name, geometry, options, dtype):
         ours = call.copy().on(native).results()
         for result, value in exact.items():
             if result.startswith(("stats", "correction")):  # quotients, the former of rounded values
-                assert error(ours[result], value) < (1e-6 if dtype == torch.float32 else EPS), (instruction_set, result)
+                bound = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+                assert error(ours[result], value) < bound, (instruction_set, result)
             elif value.numel() and value.abs().max() < 2**24:
                 assert torch.equal(ours[result], value.to(ours[result].dtype)), (instruction_set, result)
 
@@ -106,6 +109,36 @@ def test_what_may_be_written_over_its_operand(natives, geometry):
         expected, found = call.copy().on(native).results(), call.copy().in_place().on(native)
         assert torch.equal(found.results()["dx"], expected["dx"]), instruction_set
         assert all(surroundings(tensor).isnan().all() for tensor in dict(found.named()).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_numbers_are_widened_and_rounded_as_pytorch_does(natives, dtype):
+    """All 2^16 of a type, and floats: between two of them each, half-way between two, and any bits, among them numbers
+    that overflow, subnormal ones, Inf and NaN. dx = v - a."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    floats = every.float().view(torch.int32)
+    half = 1 << (15 if dtype == torch.bfloat16 else 12)
+    between = torch.cat([floats + half * step // 2 for step in range(-2, 3)])
+    any_bits = torch.randint(-(2**31), 2**31, (2**18,), dtype=torch.int64).int()
+    vectors = torch.cat([between, any_bits]).view(torch.float32).view(-1, 2**15)
+    for instruction_set, native in natives():
+        for a in vectors:
+            zeros = torch.zeros(1, len(a), 1, 1, dtype=dtype)
+            dx = torch.empty_like(zeros)
+            correction = torch.stack([-a, torch.zeros_like(a)])
+            native.bn_bwd_apply(zeros, zeros, torch.zeros_like(a), correction, dx)
+            assert_same_numbers(dx.flatten(), a.to(dtype), instruction_set)
+        v = every.view(1, -1, 1, 1)
+        dx = torch.empty_like(v)
+        nothing = torch.zeros(2, len(every))
+        native.bn_bwd_apply(v, torch.zeros_like(v), nothing[0], nothing, dx)
+        assert_same_numbers(dx.flatten(), every, instruction_set)
+
+
+def assert_same_numbers(ours, theirs, instruction_set):
+    """But for the bits of NaN and the sign of zero, which a subtraction takes from it."""
+    wrong = ~((ours == theirs) | (ours.isnan() & theirs.isnan()))
+    assert not wrong.any(), f"{instruction_set}: {ours[wrong][:4]}, expected {theirs[wrong][:4]}"
 
 
 @dtypes

@@ -21,12 +21,12 @@ SETUPTOOLS = "setuptools>=77"  # reads pyproject.toml's licence
 # own; csrc/dispatch.cpp chooses.
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma"]
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = [
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"),
         "-mprefer-vector-width=512",
     ]
-ELEMENTS = ["float", "bfloat16"]
+ELEMENTS = ["float", "bfloat16", "float16"]
 # No errno and no traps from square roots and comparisons; products and sums may fuse. Nothing that loses NaN or Inf.
 FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 CXX_FLAGS = ["-std=c++17", "-DNDEBUG", "-fwrapv", "-fPIC", "-Wall", *FLAGS]
