@@ -3,6 +3,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -52,13 +55,21 @@ struct Candidate {
   const char* name() const { return tables.of_float->name; }
 };
 
+#if defined(__x86_64__)
+// F16C, of which __builtin_cpu_supports tells nothing with clang 14.
+bool converts_float16() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // Best first.
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #if defined(__x86_64__)
       {cpu::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
-      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16()},
 #endif
       {cpu::portable, true},
   };

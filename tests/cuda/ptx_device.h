@@ -8,7 +8,7 @@
 namespace densenet_fast {
 
 struct PtxDevice : CudaDevice {
-  static constexpr Place kPlace{false, true};
+  static constexpr bool kOnCuda = false;
 };
 
 }  // namespace densenet_fast
