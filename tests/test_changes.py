@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from densenet_fast.modules.reading import Readable
+
 from .oracle import error
 from .pairs import all_norms, image, pair
 
@@ -126,6 +128,21 @@ def test_by_a_hook_in_front(name):
         model.features.denseblock1.register_forward_hook(hook)
         results.append([*step(model, x), *step(model, x)])
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+def test_nothing_is_read_again_that_has_not_changed(monkeypatch):
+    _, model = pair()
+    x = image()
+    for _ in range(READ_AGAIN):
+        step(model, x)
+
+    def read(module):
+        raise AssertionError(f"{type(module).__name__} was read again")
+
+    for cls in map(type, model.modules()):
+        if issubclass(cls, Readable):
+            monkeypatch.setattr(cls, "read", read)
+    step(model, x)
 
 
 METHODS = [(nn.ReLU, "forward"), (nn.Conv2d, "forward"), (nn.Conv2d, "_conv_forward"), (nn.BatchNorm2d, "forward")]

@@ -39,6 +39,7 @@ class Readable(nn.Module, Generic[_Read]):
         kept = self.__dict__.get("_reading")
         if kept is None or not kept[0].holds(self):
             reading = self.read()  # first, since what parts remember of themselves counts among their attributes
+            self.__dict__.setdefault("_reading")  # and so does this
             kept = self.__dict__["_reading"] = Snapshot(self), reading
         return kept[1]
 
