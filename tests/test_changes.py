@@ -130,6 +130,29 @@ def test_by_a_hook_in_front(name):
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
 
 
+IN_PLACE = {
+    "a weight's dtype": (lambda of: of.conv1.weight, lambda weight: weight.float(), "which weight1 of layer 1 has"),
+    "a weight's size": (lambda of: of.conv2.weight, lambda weight: weight[:, :8], "at weight2 of layer 1"),
+    "a vector's size": (lambda of: of.norm2.bias, lambda bias: bias[:8], "at beta2 of layer 1"),
+    "statistics' size": (lambda of: of.norm1.running_var, lambda var: var[:2], "at a BatchNorm2d, expected 2"),
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_a_tensor_in_its_place(change):
+    _, model = pair()
+    x = image()
+    step(model, x)
+    find, changed, message = IN_PLACE[change]
+    tensor = find(layer(model))
+    kept = tensor.data
+    tensor.data = changed(kept)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        model(x)
+    tensor.data = kept
+    step(model, x)
+
+
 def test_nothing_is_read_again_that_has_not_changed(monkeypatch):
     _, model = pair()
     x = image()

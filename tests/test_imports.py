@@ -37,7 +37,7 @@ LAYERS = [
 # Within `stage` and `modules`, too.
 ROOMS = {
     "stage": [
-        {"spec", "buffer"},
+        {"spec", "buffer", "alike"},
         {"checks", "mixed", "convolution"},
         {"dropout"},
         {"halves"},

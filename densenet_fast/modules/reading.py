@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..contract.block import TENSORS
-from ..stage import LayerSpec, StageSpec
+from ..stage import Alike, LayerSpec, StageSpec
 from ..uncompiled import cached_property
 from .running_stats import Tracked
 from .snapshot import Snapshot
@@ -108,8 +108,12 @@ class Reading:
     why_plain: str | None  # why it cannot run fused
 
 
-# A stage's spec; its norms that track statistics, and whether those are of this process's batch alone.
-Known = tuple[StageSpec, list[tuple[Tracked, bool]]]
+class Known(NamedTuple):
+    """What is known of a stage."""
+
+    spec: StageSpec
+    norms: list[tuple[Tracked, bool]]  # that track statistics, and whether those are of this process's batch alone
+    alike: Alike | None = None  # what its tensors are like if they are of `spec.shapes`
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class BlockReading(Reading):
     def growth(self) -> int:
         """Channels that all layers add."""
         parameters, others = self._grow
-        return others + sum([of["weight"].shape[0] for of in parameters])  # a weight may have been cut
+        return others + sum([of["weight"].size(0) for of in parameters])  # a weight may have been cut
 
     @cached_property
     def _grow(self) -> tuple[list[dict[str, Any]], int]:

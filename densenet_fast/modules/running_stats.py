@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import backends
+from ..stage import Alike
 
 Columns = tuple[int, int]  # from, to
 
@@ -35,6 +36,7 @@ class Tracked:
         self._moving = [buffers[i] for i in moving]
         self._begins = [columns[i][0] for i in moving]
         self._momenta = [norms[i].momentum for i in moving]
+        self._checked: Alike | None = None
         self._averaged = [(norms[i], slice(*columns[i])) for i in running if norms[i].momentum is None]
 
     def check(self, stats: Tensor) -> None:
@@ -44,10 +46,14 @@ class Tracked:
             ValueError: a norm is one of another number of channels.
             RuntimeError: its running statistics are on another device.
         """
-        device = stats.device
+        device, checked, is_compiling = stats.device, self._checked, torch.compiler.is_compiling()
         running = [each for of in self._running for each in (of["running_mean"], of["running_var"])]
+        if not is_compiling and checked is not None and checked.devices == {device} and checked.are(running):
+            return
         fit = [each.numel() for each in running] == self._sizes
         if fit and [each.device for each in running] == [device] * len(running):
+            if not is_compiling:
+                self._checked = Alike(running)
             return
         for each, size in zip(running, self._sizes, strict=True):
             if each.numel() != size:

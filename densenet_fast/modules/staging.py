@@ -86,19 +86,17 @@ def run_stage(
             # PyTorch's poolings of volumes return them in its own format.
             convolved = dims == 2 or not consumer.pools
             layout = convolved_format(layout, tensors[-1]) if convolved else torch.contiguous_format
-    fits = False  # as far as is known
     if convolution is not None:
         assert consumer is not None
         layout = convolved_format(layout, convolution.weight)
-        spec, norms = _of_stem(convolution, consumer, tensors)
+        known = _of_stem(convolution, consumer, tensors)
     elif block is not None:
-        shapes = [tensor.shape for tensor in tensors]
-        spec, norms = _of_block(x.shape[1], block, consumer, shapes)
-        fits = spec.shapes == shapes
+        known = _of_block(x, block, consumer, tensors)
     else:
         assert consumer is not None
         outputs = tensors[-1].shape[0] if consumer.kind == "transition" else x.shape[1]
-        spec, norms = _of_consumer(consumer, x.shape[1], outputs)
+        known = _of_consumer(consumer, x.shape[1], outputs)
+    spec, norms, alike = known
     wanted = Wanted(layout=None if is_read else layout, buffer=tapped)
     if following is not None:
         wanted = Wanted(any(map(uses_batch, following.norms)), following.growth, buffer=tapped)
@@ -111,7 +109,7 @@ def run_stage(
         wanted=wanted,
         x_stats=x_stats,
         extend=extend,
-        fits=fits,
+        alike=alike,
         efficient=any(part is not None and part.module.efficient for part in (block, following)),
     )
     for norm, is_alone in norms:
@@ -119,24 +117,30 @@ def run_stage(
     return Output(y, y_stats, layout, buffer)
 
 
-def _of_block(channels: int, block: BlockReading, consumer: Consumer | None, shapes: list[torch.Size]) -> Known:
-    """The spec of modules in their present mode, and which of their norms track statistics; kept with what was read of
-    the last of them, for tensors of the same `shapes`."""
-    outputs = shapes[-1][0] if consumer is not None and consumer.kind == "transition" else 0
+def _of_block(x: Tensor, block: BlockReading, consumer: Consumer | None, tensors: list[Tensor]) -> Known:
+    """Of modules in their present mode; kept with what was read of the last of them, for tensors that are alike."""
+    outputs = tensors[-1].shape[0] if consumer is not None and consumer.kind == "transition" else 0
     mode = None if consumer is None else (consumer.spec(outputs), consumer.slots)
     known = block.known if consumer is None else consumer.known
-    key = channels, mode, *map(group_of, block.synchronised)
-    if key not in known or known[key][0].shapes != shapes:
+    key = x.shape[1], stage.is_autocast(x), mode, *map(group_of, block.synchronised)
+    is_compiling = torch.compiler.is_compiling()
+    kept = known.get(key)
+    if kept is not None and not is_compiling and kept.alike is not None and kept.alike.are(tensors):
+        return kept
+    shapes = [tensor.shape for tensor in tensors]
+    if kept is None or kept.spec.shapes != shapes:
         layers, norms = block.layer_specs(shapes), block.norms
         behind = len(block.layers) * len(TENSORS)
         slots = block.slots
         of_consumer = None
         if consumer is not None:
-            of_consumer = consumer.spec(outputs or channels + sum(layer.growth for layer in layers))
+            of_consumer = consumer.spec(outputs or x.shape[1] + sum(layer.growth for layer in layers))
             slots = (*slots, *(behind + slot for slot in consumer.slots))
             norms = (*norms, consumer.norm)
-        spec = StageSpec(channels, layers, of_consumer, slots, block.module.spatial_dims)
-        known[key] = spec, _tracked(spec, norms)
+        spec = StageSpec(x.shape[1], layers, of_consumer, slots, block.module.spatial_dims)
+        kept = Known(spec, _tracked(spec, norms))
+    fit = kept.spec.shapes == shapes  # else the stage refuses them
+    known[key] = Known(kept.spec, kept.norms, stage.Alike(tensors) if fit and not is_compiling else None)
     return known[key]
 
 
@@ -147,10 +151,13 @@ def _of_consumer(
     slots: tuple[int, ...] = (),
     convolution: ConvolutionSpec | None = None,
 ) -> Known:
-    """Of a consumer alone, or of one behind a convolution, whose tensors are in `slots`."""
-    make = _consuming.__wrapped__ if torch.compiler.is_compiling() else _consuming
-    spec = make(channels, consumer.spec(outputs), (*consumer.slots, *slots), consumer.dims, convolution)
-    return spec, _tracked(spec, [consumer.norm])
+    """Of a consumer alone, or of one behind a convolution, whose tensors are in `slots`; kept with the consumer."""
+    what = channels, consumer.spec(outputs), (*consumer.slots, *slots), consumer.dims, convolution
+    if what not in consumer.known:
+        make = _consuming.__wrapped__ if torch.compiler.is_compiling() else _consuming
+        spec = make(*what)
+        consumer.known[what] = Known(spec, _tracked(spec, [consumer.norm]))
+    return consumer.known[what]
 
 
 def _of_stem(convolution: _ConvNd, consumer: Consumer, tensors: list[Tensor]) -> Known:

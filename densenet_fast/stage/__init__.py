@@ -1,12 +1,13 @@
 """A stage of a DenseNet: a dense block and what consumes its buffer, as one differentiable step.
 
-spec.py says what a stage is, checks.py what it refuses, function.py makes it one autograd.Function, schedule.py runs
-its passes on operations, buffer.py knows how activations lie in memory, halves.py runs a layer half by half
-(SyncBatchNorm), mixed.py gives it convolutions that no kernel has, convolution.py is that of a stem, dropout.py draws,
-recompute.py differentiates again, operator.py is the stage in graphs.
+spec.py says what a stage is, checks.py what it refuses, alike.py whether tensors have changed, function.py makes it one
+autograd.Function, schedule.py runs its passes on operations, buffer.py knows how activations lie in memory, halves.py
+runs a layer half by half (SyncBatchNorm), mixed.py gives it convolutions that no kernel has, convolution.py is that of
+a stem, dropout.py draws, recompute.py differentiates again, operator.py is the stage in graphs.
 """
 
-from .checks import SHAPES, check_image, check_weight
+from .alike import Alike
+from .checks import SHAPES, check_image, check_weight, is_autocast
 from .dropout import drawn
 from .function import Result, run
 from .schedule import Wanted
@@ -14,6 +15,7 @@ from .spec import ConsumerSpec, ConvolutionSpec, LayerSpec, StageSpec
 
 __all__ = [
     "SHAPES",
+    "Alike",
     "ConsumerSpec",
     "ConvolutionSpec",
     "LayerSpec",
@@ -23,5 +25,6 @@ __all__ = [
     "check_image",
     "check_weight",
     "drawn",
+    "is_autocast",
     "run",
 ]

@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 from ..uncompiled import constant
+from .alike import Alike
 from .spec import StageSpec
 
 
 def compute_dtype(x: Tensor, convolves: bool) -> torch.dtype:
-    """x's dtype, or autocast's where autocast would convert x for a convolution."""
-    return torch.get_autocast_dtype(x.device.type) if convolves and _is_autocast(x) else x.dtype
+    """x's dtype, or autocast's where that converts x."""
+    return torch.get_autocast_dtype(x.device.type) if convolves and is_autocast(x) else x.dtype
 
 
 _is_autocast_available = constant(lambda device: torch.amp.is_autocast_available(device))
 
 
-def _is_autocast(x: Tensor) -> bool:
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast would convert x for a convolution."""
     device = x.device.type
     return _is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
 
@@ -39,8 +41,9 @@ def check_image(x: Tensor, dims: int = 2) -> None:
         raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
 
 
-def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor], fits: bool = False) -> None:
-    """Refuse an image x, and tensors that do not fit it or, unless that is known (`fits`), each other.
+def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor], alike: Alike | None = None) -> None:
+    """Refuse an image x, and tensors that do not fit it or each other. alike: those of the spec's shapes that the
+    tensors are like, if there are such.
 
     Raises:
         ValueError: wrong channels, an image too small to pool, one value per channel where a norm uses batch
@@ -56,18 +59,21 @@ def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor], fits: boo
             f"one value per channel: got {list(x.shape)}, expected more than one value to take batch statistics of in "
             f"{spec.alone[0]}"
         )
-    device, autocast = x.device, _is_autocast(x)
-    for i in spec.weights:
-        weight = tensors[i]
-        if weight.device != device or (weight.dtype is not x.dtype and not autocast):
-            check_weight(spec.names[i], weight, x)
-    shapes = spec.shapes if fits else [tensor.shape for tensor in tensors]
+    if alike is None or not _fit(spec, alike, x):
+        for i in spec.weights:
+            check_weight(spec.names[i], tensors[i], x)
+    shapes = [tensor.shape for tensor in tensors] if alike is None else spec.shapes
     if shapes != spec.shapes:
         raise next(
             _misfit(name, shape, fitting)
             for name, shape, fitting in zip(spec.names, shapes, spec.shapes, strict=True)
             if shape != fitting
         )
+
+
+def _fit(spec: StageSpec, alike: Alike, x: Tensor) -> bool:
+    """Whether the dtypes and devices of tensors that are `alike` are x's, as far as is told without asking each."""
+    return alike.devices == {x.device} and (alike.dtypes == spec.dtypes(x.dtype) or is_autocast(x))
 
 
 def _misfit(name: str, shape: Sequence[int], fitting: Sequence[int]) -> ValueError:
@@ -82,7 +88,7 @@ def check_weight(name: str, weight: Tensor, x: Tensor) -> None:
     """Refuse an input that is not on the weight's device or, unless autocast converts both, of its dtype."""
     if weight.device != x.device:
         raise RuntimeError(f"wrong device: got input on {x.device}, expected {weight.device}, where {name} is")
-    if weight.dtype != x.dtype and not _is_autocast(x):
+    if weight.dtype != x.dtype and not is_autocast(x):
         raise RuntimeError(
             f"wrong dtype: got input {x.dtype}, expected {weight.dtype}, which {name} has (model.to(dtype), "
             "x.to(dtype) or torch.autocast)"

@@ -262,7 +262,7 @@ def _fake_stage_backward(
 
 def _of(spec: StageSpec, backend: str, of_batch: Tensor, dtype: torch.dtype, wanted: Wanted) -> Stage:
     ops = mixed.operations(backends.operations(backend, of_batch.device, dtype), spec) if of_batch.shape[0] else IDLE
-    return Stage(spec, ops, dtype, wanted, False, False)
+    return Stage(spec, ops, dtype, wanted, False, False, spec.dtypes(dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -17,13 +17,18 @@ from .dropout import mask_of
 from .schedule import Stage
 
 
-def edges(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """For each an empty tensor in its place in autograd's graph: gradients can go there when the tensor itself has
-    gone. None for leaves, which the graph itself knows."""
-    return [None if tensor is None or tensor.grad_fn is None else _edge(tensor) for tensor in tensors]
+def edges(x: Tensor, tensors: Sequence[Tensor], copied: Sequence[int]) -> list[Tensor | None]:
+    """For x, and for each of the tensors if any of the `copied` needs one, an empty tensor in its place in autograd's
+    graph: gradients can go there when the tensor itself has gone. None for leaves, which the graph itself knows."""
+    found = [_edge(x)]
+    if any(tensors[i].grad_fn is not None for i in copied):
+        found += [_edge(tensor) if i in copied else None for i, tensor in enumerate(tensors)]
+    return found
 
 
-def _edge(tensor: Tensor) -> Tensor:
+def _edge(tensor: Tensor) -> Tensor | None:
+    if tensor.grad_fn is None:
+        return None
     with torch.enable_grad():
         # To autograd no view, as which it would follow the changes of the buffer that x begins.
         (edge,) = torch.unsafe_chunk(tensor, 1)

@@ -36,6 +36,7 @@ class Stage(NamedTuple):
     wanted: Wanted
     extend: bool  # x is the head of a buffer that has room for the layers
     efficient: bool  # recompute z, or a stem's convolution, in backward instead of keeping it
+    dtypes: list[torch.dtype]  # of the tensors
 
     def block(self, slots: list[Tensor | None], seeds: Tensor | None) -> Block:
         return Block(self.spec.channels, self.of_block(slots), self.spec.numbers, seeds)
@@ -119,7 +120,7 @@ def _allocated(
     torch.zeros_like of an empty batch, of which nothing is written."""
     found: list[Any]
     if spec.convolution is None and all(needs):
-        found = [like(t) for t in tensors]
+        found = list(map(like, tensors))
     else:
         found = [like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
         for i in spec.of_convolution:
