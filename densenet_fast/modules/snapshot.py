@@ -56,11 +56,11 @@ class Snapshot:
         self._parents = [m.__dict__ for m in parents]
         families = list(map(_children, self._parents))
         self._names_of_children, self._children = _names(families), list(_values(families))
-        self._owners = [m.__dict__ for m in self._modules if m._parameters or m._buffers]
+        # What comes into an empty one is either no tensor of the layer's or was taken out of the other.
+        self._with_parameters = [m.__dict__ for m in self._modules if m._parameters]
+        self._with_buffers = [m.__dict__ for m in self._modules if m._buffers]
         self._tensors = self._of_tensors()
-        self._numbers = list(map(len, self._tensors))
-        self._filled = [of for of in self._tensors if of]
-        self._names_of_tensors, self._missing = list(chain.from_iterable(self._filled)), _are_missing(self._filled)
+        self._names_of_tensors, self._missing = _names(self._tensors), _are_missing(self._tensors)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether it is of `module`, not of one that this is a replica of, and nothing has changed."""
@@ -109,13 +109,12 @@ class Snapshot:
         """In the same dictionaries, by name; which tensors they are a step sees for itself."""
         return (
             all(map(is_, self._of_tensors(), self._tensors))
-            and list(map(len, self._tensors)) == self._numbers
-            and list(chain.from_iterable(self._filled)) == self._names_of_tensors
-            and _are_missing(self._filled) == self._missing
+            and _names(self._tensors) == self._names_of_tensors
+            and _are_missing(self._tensors) == self._missing
         )
 
     def _of_tensors(self) -> list[dict[str, Any]]:
-        return [*map(_parameters, self._owners), *map(_buffers, self._owners)]
+        return [*map(_parameters, self._with_parameters), *map(_buffers, self._with_buffers)]
 
 
 def _names(dictionaries: list[dict[str, Any]]) -> tuple[list[int], list[str]]:

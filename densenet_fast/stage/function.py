@@ -136,7 +136,7 @@ class StageFunction(torch.autograd.Function):
         if dy is None and dbuffer is None:
             return (None,) * len(ctx.needs_input_grad)
         x, images, stats, z, seeds, *tensors = ctx.saved_tensors
-        needs_x, needs = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
+        _, needs_x, _, _, *needs = ctx.needs_input_grad
         contract.serve_modes()
         with _without_autocast(stats):
             if torch.is_grad_enabled() or recompute.is_batched(dy, dbuffer):

@@ -141,7 +141,7 @@ def backward(
     seeds: Tensor | None,
     dy: Tensor | None,
     needs_x: bool,
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
     dbuffer: Tensor | None = None,
 ) -> tuple[Tensor | None, list[Any]]:
     """The gradients of the stage's input [N, C0, H, W], if it needs one, and of the `tensors` that do.
