@@ -30,7 +30,7 @@ from .reading import BlockReading, Readable, Reading, is_synchronised
 from .running_stats import Transaction, transaction
 from .staging import Consumer, run_stage
 from .transition import FusableTransition
-from .validation import check_input
+from .validation import check_input, first_convolution
 
 
 class Trunk(Readable["_TrunkReading"], nn.Sequential):
@@ -94,10 +94,11 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
 
     def _run(self, x: Tensor, pooled: bool, taps: "dict[str, Any] | None" = None) -> Tensor:
         if torch.compiler.is_compiling():
-            reading = _TrunkReading((self._steps(0, pooled),) * 2, set())  # what is traced twice takes twice as long
+            steps = (self._steps(0, pooled),) * 2  # what is traced twice takes twice as long
+            reading = _TrunkReading(steps, first_convolution(self), set())
         else:
             reading = self.reading()
-        check_input(self, x, reading.passed)
+        check_input(self, x, reading.first, reading.passed)
         with transaction(self) as updates:
             y, is_pooled = self._run_steps(x, reading.steps[int(pooled)], updates, pooled, taps)
         if not pooled or is_pooled:
@@ -166,7 +167,7 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
         return x, False
 
     def read(self) -> "_TrunkReading":
-        return _TrunkReading((self._steps(0, False), self._steps(0, True)), set())
+        return _TrunkReading((self._steps(0, False), self._steps(0, True)), first_convolution(self), set())
 
     def _steps(self, begin: int, pooled: bool) -> "list[_Step]":
         """What to run in turn from child number `begin` on; warns where a block's layers forbid a stage."""
@@ -197,6 +198,7 @@ class _Step(NamedTuple):
 
 class _TrunkReading(NamedTuple):
     steps: tuple[list[_Step], list[_Step]]  # for the trunk's own output, and for what is pooled of it
+    first: _ConvNd | None  # as `validation.first_convolution`
     passed: set[tuple[int, ...]]  # shapes N, H, W of images that are known to be large enough
 
 

@@ -14,9 +14,15 @@ from .reading import group_of, uses_batch
 from .transition import FusableTransition
 
 
-def check_input(trunk: Any, x: Tensor, passed: set[tuple[int, ...]]) -> None:
-    """Refuse what the trunk cannot process, before anything has run. `passed`: shapes N, H, W of images that are known
-    to be large enough, to which x's is added.
+def first_convolution(trunk: nn.Sequential) -> Any:
+    """What x is checked against; None where x first comes to something else, which may convert it."""
+    first = next(trunk.children(), None)
+    return first if first is not None and is_convolution(first) else None
+
+
+def check_input(trunk: Any, x: Tensor, first: Any, passed: set[tuple[int, ...]]) -> None:
+    """Refuse what the trunk cannot process, before anything has run. first: its `first_convolution`. passed: shapes
+    N, H, W of images that are known to be large enough, to which x's is added.
 
     Raises:
         ValueError: wrong dimensions or channels, an image too small for the poolings, one value per channel where a
@@ -27,8 +33,7 @@ def check_input(trunk: Any, x: Tensor, passed: set[tuple[int, ...]]) -> None:
     if dims != trunk.spatial_dims:
         expected = stage.SHAPES[trunk.spatial_dims]
         raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected {expected}")
-    first: Any = next(trunk.children(), None)
-    if first is not None and is_convolution(first):  # else it may convert x, or its own weight
+    if first is not None:
         if not x.is_floating_point():
             raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
         if x.shape[1] != first.in_channels:

@@ -89,7 +89,10 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         copy = x.clone(memory_format=stage.wanted.layout or channels_last(x))
         return Result(copy, None, x.new_empty((2, 0)))
     if torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors)):
-        return Result(*_apply(stage, x, x_stats, seeds, *tensors))
+        x = torch._C._functorch.unwrap_if_dead(x)
+        differing, fitting = _fitting(stage)
+        edges = recompute.edges(x, tensors, [*stage.spec.given, *differing])
+        return Result(*_apply(Prepared(stage, edges, differing, fitting), x, x_stats, seeds, *tensors))
     with _without_autocast(x):
         fitted = _converted(tensors, *_fitting(stage))
         passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=False)
@@ -97,8 +100,17 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         return Result(y, passed.y_stats, passed.reported, passed.x if stage.wanted.buffer else None)
 
 
+class Prepared(NamedTuple):
+    """A stage whose gradients are wanted."""
+
+    stage: Stage
+    edges: list[Tensor | None]  # as `recompute.edges`
+    differing: list[int]  # which of the tensors are to be converted
+    fitting: list[torch.dtype]  # to these dtypes
+
+
 class StageFunction(torch.autograd.Function):
-    """(stage, x, its statistics, seeds, *tensors) -> y, y's statistics, stats, buffer.
+    """(prepared, x, its statistics, seeds, *tensors) -> y, y's statistics, stats, buffer.
 
     Statistics and images are not differentiable. A buffer that is returned shares its version with the one that is
     kept: who changes it in place is told in backward.
@@ -106,12 +118,11 @@ class StageFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stage: Stage, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor
+        ctx: Any, prepared: Prepared, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
+        stage, ctx.edges, differing, fitting = prepared
         with _without_autocast(x):
-            differing, fitting = _fitting(stage)
             fitted = _converted(_with_own_statistics(stage, tensors), differing, fitting)
-            ctx.edges = recompute.edges(x, tensors, [*stage.spec.given, *differing])
             _, needs_x, _, _, *needs = ctx.needs_input_grad
             keep_z = not stage.efficient and stage.spec.layers_learn(needs_x, needs)
             passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z)
@@ -154,11 +165,11 @@ class StageFunction(torch.autograd.Function):
         return None, dx, None, None, *gradients
 
 
-def _apply(stage: Stage, x: Tensor, *tensors: Tensor | None) -> Any:
+def _apply(prepared: Prepared, x: Tensor, *tensors: Tensor | None) -> Any:
     """StageFunction.apply, which besides would look at every parameter for what torch.func has left behind."""
     if torch._C._are_functorch_transforms_active():
-        return StageFunction.apply(stage, x, *tensors)  # refuses
-    return _apply_to_tensors(stage, torch._C._functorch.unwrap_if_dead(x), *tensors)
+        return StageFunction.apply(prepared, x, *tensors)  # refuses
+    return _apply_to_tensors(prepared, x, *tensors)
 
 
 _apply_to_tensors: Any = super(torch.autograd.Function, StageFunction).apply

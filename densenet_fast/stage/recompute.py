@@ -29,9 +29,8 @@ def edges(x: Tensor, tensors: Sequence[Tensor], copied: Sequence[int]) -> list[T
 def _edge(tensor: Tensor) -> Tensor | None:
     if tensor.grad_fn is None:
         return None
-    with torch.enable_grad():
-        # To autograd no view, as which it would follow the changes of the buffer that x begins.
-        (edge,) = torch.unsafe_chunk(tensor, 1)
+    # To autograd no view, as which it would follow the changes of the buffer that x begins.
+    (edge,) = torch.unsafe_chunk(tensor, 1)
     edge.data = tensor.new_empty(0)
     return edge
 
