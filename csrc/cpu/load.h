@@ -6,8 +6,9 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
-typedef uint32_t uvec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t halves __attribute__((vector_size(kWidth * 2)));
+typedef uint16_t halves_in_memory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // The bits of a bfloat16 are a float's upper ones.
 DENSENET_FAST_INLINE vec widened(halves h, bfloat16) {
@@ -56,8 +57,8 @@ DENSENET_FAST_INLINE halves rounded(vec v, float16) {
 #endif
 
 // The bits in memory, all or the first n.
-DENSENET_FAST_INLINE halves load_bits(const void* p, AllLanes) { return *static_cast<const halves*>(p); }
-DENSENET_FAST_INLINE void store_bits(void* p, halves h, AllLanes) { *static_cast<halves*>(p) = h; }
+DENSENET_FAST_INLINE halves load_bits(const void* p, AllLanes) { return *static_cast<const halves_in_memory*>(p); }
+DENSENET_FAST_INLINE void store_bits(void* p, halves h, AllLanes) { *static_cast<halves_in_memory*>(p) = h; }
 #if defined(__AVX512F__)
 DENSENET_FAST_INLINE halves load_bits(const void* p, FirstLanes t) {
   return reinterpret_cast<halves>(_mm256_maskz_loadu_epi16(mask_of(t), p));

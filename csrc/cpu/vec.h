@@ -30,8 +30,11 @@ inline constexpr int kRows = 3;
 inline constexpr int kPanel = 16;              // columns of the micro-kernel's tile; channels are padded to it
 inline constexpr int kVecs = kPanel / kWidth;  // vectors per row of the tile
 
-typedef float vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef float vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t ivec __attribute__((vector_size(kWidth * 4)));
+static_assert(alignof(vec) == sizeof(vec), "behind a reference clang takes it for aligned whatever its type says");
+// Of memory, where nothing else points at it.
+typedef float vec_in_memory __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 
 // One step of a transposition: swaps the off-diagonal blocks, step x step, of rows i and i + step.
 template <int step>
@@ -68,8 +71,8 @@ struct FirstLanes {
 
 DENSENET_FAST_INLINE vec splat(float s) { return s - vec{}; }
 DENSENET_FAST_INLINE ivec splat(int32_t s) { return s - ivec{}; }
-DENSENET_FAST_INLINE vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
-DENSENET_FAST_INLINE void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+DENSENET_FAST_INLINE vec load(const float* p) { return *reinterpret_cast<const vec_in_memory*>(p); }
+DENSENET_FAST_INLINE void store(float* p, vec v) { *reinterpret_cast<vec_in_memory*>(p) = v; }
 DENSENET_FAST_INLINE vec load(const float* p, AllLanes) { return load(p); }
 DENSENET_FAST_INLINE void store(float* p, vec v, AllLanes) { store(p, v); }
 
