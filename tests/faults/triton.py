@@ -15,13 +15,13 @@ FAULTS = [
     Fault(
         "merged variances lack that of the tiles' means",
         f"{FOLDER}/_reduce.py",
-        "mask=mask, other=0.0) + n * deviation * deviation",
-        "mask=mask, other=0.0)",
+        "mask=valid, other=0.0) + n[:, None] * deviation * deviation",
+        "mask=valid, other=0.0)",
         kernel("operations", "stored_values"),
     ),
     Fault(
         "a tile's mean over all its places",
-        f"{FOLDER}/_common.py",
+        f"{FOLDER}/_reduce.py",
         "tl.sum(tl.where(valid, z, 0.0), AXIS) / size",
         "tl.sum(tl.where(valid, z, 0.0), AXIS) / tl.sum(tl.zeros_like(z) + 1.0, AXIS)",
         kernel("operations", "stored_values"),
@@ -50,16 +50,83 @@ FAULTS = [
     Fault(
         "the correction without a barrier",
         f"{FOLDER}/_reduce.py",
-        "            tl.debug_barrier()  # every warp has loaded what one of them stores\n",
+        "        tl.debug_barrier()  # every warp has loaded what one of them stores\n",
         "",
-        kernel("ptx", "conv1x1_bwd and 37"),
+        kernel("reductions", "keep_to and head"),
     ),
     Fault(
         "partial weight gradients not all added",
         f"{FOLDER}/_reduce.py",
-        "total = sum_rows(weights, S, size,",
-        "total = sum_rows(weights, tl.maximum(S - 1, 1), size,",
+        "total = _sum_rows(weights, splits,",
+        "total = _sum_rows(weights, tl.maximum(splits - 1, 1),",
         kernel("bn_relu_conv1x1"),
+    ),
+    Fault(
+        "a program arrives and publishes nothing",
+        f"{FOLDER}/_reduce.py",
+        'sem="acq_rel"',
+        'sem="relaxed"',
+        kernel("reductions", "whoever and conv1x1_fwd"),
+    ),
+    Fault(
+        "a counter left as it is",
+        f"{FOLDER}/_reduce.py",
+        "    if is_last:\n        tl.store(arrivals, 0)\n",
+        "",
+        kernel("reductions", "whoever and conv1x1_fwd"),
+    ),
+    Fault(
+        "a group's last program merges all groups'",
+        f"{FOLDER}/_reduce.py",
+        "            is_last = last_to_arrive(arrivals + groups, groups)\n        if is_last:\n            mean",
+        "        if is_last:\n            mean",
+        kernel("reductions", "whoever and conv1x1_fwd"),
+    ),
+    Fault(
+        "the groups' rows over the programs'",
+        f"{FOLDER}/_reduce.py",
+        "_store_row(sums, rows + row // group, sum_v",
+        "_store_row(sums, row // group, sum_v",
+        kernel("reductions", "groups_are_merged"),
+    ),
+    Fault(
+        "slabs that arrive at one counter",
+        f"{FOLDER}/_reduce.py",
+        "        arrivals += slab * (groups + 1)\n        first = row // group * group\n        size = "
+        "tl.minimum(group, rows - first)\n        is_last = last_to_arrive(arrivals + row // group, size)\n"
+        "        if is_last & (groups > 1):\n            at",
+        "        first = row // group * group\n        size = "
+        "tl.minimum(group, rows - first)\n        is_last = last_to_arrive(arrivals + row // group, size)\n"
+        "        if is_last & (groups > 1):\n            at",
+        kernel("bn_relu_conv1x1"),
+    ),
+    Fault(
+        "counters that nobody clears",
+        f"{FOLDER}/plan.py",
+        "    planner.clear()\n",
+        "",
+        kernel("reductions", "whoever"),
+    ),
+    Fault(
+        "many programs whose rows nobody merges",
+        f"{FOLDER}/_reduce.py",
+        "    if stats is None or arrivals is not None:\n        return\n",
+        "    return\n",
+        kernel("reductions", "a_launch_merges"),
+    ),
+    Fault(
+        "partial gradients written over before they are added up",
+        f"{FOLDER}/block.py",
+        "                plan.keep(behind.weights)\n",
+        "                pass\n",
+        kernel("reductions", "stay_until"),
+    ),
+    Fault(
+        "the first layer's gradient left in parts",
+        f"{FOLDER}/block.py",
+        "if behind and (layer is layers[0] or not halves & Half.SECOND):",
+        "if behind and not halves & Half.SECOND:",
+        kernel("block", "error_is and aligned"),
     ),
     Fault(
         "gamma left out",
@@ -78,15 +145,15 @@ FAULTS = [
     Fault(
         "rows past the end counted in the statistics",
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
-        "store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k,",
-        "store_stats(partial, count, tile, rounded.to(tl.float32), valid, BLOCK_M + 0 * n, k,",
+        "slab, values, valid, n, k,",
+        "slab, values, valid, BLOCK_M + 0 * n, k,",
         kernel("operations", "stored_values and conv1x1"),
     ),
     Fault(
         "statistics of values that are not rounded",
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
-        "store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k,",
-        "store_stats(partial, count, tile, acc, valid, n, k,",
+        "tl.program_id(1), rounded.to(tl.float32)",
+        "tl.program_id(1), acc",
         kernel("operations", "stored_values and conv1x1"),
     ),
     Fault(
@@ -141,7 +208,7 @@ FAULTS = [
     Fault(
         "no dropout in backward",
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
-        "        value *= dropout_scale(seed, element, threshold, keep)\n",
+        "            value *= dropout_scale(seed, element, threshold, keep)\n",
         "",
         DROPOUT,
     ),
@@ -190,8 +257,8 @@ FAULTS = [
     Fault(
         "d read by rows of its own where it lies in the buffer",
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
-        "((dh * W + dw) * d_stride + g)",
-        "((dh * W + dw) * D + g)",
+        "offset = (dh * W + dw) * d_stride + g",
+        "offset = (dh * W + dw) * D + g",
         kernel("bn_relu_conv3x3", "integers and bwd and 128"),
     ),
     Fault(

@@ -1,5 +1,8 @@
 """Launches executed as the PTX that Triton emits for sm_80, in the place of Triton's interpreter."""
 
+import math
+from collections.abc import Callable, Iterable
+
 from densenet_fast.backends.triton.launch import Device, Launch
 from densenet_fast.backends.triton.precompile import Variant
 from tools.gpucheck import ptx
@@ -14,11 +17,12 @@ def pointers(values) -> list:
 
 
 class Executor:
-    """Runs launches and keeps them, with what they did."""
+    """Runs launches, their programs in an order, and keeps them, with what they did."""
 
     def __init__(self, compiler: Compiler):
         self.compiler = compiler
         self.programs: dict[str, ptx.Launch] = {}
+        self.order: Callable[[list[int]], Iterable[int]] = list
         self.done: list[tuple[Launch, ptx.Counts]] = []
 
     def run(self, launch: Launch) -> None:
@@ -29,5 +33,6 @@ class Executor:
         given = pointers(value for value, kind in kinds if kind[0] != "constexpr")
         scratch = [None, None]  # pointers that Triton adds, to memory no kernel here uses
         program = self.programs[compiled.ptx]
-        counts = program.run(launch.grid, 32 * launch.num_warps, given + scratch, shared=compiled.shared)
+        order = [*self.order([*range(math.prod(launch.grid))])]
+        counts = program.run(launch.grid, 32 * launch.num_warps, given + scratch, shared=compiled.shared, order=order)
         self.done.append((launch, counts))

@@ -352,13 +352,15 @@ PART = {"not tracked": (0, 3, 3, False), "fewer layers": (0, 2), "one half": (0,
 
 def seen(case: Case, *part):
     """All that a launch consists of, but for where its tensors begin."""
+
+    def shown(value):
+        if isinstance(value, tuple):
+            return [shown(v) for v in value]
+        return value.storage_offset() if isinstance(value, torch.Tensor) else value
+
     with recorded(DEVICES[90]) as launches:
         operations.block_fwd(*case.forward(*part))
-    values = [
-        [v.storage_offset() if isinstance(v, torch.Tensor) else v for v in entry.arguments.values()]
-        for entry in launches
-    ]
-    return [(e.kernel.__name__, e.grid, e.options, e.specialization, n) for e, n in zip(launches, values, strict=True)]
+    return [(e.kernel.__name__, e.grid, e.options, e.specialization, shown((*e.arguments.values(),))) for e in launches]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -132,14 +132,18 @@ def test_where_the_corrected_gradient_lies_over_the_other(channels, growth, room
     with torch.device("meta"), recorded(Device(90, 100)) as launches:
         geometry = Geometry(1, 2, width, channels, 16, growth)
         calls.make("conv3x3_bwd", geometry, torch.bfloat16, room=room).on(implementation)
-    of_output, of_input, of_weight, _ = (launch.arguments for launch in launches)
-    assert (of_output["d"].data_ptr() == of_output["dy"].data_ptr()) == over
-    assert of_output["d"].data_ptr() == of_input["d"].data_ptr() == of_weight["d"].data_ptr()
+    of = {launch.kernel.__name__.split("_")[-2]: launch.arguments for launch in launches}
+    places = [
+        (of[kernel][name].untyped_storage()._cdata, of[kernel][name].data_ptr())
+        for kernel, name in (("correct", "dy"), ("correct", "d"), ("dgrad", "d"), ("wgrad", "d"))
+    ]
+    assert (places[0] == places[1]) == over
+    assert places[1] == places[2] == places[3]
 
 
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 def test_launches(architecture):
-    """Two forward, four backward, with and without dropout and for layers without bottleneck."""
+    """One forward, three backward, and one that clears counters, with and without dropout and without bottleneck."""
     for name, options in VARIANTS:
         case = call(name, WIDE, "bfloat16", **options).copy(device="meta")
         with recorded(Device(architecture, 100)) as launches:

@@ -117,8 +117,9 @@ def test_plans_of_every_combination(bottleneck, names, running, architecture):
                 for name, value in launch.arguments.items():
                     assert not isinstance(value, torch.Tensor) or value.numel() > 0, (launch.kernel.__name__, name)
             assert bool(backward) == (len(frozen) < len(names))
-            written = [e for e in backward if e.arguments.get("dweight") is not None]
-            finished = [e for e in written if e.kernel.__name__ == "finish_bwd_kernel"]
+            finished = [
+                e for e in backward if {"weights", "dweight"} <= {n for n, v in e.arguments.items() if v is not None}
+            ]
             of_layers = 0 if {*names[:-2]} <= {*frozen} else 2
             weights = sum(name not in frozen for name in ("weight1", "weight2")[: 2 if bottleneck else 1])
             assert len(finished) == of_layers * weights + (bool(backward) and "weight" not in frozen)

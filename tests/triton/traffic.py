@@ -111,6 +111,19 @@ def requested(launch: Launch) -> dict[tuple[str, bool], int]:
     return dict(found)
 
 
+def merged(launch: Launch) -> tuple[int, int]:
+    """Bytes of scratch memory read and written by a backward kernel that finishes a norm: a row of sums of each program
+    and group, counters, and what it adds up of a weight's gradient."""
+    a = launch.arguments
+    sums, group, dgamma, _ = a["into"]
+    added = 4 * a["splits"] * a["weight_stride"] if a.get("weights") is not None else 0
+    rows = next(r for r in range(sums.shape[0] + 1) if r + triton.cdiv(r, group) == sums.shape[0])
+    groups = triton.cdiv(rows, group)
+    again = groups if groups > 1 else 0
+    slabs, of_rows = a["arrivals"].numel() // (groups + 1), (rows + again) * 2 * 4 * dgamma.numel()
+    return of_rows + added, of_rows + 4 * slabs * (groups + (groups > 1))
+
+
 def moved(launch: Launch, device: Device) -> int:
     """Bytes from and to DRAM. Programs that read the same and run at the same time share it through L2."""
     return sum(

@@ -1,4 +1,4 @@
-"""What the kernels share: BN-ReLU as a prologue, statistics as an epilogue, offsets beyond 2**31."""
+"""What the kernels share: BN-ReLU as a prologue, offsets beyond 2**31."""
 
 import triton
 import triton.language as tl
@@ -38,34 +38,19 @@ def row_offset(row, stride):
 
 
 @triton.jit
-def store_stats(
-    partial,  # [tiles, 2, C] mean and sum of squared deviations
-    count,  # [tiles] values in each
-    tile,
-    z,  # [BLOCK_C, BLOCK_M] float32 if AXIS is 1, else [BLOCK_M, BLOCK_C]
-    valid,  # z's shape, or broadcast to it: which values exist
-    n,  # how many of each channel
-    c,  # [BLOCK_C] channels
-    mask,  # [BLOCK_C] which of them exist
-    C,
-    first,  # whether this program is the tile's first, which stores n
-    AXIS: tl.constexpr,  # along which the pixels run
-):
-    """Statistics of one tile, in two passes over registers (docs/internals/algorithm.md, "Numerics")."""
-    size = n.to(tl.float32)
-    mean = tl.sum(tl.where(valid, z, 0.0), AXIS) / size
-    deviation = tl.where(valid, z - tl.expand_dims(mean, AXIS), 0.0)
-    at = partial + row_offset(tile, 2 * C) + c
-    tl.store(at, mean, mask=mask)
-    tl.store(at + C, tl.sum(deviation * deviation, AXIS), mask=mask)
-    if first:
-        tl.store(count + tile, size)
-
-
-@triton.jit
 def replaced(values, i: tl.constexpr, value):
     """The tuple with another i-th value: accumulators of one kind are kept in tuples."""
     return values[:i] + (value,) + values[i + 1 :]  # noqa: RUF005  (Triton has no unpacking)
+
+
+@triton.jit
+def clear_kernel(
+    counters,  # [n] written
+    n,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(counters + i, 0, mask=i < n)
 
 
 def cdiv(a: int, b: int) -> int:

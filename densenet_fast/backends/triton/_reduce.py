@@ -1,89 +1,224 @@
-"""The second launch of an operation: partial results of the first, merged in a fixed order, and what follows from them.
+"""Partial results merged in a fixed order, and what follows from them: within the launch that made them, or the next.
 
 Forward: tile statistics to mean and variance. Backward: sums to gradients of gamma and beta and to the deferred
 correction, and partial weight gradients to the weight's. docs/internals/algorithm.md, "Deferred correction".
+
+Statistics and sums of a slab of channels are merged by the programs that made them, of which each leaves a row: the
+last of a group of programs to arrive merges the group's, the last group to arrive those of the groups. Partial weight
+gradients, much larger, are added by programs of the next launch that has room. docs/internals/triton.md, "Reductions".
 """
+
+from math import isqrt
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...contract import Norm, NormGradient
-from ._common import cdiv, next_power_of_2
+from ._common import cdiv, row_offset
 from .arguments import Pair
 from .plan import Planner
+
+ONE_GROUP = 64  # rows that one program merges at once
+WAVES = 8  # programs for each multiprocessor, of which more leave merging to a launch: to arrive takes each some time
+
+
+@triton.jit
+def last_to_arrive(
+    arrivals,  # counter, zero before the first arrives and behind the last
+    expected,
+):
+    """Whether this is the last of so many programs, which may read what all of them stored before."""
+    tl.debug_barrier()  # one thread arrives for the program: what the others stored comes before
+    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == expected - 1
+    if is_last:
+        tl.store(arrivals, 0)
+    return is_last
+
+
+@triton.jit
+def _store_row(
+    rows,  # [R, 2, C]
+    row,
+    first,  # [BLOCK_C]
+    second,  # [BLOCK_C]
+    c,  # [BLOCK_C] channels
+    mask,  # [BLOCK_C] which of them exist
+    C,
+):
+    at = rows + row_offset(row, 2 * C) + c
+    tl.store(at, first, mask=mask)
+    tl.store(at + C, second, mask=mask)
+
+
+@triton.jit
+def _merged_stats(
+    partial,  # [R, 2, C] mean and sum of squared deviations of each tile, or group of tiles
+    count,  # [R] values in each
+    first,  # row
+    size,  # rows
+    c,  # [BLOCK_C]
+    mask,  # [BLOCK_C]
+    C,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Chan, Golub and LeVeque 1983: the merged mean first, then deviations from it. And the number of values."""
+    at = partial + row_offset(first, 2 * C) + c[None, :]
+    numbers = tl.zeros((BLOCK_R,), dtype=tl.float32)
+    sums = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    for start in range(0, size, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        valid = (r < size)[:, None] & mask[None, :]
+        n = tl.load(count + first + r, mask=r < size, other=0.0)
+        numbers += n
+        sums += n[:, None] * tl.load(at + r[:, None].to(tl.int64) * (2 * C), mask=valid, other=0.0)
+    total = tl.sum(numbers, 0)
+    mean = tl.sum(sums, 0) / total
+    squares = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    for start in range(0, size, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        valid = (r < size)[:, None] & mask[None, :]
+        n = tl.load(count + first + r, mask=r < size, other=0.0)
+        row = at + r[:, None].to(tl.int64) * (2 * C)
+        deviation = tl.load(row, mask=valid, other=0.0) - mean[None, :]
+        squares += tl.load(row + C, mask=valid, other=0.0) + n[:, None] * deviation * deviation
+    return mean, tl.sum(squares, 0), total
+
+
+@triton.jit
+def finish_stats(
+    stats,  # of `stats_into`
+    arrivals,  # its counters, or None where `merge_stats` follows
+    row,  # this program's
+    rows,  # one of each program of the slab
+    slab,
+    mean,  # [BLOCK_C] of what the program has
+    squares,  # [BLOCK_C] sums of squared deviations
+    n,  # values of each channel
+    c,  # [BLOCK_C] the slab's channels
+    mask,  # [BLOCK_C] which of them exist
+    C,
+    BLOCK_C: tl.constexpr,
+):
+    """The statistics of a slab of channels, by the last program to arrive."""
+    partial, count, group, mean_at, var_at = stats
+    BLOCK_R: tl.constexpr = 4096 // BLOCK_C
+    _store_row(partial, row, mean, squares, c, mask, C)
+    if arrivals is None:
+        tl.store(count + row, n, mask=slab == 0)
+    else:
+        groups = tl.cdiv(rows, group)
+        count += slab * (rows + groups)  # its own: of other slabs it does not know what has been stored
+        arrivals += slab * (groups + 1)
+        tl.store(count + row, n)
+        first = row // group * group
+        size = tl.minimum(group, rows - first)
+        is_last = last_to_arrive(arrivals + row // group, size)
+        if is_last & (groups > 1):
+            mean, squares, n = _merged_stats(partial, count, first, size, c, mask, C, BLOCK_C, BLOCK_R)
+            _store_row(partial, rows + row // group, mean, squares, c, mask, C)
+            tl.store(count + rows + row // group, n)
+            first, size = rows, groups
+            is_last = last_to_arrive(arrivals + groups, groups)
+        if is_last:
+            mean, squares, n = _merged_stats(partial, count, first, size, c, mask, C, BLOCK_C, BLOCK_R)
+            tl.store(mean_at + c, mean, mask=mask)
+            tl.store(var_at + c, squares / n, mask=mask)
+
+
+@triton.jit
+def tile_stats(
+    stats,
+    arrivals,
+    row,
+    rows,
+    slab,
+    z,  # [BLOCK_C, BLOCK_M] float32 if AXIS is 1, else [BLOCK_M, BLOCK_C]: the program's tile
+    valid,  # z's shape, or broadcast to it: which values exist
+    n,  # how many of each channel
+    c,
+    mask,
+    C,
+    AXIS: tl.constexpr,  # along which the pixels run
+    BLOCK_C: tl.constexpr,
+):
+    """Statistics of a tile, in two passes over registers (docs/internals/algorithm.md, "Numerics"); and of all."""
+    size = n.to(tl.float32)
+    mean = tl.sum(tl.where(valid, z, 0.0), AXIS) / size
+    deviation = tl.where(valid, z - tl.expand_dims(mean, AXIS), 0.0)
+    squares = tl.sum(deviation * deviation, AXIS)
+    finish_stats(stats, arrivals, row, rows, slab, mean, squares, size, c, mask, C, BLOCK_C)
 
 
 @triton.jit
 def merge_stats_kernel(
-    partial,  # [T, 2, C] mean and sum of squared deviations of each tile
-    count,  # [T] values in each
+    partial,  # [R, 2, C]
+    count,  # [R]
     mean,  # [C] written
     var,  # [C] written, biased
-    T,
+    R,
     C,
-    total,  # float, the sum of count
-    BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
-    """Chan, Golub and LeVeque 1983: the merged mean first, then deviations from it."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    at = partial + c[None, :]
-    sums = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
-    for start in range(0, T, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
-        mask = (t < T)[:, None] & (c < C)[None, :]
-        n = tl.load(count + t, mask=t < T, other=0.0)[:, None]  # [BLOCK_T, 1]
-        sums += n * tl.load(at + t[:, None].to(tl.int64) * (2 * C), mask=mask, other=0.0)
-    merged = tl.sum(sums, 0) / total
-    squares = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
-    for start in range(0, T, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
-        mask = (t < T)[:, None] & (c < C)[None, :]
-        n = tl.load(count + t, mask=t < T, other=0.0)[:, None]
-        row = at + t[:, None].to(tl.int64) * (2 * C)
-        deviation = tl.load(row, mask=mask, other=0.0) - merged[None, :]
-        squares += tl.load(row + C, mask=mask, other=0.0) + n * deviation * deviation
+    merged, squares, n = _merged_stats(partial, count, 0, R, c, c < C, C, BLOCK_C, BLOCK_R)
     tl.store(mean + c, merged, mask=c < C)
-    tl.store(var + c, tl.sum(squares, 0) / total, mask=c < C)
+    tl.store(var + c, squares / n, mask=c < C)
 
 
-def tile_stats(plan: Planner, into: Pair | None, tiles: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Where `store_stats` leaves what `merge_stats` takes; nowhere if no statistics are wanted."""
-    return (None, None) if into is None else (plan.empty(tiles, 2, into[0].shape[0]), plan.empty(tiles))
-
-
-def merge_stats(plan: Planner, partial: Tensor | None, count: Tensor | None, into: Pair | None, total: int) -> None:
-    """mean, var [C] of `total` values from the partial [tiles, 2, C] and count [tiles] of `store_stats`."""
-    if into is None or partial is None or count is None:
-        return
+def stats_into(plan: Planner, into: Pair | None, rows: int, slabs: int) -> dict[str, Any]:
+    """What `finish_stats` takes, for so many programs of each slab; None if no statistics are wanted."""
+    if into is None:
+        return {"stats": None, "arrivals": None}
     mean, var = into
-    tiles, _, channels = partial.shape
+    arrivals, group, more = _arrivals(plan, rows, slabs)
+    partial = plan.empty(rows + more, 2, mean.shape[0])
+    count = plan.empty(1 if arrivals is None else slabs, rows + more)
+    return {"stats": (partial, count, group, mean, var), "arrivals": arrivals}
+
+
+def merge_stats(plan: Planner, stats: tuple[Any, ...] | None, arrivals: Tensor | None) -> None:
+    """What `finish_stats` leaves, where that is not all."""
+    if stats is None or arrivals is not None:
+        return
+    partial, count, _, mean, var = stats
     plan.launch(
         merge_stats_kernel,
-        (cdiv(channels, 8),),
+        (cdiv(mean.shape[0], 8),),
         num_warps=8,
         partial=partial,
         count=count,
         mean=mean,
         var=var,
-        T=tiles,
-        C=channels,
-        total=float(total),
-        BLOCK_T=min(1024, next_power_of_2(tiles)),
+        R=partial.shape[0],
+        C=mean.shape[0],
         BLOCK_C=8,
+        BLOCK_R=1024,
     )
 
 
+def _arrivals(plan: Planner, rows: int, slabs: int, room: bool = True) -> tuple[Tensor | None, int, int]:
+    """Counters, or None where so many programs leave the rest to another launch; rows in a group, and how many more the
+    groups leave."""
+    if not room or rows * slabs > WAVES * plan.device.processors:
+        return None, rows, 0
+    group = rows if rows <= ONE_GROUP else isqrt(rows - 1) + 1
+    groups = cdiv(rows, group)
+    return plan.counters(slabs * (groups + 1)), group, groups
+
+
 @triton.jit
-def sum_rows(
+def _sum_rows(
     rows,  # [R, row_stride]
     R,
     row_stride,
     c,  # [BLOCK_C]
     mask,  # [BLOCK_C]
-    BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
     """Sums of columns c, [BLOCK_C]: BLOCK_R interleaved ones, then those."""
     sums = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
@@ -95,9 +230,81 @@ def sum_rows(
 
 
 @triton.jit
+def _store_norm(
+    sum_v,  # [BLOCK_C]
+    sum_vx,  # [BLOCK_C]
+    dgamma,
+    dbeta,
+    a,
+    b,
+    var,
+    gamma,
+    eps,
+    count,
+    c,  # [BLOCK_C]
+    mask,  # [BLOCK_C]
+):
+    rstd = tl.rsqrt(tl.load(var + c, mask=mask, other=1.0) + eps)
+    tl.store(dgamma + c, sum_vx * rstd, mask=mask)
+    tl.store(dbeta + c, sum_v, mask=mask)
+    if a is not None:
+        scale = rstd
+        if gamma is not None:
+            scale *= tl.load(gamma + c, mask=mask, other=0.0)
+        new_a = tl.load(a + c, mask=mask) + scale * (sum_v / count)
+        new_b = tl.load(b + c, mask=mask) + scale * rstd * (sum_vx * rstd / count)
+        tl.debug_barrier()  # every warp has loaded what one of them stores
+        tl.store(a + c, new_a, mask=mask)
+        tl.store(b + c, new_b, mask=mask)
+
+
+@triton.jit
+def finish_norm(
+    into,  # of `sums_into`
+    arrivals,  # its counters, or None where `finish_bwd` follows
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
+    row,  # this program's
+    rows,  # one of each program of the slab
+    slab,
+    sum_v,  # [BLOCK_C] its sum(v)
+    sum_vx,  # [BLOCK_C] sum(v * (x - mean))
+    var,  # [C]
+    gamma,  # [C] or None
+    eps,
+    c,  # [BLOCK_C] the slab's channels
+    mask,  # [BLOCK_C] which of them exist
+    C,
+    count,  # values of a channel
+    BLOCK_C: tl.constexpr,
+):
+    """The gradients of gamma and beta of a slab of channels, and their correction, by the last program to arrive."""
+    sums, group, dgamma, dbeta = into
+    BLOCK_R: tl.constexpr = 4096 // BLOCK_C
+    _store_row(sums, row, sum_v, sum_vx, c, mask, C)
+    if arrivals is not None:
+        groups = tl.cdiv(rows, group)
+        arrivals += slab * (groups + 1)
+        first = row // group * group
+        size = tl.minimum(group, rows - first)
+        is_last = last_to_arrive(arrivals + row // group, size)
+        if is_last & (groups > 1):
+            at = sums + row_offset(first, 2 * C)
+            sum_v = _sum_rows(at, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            sum_vx = _sum_rows(at + C, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            _store_row(sums, rows + row // group, sum_v, sum_vx, c, mask, C)
+            first, size = rows, groups
+            is_last = last_to_arrive(arrivals + groups, groups)
+        if is_last:
+            at = sums + row_offset(first, 2 * C)
+            sum_v = _sum_rows(at, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            sum_vx = _sum_rows(at + C, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            _store_norm(sum_v, sum_vx, dgamma, dbeta, a, b, var, gamma, eps, count, c, mask)
+
+
+@triton.jit
 def finish_bwd_kernel(
-    sums,  # [R, 2, C] partial sum(v), sum(v * (x - mean))
-    weights,  # [S, TAPS, K, C] partial gradients of the weight, or None
+    sums,  # [R, 2, C]
     var,  # [C]
     gamma,  # [C] or None
     eps,
@@ -105,83 +312,125 @@ def finish_bwd_kernel(
     dbeta,  # [C] written
     a,  # [C] added to, or None
     b,  # [C] added to, or None
-    dweight,  # [K, C, TAPS] written, or None
     R,
-    S,
-    K,
     C,
-    count,  # float, values per channel
-    TAPS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
+    count,  # values of a channel
     BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):
-    """Programs up to cdiv(C, BLOCK_C) finish the norm, those behind them BLOCK_W elements of the weight each."""
-    norms = tl.cdiv(C, BLOCK_C)
-    if tl.program_id(0) < norms:
-        c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-        mask = c < C
-        sum_v = sum_rows(sums, R, 2 * C, c, mask, BLOCK_R, BLOCK_C)
-        sum_vx = sum_rows(sums + C, R, 2 * C, c, mask, BLOCK_R, BLOCK_C)
-        rstd = tl.rsqrt(tl.load(var + c, mask=mask, other=1.0) + eps)
-        tl.store(dgamma + c, sum_vx * rstd, mask=mask)
-        tl.store(dbeta + c, sum_v, mask=mask)
-        if a is not None:
-            scale = rstd
-            if gamma is not None:
-                scale *= tl.load(gamma + c, mask=mask, other=0.0)
-            new_a = tl.load(a + c, mask=mask) + scale * (sum_v / count)
-            new_b = tl.load(b + c, mask=mask) + scale * rstd * (sum_vx * rstd / count)
-            tl.debug_barrier()  # every warp has loaded what one of them stores
-            tl.store(a + c, new_a, mask=mask)
-            tl.store(b + c, new_b, mask=mask)
-    elif weights is not None:
-        size = TAPS * K * C
-        i = (tl.program_id(0) - norms) * BLOCK_W + tl.arange(0, BLOCK_W)
-        total = sum_rows(weights, S, size, i, i < size, BLOCK_S, BLOCK_W)
-        tap = i // (K * C)
-        row = (i // C) % K
-        tl.store(dweight + (row * C + i % C) * TAPS + tap, total.to(dweight.dtype.element_ty), mask=i < size)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sum_v = _sum_rows(sums, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
+    sum_vx = _sum_rows(sums + C, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
+    _store_norm(sum_v, sum_vx, dgamma, dbeta, a, b, var, gamma, eps, count, c, c < C)
+
+
+def sums_into(plan: Planner, dnorm: NormGradient, rows: int, slabs: int, room: bool = True) -> dict[str, Any]:
+    """What `finish_norm` takes, for so many programs of each slab, if they have `room` in registers to arrive."""
+    a, b = (None, None) if dnorm.correction is None else dnorm.correction
+    arrivals, group, more = _arrivals(plan, rows, slabs, room)
+    sums = plan.empty(rows + more, 2, dnorm.dgamma.shape[0])
+    return {"into": (sums, group, dnorm.dgamma, dnorm.dbeta), "arrivals": arrivals, "a": a, "b": b}
 
 
 def finish_bwd(
     plan: Planner,
-    sums: Tensor,
-    weights: Tensor | None,
     norm: Norm,
     count: int,
-    dnorm: NormGradient,
-    dweight: Tensor | None,
+    into: tuple[Any, ...],
+    arrivals: Tensor | None,
+    a: Tensor | None,
+    b: Tensor | None,
 ) -> None:
-    """The gradients from sums [rows, 2, C] and weights [splits, h * w, K, C]; dweight is [K, C, h, w]."""
-    rows, _, channels = sums.shape
-    a, b = (None, None) if dnorm.correction is None else dnorm.correction
-    outputs, size, splits, taps = 0, 0, 1, 1
-    if dweight is not None and weights is not None:
-        outputs, size, (splits, taps, *_) = dweight.shape[0], dweight.numel(), weights.shape
+    """What `finish_norm` leaves, where that is not all."""
+    if arrivals is not None:
+        return
+    sums, _, dgamma, dbeta = into
     plan.launch(
         finish_bwd_kernel,
-        (cdiv(channels, 8) + cdiv(size, 512),),
+        (cdiv(dgamma.shape[0], 8),),
         num_warps=8,
         sums=sums,
-        weights=weights,
         var=norm.var,
         gamma=norm.gamma,
         eps=norm.eps,
-        dgamma=dnorm.dgamma,
-        dbeta=dnorm.dbeta,
+        dgamma=dgamma,
+        dbeta=dbeta,
         a=a,
         b=b,
-        dweight=dweight,
-        R=rows,
-        S=splits,
-        K=outputs,
-        C=channels,
-        count=float(count),
-        TAPS=taps,
-        BLOCK_R=min(1024, next_power_of_2(rows)),
+        R=sums.shape[0],
+        C=dgamma.shape[0],
+        count=count,
         BLOCK_C=8,
-        BLOCK_S=min(4, next_power_of_2(splits)),
-        BLOCK_W=512,
+        BLOCK_R=1024,
     )
+
+
+ELEMENTS = 512  # of a weight, whose gradient one program adds up
+_ELEMENTS, _SPLITS = tl.constexpr(ELEMENTS), tl.constexpr(8)
+
+
+@triton.jit
+def sum_weight(
+    weights,  # [splits, weight_stride] partial gradients of a weight, each [TAPS, K, C]
+    dweight,  # [K, C, TAPS] written
+    splits,
+    weight_stride,
+    K,
+    C,
+    TAPS: tl.constexpr,
+):
+    """A program's part of a weight's gradient. K and C are read where there are several taps."""
+    part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    i = part * _ELEMENTS + tl.arange(0, _ELEMENTS)
+    exists = i < weight_stride
+    total = _sum_rows(weights, splits, weight_stride, i, exists, _ELEMENTS, _SPLITS)
+    at = i
+    if TAPS > 1:
+        at = (i // C % K * C + i % C) * TAPS + i // (K * C)
+    tl.store(dweight + at, total.to(dweight.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def rows_of_programs(weight_stride):
+    """How many programs along axis 0 of the grid, with all along axis 1, it takes to add up a weight's gradient."""
+    return tl.cdiv(tl.cdiv(weight_stride, _ELEMENTS), tl.num_programs(1))
+
+
+@triton.jit
+def sum_weight_kernel(
+    weights,  # [splits, weight_stride]
+    dweight,  # [weight_stride] written
+    splits,
+    weight_stride,
+):
+    sum_weight(weights, dweight, splits, weight_stride, 1, 1, 1)
+
+
+class Partial(NamedTuple):
+    """A weight's gradient in parts, which are still to be added."""
+
+    weights: Tensor  # [splits, h * w, K, C]
+    dweight: Tensor  # [K, C, h, w] written
+
+    @staticmethod
+    def programs(partial: "Partial | None", columns: int) -> int:
+        """Those that add it up, along axis 0 of a grid that has so many along axis 1."""
+        return 0 if partial is None else cdiv(cdiv(partial.dweight.numel(), ELEMENTS), columns)
+
+    @staticmethod
+    def arguments(partial: "Partial | None") -> dict[str, Any]:
+        if partial is None:
+            return {"weights": None, "dweight": None, "splits": 0, "weight_stride": 0}
+        weights, dweight = partial
+        return {
+            "weights": weights,
+            "dweight": dweight,
+            "splits": weights.shape[0],
+            "weight_stride": dweight.numel(),
+        }
+
+
+def sum_now(plan: Planner, partial: Partial) -> None:
+    """In a launch of its own, for a 1x1 convolution's weight."""
+    programs = Partial.programs(partial, 1)
+    plan.launch(sum_weight_kernel, (programs,), num_warps=8, **Partial.arguments(partial))

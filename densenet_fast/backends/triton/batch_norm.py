@@ -10,19 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import cdiv, row_offset, store_stats
-from ._reduce import merge_stats, tile_stats
+from ._common import cdiv, row_offset
+from ._reduce import merge_stats, stats_into, tile_stats
 from .arguments import Arguments
 from .plan import Planner, Slot, planned
 
-NORMS = 16  # updated by one launch: as many sets of pointers fit among a kernel's arguments
+NORMS = 32  # updated by one launch: as many sets of pointers fit among a kernel's arguments
 
 
 @triton.jit
 def channel_stats_kernel(
     x,  # [M, C]
-    partial,  # [cdiv(M, BLOCK_M), 2, C]
-    count,  # [cdiv(M, BLOCK_M)]
+    stats,  # of x (_reduce.py)
+    arrivals,
     M,
     C,
     x_stride,
@@ -37,30 +37,29 @@ def channel_stats_kernel(
     valid = (m < n)[:, None] & (c < C)[None, :]
     at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
     values = tl.load(at, mask=valid, other=0.0).to(tl.float32)  # [BLOCK_M, BLOCK_C]
-    store_stats(partial, count, tile, values, valid, n, c, c < C, C, tl.program_id(1) == 0, 0)
+    rows, slab = tl.num_programs(0), tl.program_id(1)
+    tile_stats(stats, arrivals, tile, rows, slab, values, valid, n, c, c < C, C, 0, BLOCK_C)
 
 
 @planned("channel_stats")
 def channel_stats(plan: Planner, x: Tensor, stats: Tensor) -> None:
     check = Arguments(plan, "x", x)
-    into = check.pair("stats", stats, check.C)
     rows = 128
-    tiles = cdiv(check.M, rows)
-    partial, count = tile_stats(plan, into, tiles)
+    grid = cdiv(check.M, rows), cdiv(check.C, 64)
+    into = stats_into(plan, check.pair("stats", stats, check.C), *grid)
     plan.launch(
         channel_stats_kernel,
-        (tiles, cdiv(check.C, 64)),
+        grid,
         num_warps=4,
         x=x,
-        partial=partial,
-        count=count,
+        **into,
         M=check.M,
         C=check.C,
         x_stride=check.stride,
         BLOCK_M=rows,
         BLOCK_C=64,
     )
-    merge_stats(plan, partial, count, into, check.M)
+    merge_stats(plan, **into)
 
 
 @triton.jit
@@ -176,7 +175,7 @@ def _update(
     count: int,
     factors: list[Slot],
 ) -> None:
-    """One launch for every 16 norms. factors: 1 - momentum of all norms, then momentum, then that of the variance."""
+    """One launch for every 32 norms. factors: 1 - momentum of all norms, then momentum, then that of the variance."""
     channels = _check_running(plan, running_mean, running_var, stats, begins, count, len(factors))
     _check_counts(plan, num_batches_tracked, len(channels))
     mean, var = ([row[b : b + c] for b, c in zip(begins, channels, strict=True)] for row in stats)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...contract import Block, Half, Norm, NormGradient
 from ...contract.block import NUMBERS, TENSORS, Layer, z_size
+from ._reduce import Partial, sum_now
 from .arguments import Arguments, Pair
 from .bn_relu_conv1x1_bwd import conv1x1_bwd
 from .bn_relu_conv1x1_fwd import conv1x1
@@ -134,6 +135,7 @@ def _backward(
         plan.refuse("length of gradients", len(gradients), f"{len(block.tensors)}, as tensors")
     if u is None and halves != Half.BOTH and any(layer.second is not None for layer in layers):
         plan.refuse("u", None, "memory that the second half leaves to the first, where they are called apart")
+    behind: Partial | None = None  # the gradient of weight1 of the layer behind, in parts
     for layer in reversed(layers):
         output = Output(g[:, layer.new], layer.y, stats[0, layer.new], _pair(correction, layer.new))
         dx, places = g[:, layer.before], gradients[len(TENSORS) * layer.at.number :][: len(TENSORS)]
@@ -141,7 +143,8 @@ def _backward(
         of_x = layer.norm1, layer.weight1
         if layer.second is None:
             if halves & Half.SECOND:
-                conv3x3_bwd(layer.reads, output, *of_x, layer.dropout, dx, True, dnorm1, dweight1)
+                conv3x3_bwd(layer.reads, output, *of_x, layer.dropout, dx, True, dnorm1, dweight1, behind)
+                behind = None
                 plan.reuse()
             continue
         norm2, weight2 = layer.second
@@ -151,11 +154,16 @@ def _backward(
         of_half = plan.free
         if halves & Half.SECOND:
             check = Arguments(plan, "z", bottleneck)
-            conv3x3_bwd(check, output, norm2, weight2, layer.dropout, v, False, dnorm2, dweight2)
+            conv3x3_bwd(check, output, norm2, weight2, layer.dropout, v, False, dnorm2, dweight2, behind)
+            behind = None
             plan.reuse(of_half)
         if halves & Half.FIRST:
             of_z = norm2, _pair(correction, layer.at.of_z)
-            conv1x1_bwd(layer.reads, v, bottleneck, *of_z, *of_x, dx, dnorm1, dweight1)
+            behind = conv1x1_bwd(layer.reads, v, bottleneck, *of_z, *of_x, dx, dnorm1, dweight1)
+            if behind and (layer is layers[0] or not halves & Half.SECOND):
+                sum_now(plan, behind)  # there is no launch behind that has room for it
+            elif behind:
+                plan.keep(behind.weights)
         plan.reuse()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...contract import Norm, NormGradient
 from . import tiles
 from ._common import cdiv, load_norm, relu, row_offset
-from ._reduce import finish_bwd
+from ._reduce import Partial, finish_bwd, finish_norm, sums_into
 from .arguments import Arguments, Pair
 
 
@@ -93,7 +93,10 @@ def bn_relu_conv1x1_bwd_kernel(
     eps,
     weight,  # [K, C]
     dx,  # [M, C] added to
-    sums,  # [splits, 2, C] written
+    into,  # what takes the sums (_reduce.py)
+    arrivals,
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
     dweight,  # [splits, K, C] written
     splits,
     M,
@@ -117,13 +120,13 @@ def bn_relu_conv1x1_bwd_kernel(
     of_w = (c < C)[:, None] & (k < K)[None, :]
     w = tl.load(weight + k[None, :] * C + c[:, None], mask=of_w, other=0.0)  # [BLOCK_C, BLOCK_K]
     shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+    z_shift, z_scale, of_a, of_b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
     dw = tl.zeros((BLOCK_C, BLOCK_K), dtype=tl.float32)
     sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
     sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
     for start in range(split * BLOCK_M, M, splits * BLOCK_M):
         exists = m < M - start
-        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+        dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, of_a, of_b, BLOCK_M)
         mask = (c < C)[:, None] & exists[None, :]
         x_tile = tl.load(x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
         dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
@@ -132,10 +135,9 @@ def bn_relu_conv1x1_bwd_kernel(
         sum_v += of_v
         sum_vx += of_vx
         dw = tl.dot(activated, dz, dw, input_precision=PRECISION)
-    sums_at = sums + split * 2 * C + c
-    tl.store(sums_at, sum_v, mask=c < C)
-    tl.store(sums_at + C, sum_vx, mask=c < C)
     tl.store(dweight + row_offset(split, K * C) + k[None, :] * C + c[:, None], dw, mask=of_w)
+    slab = tl.program_id(0)
+    finish_norm(into, arrivals, a, b, split, splits, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
 
 @triton.jit
@@ -156,7 +158,10 @@ def bn_relu_conv1x1_grads_kernel(
     eps,
     weight,  # [K, C]
     dx,  # [M, C] added to
-    sums,  # [cdiv(M, BLOCK_M), 2, C] written
+    into,  # what takes the sums (_reduce.py)
+    arrivals,
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
     dweight,  # [splits, K, C] written, or None
     splits,  # 0 without dweight
     M,
@@ -183,11 +188,11 @@ def bn_relu_conv1x1_grads_kernel(
         if dweight is not None:
             split = part // outputs
             k = part % outputs * BLOCK_K + tl.arange(0, BLOCK_K)
-            z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+            z_shift, z_scale, of_a, of_b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
             dw = tl.zeros((BLOCK_K, BLOCK_C), dtype=tl.float32)
             for start in range(split * BLOCK_M, M, splits * BLOCK_M):
                 exists = m < M - start
-                dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+                dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, of_a, of_b, BLOCK_M)
                 x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
                 values = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
                 activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
@@ -202,16 +207,15 @@ def bn_relu_conv1x1_grads_kernel(
         for i in range(outputs):
             k = i * BLOCK_K + tl.arange(0, BLOCK_K)
             w = tl.load(weight + k[None, :] * C + c[:, None], mask=(c < C)[:, None] & (k < K)[None, :], other=0.0)
-            z_shift, z_scale, a, b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
-            dz = load_dz(u, z, first, exists, k, K, u_stride, z_stride, z_shift, z_scale, a, b, BLOCK_M)
+            z_shift, z_scale, of_a, of_b = load_correction(z_mean, z_var, z_gamma, z_eps, z_a, z_b, k, K)
+            dz = load_dz(u, z, first, exists, k, K, u_stride, z_stride, z_shift, z_scale, of_a, of_b, BLOCK_M)
             v = tl.dot(w, tl.trans(dz), v, input_precision=PRECISION)
         mask = (c < C)[:, None] & exists[None, :]
         x_tile = tl.load(x + row_offset(first, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
         dx_at = dx + row_offset(first, dx_stride) + m[None, :] * dx_stride + c[:, None]
         _, sum_v, sum_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
-        sums_at = sums + row_offset(tile, 2 * C) + c
-        tl.store(sums_at, sum_v, mask=c < C)
-        tl.store(sums_at + C, sum_vx, mask=c < C)
+        rows, slab = tl.cdiv(M, BLOCK_M), tl.program_id(0) % slabs
+        finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
 
 def conv1x1_bwd(
@@ -225,8 +229,8 @@ def conv1x1_bwd(
     dx: Tensor,
     dnorm: NormGradient,
     dweight: Tensor | None,
-) -> None:
-    """dx is added to."""
+) -> Partial | None:
+    """dx is added to. Returns what is still to be done for the weight's gradient."""
     plan, outputs, x = check.plan, weight.shape[0], check.x
     u_stride, z_stride, dx_stride = (
         check.image(name, image, channels)
@@ -246,8 +250,8 @@ def conv1x1_bwd(
     most = max(3 * check.M * row // (20 * 4 * outputs * check.C), half)
     splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most) if wanted else 0
     rows = splits if both else cdiv(check.M, tile.pixels)
-    sums = plan.empty(rows, 2, check.C)
-    weights = plan.empty(splits, 1, outputs, check.C) if wanted else None
+    weights = plan.empty(splits, outputs, check.C) if wanted else None
+    into = sums_into(plan, dnorm, rows, slabs, room=not both or tile.outputs <= 128)
     plan.launch(
         bn_relu_conv1x1_bwd_kernel if both else bn_relu_conv1x1_grads_kernel,
         (slabs, splits) if both else (slabs * (of_k * splits + rows),),
@@ -264,7 +268,7 @@ def conv1x1_bwd(
         **norm._asdict(),
         weight=weight,
         dx=dx,
-        sums=sums,
+        **into,
         dweight=weights,
         splits=splits,
         M=check.M,
@@ -276,4 +280,5 @@ def conv1x1_bwd(
         dx_stride=dx_stride,
         **tile.blocks(plan.precision),
     )
-    finish_bwd(plan, sums, weights, norm, check.M, dnorm, dweight)
+    finish_bwd(plan, norm, check.M, **into)
+    return None if dweight is None or weights is None else Partial(weights, dweight)

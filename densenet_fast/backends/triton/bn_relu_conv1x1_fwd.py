@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...contract import Norm
-from ._common import cdiv, load_norm, relu, row_offset, store_stats
-from ._reduce import merge_stats, tile_stats
+from ._common import cdiv, load_norm, relu, row_offset
+from ._reduce import merge_stats, stats_into, tile_stats
 from .arguments import NO_NORM, Arguments, Pair
 
 
@@ -29,8 +29,8 @@ def bn_relu_conv1x1_fwd_kernel(
     z_beta,  # [K] or None
     z_eps,
     z,  # [M, K] written
-    partial,  # [cdiv(M, BLOCK_M), 2, K] statistics of z written, or None
-    count,  # [cdiv(M, BLOCK_M)] written, or None
+    stats,  # of z, or None (_reduce.py)
+    arrivals,
     M,
     C,
     K,
@@ -62,8 +62,9 @@ def bn_relu_conv1x1_fwd_kernel(
     rounded = acc.to(z.dtype.element_ty)
     valid = (k < K)[:, None] & (m < n)[None, :]
     tl.store(z + row_offset(start, K) + k[:, None] + m[None, :] * K, rounded, mask=valid)
-    if partial is not None:
-        store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k, k < K, K, tl.program_id(1) == 0, 1)
+    if stats is not None:
+        rows, slab, values = tl.num_programs(0), tl.program_id(1), rounded.to(tl.float32)
+        tile_stats(stats, arrivals, tile, rows, slab, values, valid, n, k, k < K, K, 1, BLOCK_K)
 
 
 def conv1x1(check: Arguments, norm: Norm, weight: Tensor, z_norm: Norm | None, z: Tensor, z_stats: Pair | None) -> None:
@@ -71,12 +72,12 @@ def conv1x1(check: Arguments, norm: Norm, weight: Tensor, z_norm: Norm | None, z
     plan, outputs = check.plan, weight.shape[0]
     tile = plan.tile("bn_relu_conv1x1_fwd", outputs)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = cdiv(check.M, tile.pixels)
-    partial, count = tile_stats(plan, z_stats, blocks)
+    grid = cdiv(check.M, tile.pixels), cdiv(outputs, tile.outputs)
+    stats = stats_into(plan, z_stats, *grid)
     of_z = z_norm or NO_NORM
     plan.launch(
         bn_relu_conv1x1_fwd_kernel,
-        (blocks, cdiv(outputs, tile.outputs)),
+        grid,
         **tile.options,
         x=check.x,
         **norm._asdict(),
@@ -87,12 +88,11 @@ def conv1x1(check: Arguments, norm: Norm, weight: Tensor, z_norm: Norm | None, z
         z_beta=of_z.beta,
         z_eps=of_z.eps,
         z=z,
-        partial=partial,
-        count=count,
+        **stats,
         M=check.M,
         C=check.C,
         K=outputs,
         x_stride=check.stride,
         **tile.blocks(plan.precision),
     )
-    merge_stats(plan, partial, count, z_stats, check.M)
+    merge_stats(plan, **stats)

@@ -1,7 +1,7 @@
 """BN-ReLU, the 3x3 convolution and dropout backward. Layouts as in bn_relu_conv3x3_fwd.py.
 
 `correct` writes the gradient d of the convolution's output once, where it can over the gradient that it corrects; the
-input and weight gradients then read it nine times as it is, straight into the matrix products; one last launch reduces.
+weight and input gradients then read it nine times as it is, straight into the matrix products.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...contract import Norm, NormGradient
 from . import tiles
 from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset
-from ._reduce import finish_bwd
+from ._reduce import Partial, finish_bwd, finish_norm, rows_of_programs, sum_weight, sums_into
 from .arguments import Arguments, Pair
 from .dropout import Dropout, dropout_scale
 
@@ -27,6 +27,10 @@ def bn_relu_conv3x3_correct_kernel(
     y_b,  # [G]
     seed,  # int64 scalar, or None without dropout
     d,  # [M, D] written, zeros behind G; may be dy
+    weights,  # [splits, weight_stride] partial gradients of another layer's 1x1 weight, or None (_reduce.py)
+    dweight,  # [weight_stride] written, or None
+    splits,
+    weight_stride,
     M,
     G,
     dy_stride,
@@ -38,23 +42,30 @@ def bn_relu_conv3x3_correct_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """d = dropout's scale * (dy - y_a - y_b * (y - y_mean))"""
-    start = tl.program_id(0) * BLOCK_M
-    m = tl.arange(0, BLOCK_M)
-    g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
-    rows = m < M - start
-    mask = rows[:, None] & (g < G)[None, :]
-    dy_at = dy + row_offset(start, dy_stride) + m[:, None] * dy_stride + g[None, :]
-    y_at = y + row_offset(start, y_stride) + m[:, None] * y_stride + g[None, :]
-    centred = tl.load(y_at, mask=mask, other=0.0).to(tl.float32) - tl.load(y_mean + g, mask=g < G)[None, :]
-    value = tl.load(dy_at, mask=mask, other=0.0).to(tl.float32) - tl.load(y_a + g, mask=g < G)[None, :]
-    value -= tl.load(y_b + g, mask=g < G)[None, :] * centred
-    if seed is not None:
-        element = row_offset(start + m, G)[:, None] + g[None, :]
-        value *= dropout_scale(seed, element, threshold, keep)
-    value = tl.where(mask, value, 0.0).to(d.dtype.element_ty)
-    d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride + g[None, :]
-    tl.store(d_at, value, mask=rows[:, None] & (g < D)[None, :])
+    """d = dropout's scale * (dy - y_a - y_b * (y - y_mean)). The first programs add up the other weight's."""
+    adding = 0
+    if weights is not None:
+        adding = rows_of_programs(weight_stride)
+    if tl.program_id(0) < adding:
+        if weights is not None:
+            sum_weight(weights, dweight, splits, weight_stride, 1, 1, 1)
+    else:
+        start = (tl.program_id(0) - adding) * BLOCK_M
+        m = tl.arange(0, BLOCK_M)
+        g = tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+        rows = m < M - start
+        mask = rows[:, None] & (g < G)[None, :]
+        dy_at = dy + row_offset(start, dy_stride) + m[:, None] * dy_stride + g[None, :]
+        y_at = y + row_offset(start, y_stride) + m[:, None] * y_stride + g[None, :]
+        centred = tl.load(y_at, mask=mask, other=0.0).to(tl.float32) - tl.load(y_mean + g, mask=g < G)[None, :]
+        value = tl.load(dy_at, mask=mask, other=0.0).to(tl.float32) - tl.load(y_a + g, mask=g < G)[None, :]
+        value -= tl.load(y_b + g, mask=g < G)[None, :] * centred
+        if seed is not None:
+            element = row_offset(start + m, G)[:, None] + g[None, :]
+            value *= dropout_scale(seed, element, threshold, keep)
+        value = tl.where(mask, value, 0.0).to(d.dtype.element_ty)
+        d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride + g[None, :]
+        tl.store(d_at, value, mask=rows[:, None] & (g < D)[None, :])
 
 
 @triton.jit
@@ -68,7 +79,14 @@ def bn_relu_conv3x3_dgrad_kernel(
     beta,  # [C] or None
     eps,
     u,  # [M, C] written; if ACCUMULATE, dx, added to
-    sums,  # [tiles, 2, C] sum(u), sum(u * (x - mean))
+    into,  # what takes sum(u), sum(u * (x - mean)) (_reduce.py)
+    arrivals,
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
+    weights,  # [splits, weight_stride] partial gradients of the weight, or None (_reduce.py)
+    dweight,  # [G, C, 9] written, or None
+    splits,
+    weight_stride,
     M,
     H,
     W,
@@ -84,46 +102,56 @@ def bn_relu_conv3x3_dgrad_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """u^T [C, M] = weight^T [C, 9 * D] @ shifted d^T [9 * D, M]: taps and gradient channels are one reduced axis."""
-    tile = tl.program_id(0)
-    start = tile * BLOCK_M
-    m = tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    w = (start + m) % W
-    h = (start + m) // W % H
-    d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride
-    acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
-    for first in range(0, 9 * D, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        tap = k // D
-        g = k % D
-        dh = 1 - tap // 3
-        dw = 1 - tap % 3
-        h_d = h[:, None] + dh[None, :]
-        w_d = w[:, None] + dw[None, :]
-        d_mask = (m < M - start)[:, None] & (tap < 9)[None, :] & (h_d >= 0) & (h_d < H) & (w_d >= 0) & (w_d < W)
-        shifted = tl.load(d_at + ((dh * W + dw) * d_stride + g)[None, :], mask=d_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
-        w_mask = (c < C)[:, None] & ((tap < 9) & (g < G))[None, :]
-        taps = tl.load(weight + ((g * 9 + tap) * C)[None, :] + c[:, None], mask=w_mask, other=0.0)  # [BLOCK_C, BLOCK_K]
-        acc = tl.dot(taps, tl.trans(shifted), acc, input_precision=PRECISION)
-    # As it will be stored. Rounded behind the mask alone, ptxas lets each product of the loop wait for the one before.
-    acc = acc.to(u.dtype.element_ty).to(tl.float32)
-    mask = (c < C)[:, None] & (m < M - start)[None, :]
-    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    x_at = x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None]
-    centred = tl.load(x_at, mask=mask, other=0.0).to(tl.float32) - shift[:, None]
-    # NaN > 0 is false, and so is NaN <= 0: ReLU passes NaN's gradient, as in PyTorch.
-    stopped = (centred * scale[:, None] + b[:, None] <= 0.0) | ~mask
-    v = tl.where(stopped, 0.0, acc).to(u.dtype.element_ty)
-    u_at = u + row_offset(start, u_stride) + m[None, :] * u_stride + c[:, None]
-    if ACCUMULATE:
-        before = tl.load(u_at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(u_at, (before + scale[:, None] * v.to(tl.float32)).to(u.dtype.element_ty), mask=mask)
+    """u^T [C, M] = weight^T [C, 9 * D] @ shifted d^T [9 * D, M]: taps and gradient channels are one reduced axis.
+    The first programs add up the weight's gradient."""
+    adding = 0
+    if weights is not None:
+        adding = rows_of_programs(weight_stride)
+    if tl.program_id(0) < adding:
+        if weights is not None:
+            sum_weight(weights, dweight, splits, weight_stride, G, C, 9)
     else:
-        tl.store(u_at, v, mask=mask)
-    at = sums + row_offset(tile, 2 * C) + c
-    tl.store(at, tl.sum(v.to(tl.float32), 1), mask=c < C)
-    tl.store(at + C, tl.sum(v.to(tl.float32) * centred, 1), mask=c < C)
+        tile = tl.program_id(0) - adding
+        start = tile * BLOCK_M
+        m = tl.arange(0, BLOCK_M)
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        w = (start + m) % W
+        h = (start + m) // W % H
+        d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride
+        acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+        for first in range(0, 9 * D, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K)
+            tap = k // D
+            g = k % D
+            dh = 1 - tap // 3
+            dw = 1 - tap % 3
+            h_d = h[:, None] + dh[None, :]
+            w_d = w[:, None] + dw[None, :]
+            d_mask = (m < M - start)[:, None] & (tap < 9)[None, :] & (h_d >= 0) & (h_d < H) & (w_d >= 0) & (w_d < W)
+            offset = (dh * W + dw) * d_stride + g
+            shifted = tl.load(d_at + offset[None, :], mask=d_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
+            w_mask = (c < C)[:, None] & ((tap < 9) & (g < G))[None, :]
+            w_at = weight + ((g * 9 + tap) * C)[None, :] + c[:, None]
+            taps = tl.load(w_at, mask=w_mask, other=0.0)  # [BLOCK_C, BLOCK_K]
+            acc = tl.dot(taps, tl.trans(shifted), acc, input_precision=PRECISION)
+        # As it will be stored. Rounded behind the mask alone, ptxas lets each product wait for the one before.
+        acc = acc.to(u.dtype.element_ty).to(tl.float32)
+        mask = (c < C)[:, None] & (m < M - start)[None, :]
+        shift, scale, bias = load_norm(mean, var, gamma, beta, eps, c, c < C)
+        x_at = x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None]
+        centred = tl.load(x_at, mask=mask, other=0.0).to(tl.float32) - shift[:, None]
+        # NaN > 0 is false, and so is NaN <= 0: ReLU passes NaN's gradient, as in PyTorch.
+        stopped = (centred * scale[:, None] + bias[:, None] <= 0.0) | ~mask
+        v = tl.where(stopped, 0.0, acc).to(u.dtype.element_ty)
+        u_at = u + row_offset(start, u_stride) + m[None, :] * u_stride + c[:, None]
+        if ACCUMULATE:
+            before = tl.load(u_at, mask=mask, other=0.0).to(tl.float32)
+            tl.store(u_at, (before + scale[:, None] * v.to(tl.float32)).to(u.dtype.element_ty), mask=mask)
+        else:
+            tl.store(u_at, v, mask=mask)
+        rows, slab = tl.num_programs(0) - adding, tl.program_id(1)
+        sum_v, sum_vx = tl.sum(v.to(tl.float32), 1), tl.sum(v.to(tl.float32) * centred, 1)
+        finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
 
 @triton.jit
@@ -200,16 +228,17 @@ def conv3x3_bwd(
     accumulate: bool,
     dnorm: NormGradient,
     dweight: Tensor | None,
+    another: Partial | None,
 ) -> None:
-    """Writes u or, to `accumulate`, adds to it."""
+    """Writes u or, to `accumulate`, adds to it; and adds up `another` weight's gradient, which was kept for it."""
     u_stride = check.image("g" if accumulate else "u", u, check.C)
-    d = _correct(check, output, dropout)
-    sums = _dgrad(check, d, weight, norm, u, u_stride, accumulate)
-    weights = None if dweight is None else _wgrad(check, d, weight.shape[0], norm)
-    finish_bwd(check.plan, sums, weights, norm, check.M, dnorm, dweight)
+    d = _correct(check, output, dropout, another)
+    check.plan.keep(None)
+    partial = None if dweight is None else _wgrad(check, d, norm, dweight)
+    _dgrad(check, d, weight, norm, u, u_stride, accumulate, dnorm, partial)
 
 
-def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
+def _correct(check: Arguments, output: Output, dropout: Dropout, another: Partial | None) -> Tensor:
     """d [M, D], the gradient of the convolution's output; D is G rounded up to rows of 16-byte pieces. It lies over dy,
     which nobody reads again, where that has such rows, no image's row being too long for offsets of 32 bits; else in
     scratch memory."""
@@ -222,9 +251,10 @@ def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
     else:
         d = check.plan.empty(check.M, padded(growth, dy), dtype=dy.dtype)
     block = min(64, block_of(d.shape[1]))
+    slabs = cdiv(d.shape[1], block)
     check.plan.launch(
         bn_relu_conv3x3_correct_kernel,
-        (cdiv(check.M, 4096 // block), cdiv(d.shape[1], block)),
+        (cdiv(check.M, 4096 // block) + Partial.programs(another, slabs), slabs),
         num_warps=8,
         dy=dy,
         y=y,
@@ -233,6 +263,7 @@ def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
         y_b=y_b,
         seed=dropout.seed,
         d=d,
+        **Partial.arguments(another),
         M=check.M,
         G=growth,
         dy_stride=dy_stride,
@@ -248,24 +279,33 @@ def _correct(check: Arguments, output: Output, dropout: Dropout) -> Tensor:
 
 
 def _dgrad(
-    check: Arguments, d: Tensor, weight: Tensor, norm: Norm, u: Tensor, u_stride: int, accumulate: bool
-) -> Tensor:
-    """Partial sums [rows, 2, C]; u is written, or added to."""
+    check: Arguments,
+    d: Tensor,
+    weight: Tensor,
+    norm: Norm,
+    u: Tensor,
+    u_stride: int,
+    accumulate: bool,
+    dnorm: NormGradient,
+    partial: Partial | None,
+) -> None:
+    """u is written, or added to."""
     plan = check.plan
     tile = plan.tile("bn_relu_conv3x3_dgrad", check.C)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = cdiv(check.M, tile.pixels)
-    sums = plan.empty(blocks, 2, check.C)
+    rows, slabs = cdiv(check.M, tile.pixels), cdiv(check.C, tile.channels)
+    into = sums_into(plan, dnorm, rows, slabs)
     plan.launch(
         bn_relu_conv3x3_dgrad_kernel,
-        (blocks, cdiv(check.C, tile.channels)),
+        (rows + Partial.programs(partial, slabs), slabs),
         **tile.options,
         d=d,
         weight=weight,
         x=check.x,
         **norm._asdict(),
         u=u,
-        sums=sums,
+        **into,
+        **Partial.arguments(partial),
         M=check.M,
         H=check.H,
         W=check.W,
@@ -281,12 +321,11 @@ def _dgrad(
         BLOCK_K=tile.outputs,
         PRECISION=plan.precision,
     )
-    return sums
+    finish_bwd(plan, norm, check.M, **into)
 
 
-def _wgrad(check: Arguments, d: Tensor, growth: int, norm: Norm) -> Tensor:
-    """Partial gradients of the weight [splits, 9, G, C]."""
-    plan = check.plan
+def _wgrad(check: Arguments, d: Tensor, norm: Norm, dweight: Tensor) -> Partial:
+    plan, growth = check.plan, dweight.shape[0]
     tile = plan.tile("bn_relu_conv3x3_wgrad", growth)
     tile = tile if check.in_words() else tile.unpipelined()
     few = plan.kind == tiles.FP32 or plan.device.architecture < 90
@@ -317,4 +356,4 @@ def _wgrad(check: Arguments, d: Tensor, growth: int, norm: Norm) -> Tensor:
         BLOCK_G=tile.outputs,
         PRECISION=plan.precision,
     )
-    return weights
+    return Partial(weights, dweight)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...contract import Norm
 from . import tiles
 from ._common import cdiv, load_norm, relu, replaced, row_offset
-from ._reduce import merge_stats, tile_stats
+from ._reduce import finish_stats, merge_stats, stats_into
 from .arguments import NO_NORM, Arguments, Pair
 from .dropout import Dropout, dropout_scale
 
@@ -29,8 +29,8 @@ def bn_relu_conv3x3_fwd_kernel(
     weight,  # [G, 3, 3, C]
     seed,  # int64 scalar, or None without dropout
     y,  # [M, G] written
-    partial,  # [tiles, 2, G] y's statistics, or None
-    count,  # [tiles], or None
+    stats,  # of y, or None (_reduce.py)
+    arrivals,
     strips,  # N * H * per_row
     per_row,  # strips in a row, cdiv(W, STRIP)
     H,
@@ -80,9 +80,8 @@ def bn_relu_conv3x3_fwd_kernel(
                 activated = tl.where(mask, normed, 0.0).to(activated.dtype)  # padding follows the ReLU
             for j in tl.static_range(max(column - 2, 0), min(column + 1, STRIP)):
                 acc = replaced(acc, j, tl.dot(activated, taps[column - j], acc[j], input_precision=PRECISION))
-    _store_strips(
-        acc, seed, y, partial, count, tile, s < strips, w, start, pixel, g, W, G, y_stride, threshold, keep, STRIP
-    )
+    tile_at = (tile, s < strips, w, start, pixel)
+    _store_strips(acc, seed, y, stats, arrivals, tile_at, g, W, G, y_stride, threshold, keep, STRIP, BLOCK_G)
 
 
 @triton.jit
@@ -90,13 +89,9 @@ def _store_strips(
     acc,  # STRIP of [BLOCK_S, BLOCK_G]
     seed,
     y,
-    partial,
-    count,
-    tile,
-    exists,  # [BLOCK_S]
-    w,  # [BLOCK_S]
-    start,
-    pixel,  # [BLOCK_S] of the strip's first pixel, from start
+    stats,
+    arrivals,
+    tile_at,  # the tile; which of its strips exist, [BLOCK_S]; their w; start; their first pixels, from start
     g,  # [BLOCK_G]
     W,
     G,
@@ -104,8 +99,10 @@ def _store_strips(
     threshold,
     keep,
     STRIP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
 ):
     """Dropout, y and its statistics."""
+    tile, exists, w, start, pixel = tile_at
     total = tl.zeros_like(g).to(tl.float32)
     for j in tl.static_range(STRIP):
         mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]
@@ -118,7 +115,7 @@ def _store_strips(
         tl.store(y_at, rounded, mask=mask)
         acc = replaced(acc, j, rounded.to(tl.float32))
         total += tl.sum(acc[j], 0)
-    if partial is not None:
+    if stats is not None:
         n = tl.sum(tl.where(exists, tl.minimum(W - w, STRIP), 0), 0).to(tl.float32)
         center = total / n
         squares = tl.zeros_like(center)
@@ -126,11 +123,8 @@ def _store_strips(
             mask = (exists & (w + j < W))[:, None] & (g < G)[None, :]
             deviation = tl.where(mask, acc[j] - center[None, :], 0.0)
             squares += tl.sum(deviation * deviation, 0)
-        at = partial + row_offset(tile, 2 * G) + g
-        tl.store(at, center, mask=g < G)
-        tl.store(at + G, squares, mask=g < G)
-        if tl.program_id(1) == 0:
-            tl.store(count + tile, n)
+        rows, slab = tl.num_programs(0), tl.program_id(1)
+        finish_stats(stats, arrivals, tile, rows, slab, center, squares, n, g, g < G, G, BLOCK_G)
 
 
 def conv3x3(
@@ -147,19 +141,18 @@ def conv3x3(
     strip = 1 if plan.kind == tiles.FP32 or not in_words else 4 if narrow else 2
     per_row = cdiv(check.W, strip)
     strips = check.N * check.H * per_row
-    blocks = cdiv(strips, tile.pixels)
-    partial, count = tile_stats(plan, y_stats, blocks)
+    grid = cdiv(strips, tile.pixels), cdiv(growth, tile.outputs)
+    stats = stats_into(plan, y_stats, *grid)
     plan.launch(
         bn_relu_conv3x3_fwd_kernel,
-        (blocks, cdiv(growth, tile.outputs)),
+        grid,
         **tile.options,
         x=check.x,
         **(norm or NO_NORM)._asdict(),
         weight=weight,
         seed=dropout.seed,
         y=y,
-        partial=partial,
-        count=count,
+        **stats,
         strips=strips,
         per_row=per_row,
         H=check.H,
@@ -176,4 +169,4 @@ def conv3x3(
         BLOCK_C=tile.channels,
         PRECISION=plan.precision,
     )
-    merge_stats(plan, partial, count, y_stats, check.M)
+    merge_stats(plan, **stats)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...contract import Norm, NormGradient
 from . import tiles
 from ._common import cdiv, load_norm, relu, row_offset
-from ._reduce import finish_bwd
+from ._reduce import finish_bwd, finish_norm, sums_into
 from .arguments import Arguments
 from .plan import Planner, planned
 
@@ -73,7 +73,10 @@ def head_bwd_kernel(
     beta,  # [C] or None
     eps,
     dx,  # [M, C] written
-    sums,  # [splits, 2, C] sum(v), sum(v * (x - mean))
+    into,  # what takes sum(v), sum(v * (x - mean)) (_reduce.py)
+    arrivals,
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
     M,
     pixels,  # H * W
     C,
@@ -86,7 +89,7 @@ def head_bwd_kernel(
     split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
-    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
     sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
     sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
     for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
@@ -95,14 +98,13 @@ def head_bwd_kernel(
         centred = tl.load(x_at, mask=mask, other=0.0).to(tl.float32) - shift[None, :]
         dy_at = dy + row_offset((start + m) // pixels, C)[:, None] + c[None, :]
         v = tl.load(dy_at, mask=mask, other=0.0).to(tl.float32) / pixels
-        v = tl.where(centred * scale[None, :] + b[None, :] <= 0.0, 0.0, v)  # passes NaN's gradient, as PyTorch
+        v = tl.where(centred * scale[None, :] + offset[None, :] <= 0.0, 0.0, v)  # passes NaN's gradient, as PyTorch
         dx_at = dx + row_offset(start, dx_stride) + m[:, None] * dx_stride + c[None, :]
         tl.store(dx_at, (scale[None, :] * v).to(dx.dtype.element_ty), mask=mask)
         sum_v += tl.sum(v, 0)
         sum_vx += tl.sum(v * centred, 0)
-    at = sums + split * 2 * C + c
-    tl.store(at, sum_v, mask=c < C)
-    tl.store(at + C, sum_vx, mask=c < C)
+    rows, slab = tl.num_programs(1), tl.program_id(0)
+    finish_norm(into, arrivals, a, b, split, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
 
 @planned("head_bwd")
@@ -113,7 +115,7 @@ def head_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
     dx_stride = check.image("dx", dx, check.C)
     slabs = cdiv(check.C, 64)
     splits = tiles.splits(plan.device, slabs, check.M, 64, check.M, resident=8)
-    sums = plan.empty(splits, 2, check.C)
+    into = sums_into(plan, dnorm, splits, slabs)
     plan.launch(
         head_bwd_kernel,
         (slabs, splits),
@@ -122,7 +124,7 @@ def head_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
         x=x,
         **norm._asdict(),
         dx=dx,
-        sums=sums,
+        **into,
         M=check.M,
         pixels=check.H * check.W,
         C=check.C,
@@ -131,4 +133,4 @@ def head_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
         BLOCK_M=64,
         BLOCK_C=64,
     )
-    finish_bwd(plan, sums, None, norm, check.M, dnorm, None)
+    finish_bwd(plan, norm, check.M, **into)

@@ -19,7 +19,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from ...contract import DECLARATIONS
 from . import tiles
-from ._common import cdiv
+from ._common import cdiv, clear_kernel
 from .launch import (
     Device,
     Kernel,
@@ -41,6 +41,8 @@ MOST = 512  # plans kept, those used last: a net of four blocks has some thirty 
 _ALIGNED = 16  # bytes: how far an address decides how wide memory is read
 _STREAM = 0  # its place in the list of values from which launches take theirs
 _SCRATCH = 0  # its place in a plan's list of values: scratch memory, arguments, copies of some, numbers
+_BEFORE = 1 << 40  # bytes that are imagined before scratch memory, for counters
+_COUNTERS = 512  # bytes, of which there are whole multiples: memory behind them is aligned as the allocator aligns it
 
 Look = tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]
 
@@ -132,6 +134,7 @@ def _plan(
 ) -> "Plan":
     planner = Planner(operation.operation, device, kind, looks, alignments)
     operation.plan_with(planner, constants)
+    planner.clear()
     return Plan(planner, index)
 
 
@@ -143,7 +146,8 @@ def forget() -> None:
 class Planner:
     """What an operation's function plans with: its launches, and memory for itself, in one allocation.
 
-    Launches run one after the other, so the memory that a layer or a half has done with serves the next (`reuse`).
+    Launches run one after the other, so the memory that a layer or a half has done with serves the next (`reuse`), but
+    for what is kept (`keep`). Counters lie before the rest.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class Planner:
     ):
         self.operation, self.device, self.kind = operation, device, kind
         self.launches: list[tuple[Launch, tuple[Any, ...]]] = []  # of slots; and what its variant is specialised on
+        self.before = 0  # bytes of counters
         self.extents: list[Extent] = []
         self.copies: list[tuple[Slot, torch.memory_format]] = []
         self.scratch = 0  # bytes
@@ -158,7 +163,8 @@ class Planner:
         self._looks, self._alignments = looks, alignments
         self._alive: list[Tensor] = []  # a storage that is freed would lend its identity to another
         self._memory: dict[int, tuple[int, int]] = {}  # of a storage, the place of its tensor and where that begins
-        self._whole = self._imagined(_SCRATCH, torch.uint8, (0,), (1,))
+        self._kept = 0, 0  # bytes of scratch memory, from and to
+        self._whole = self._imagined(_SCRATCH, torch.uint8, (0,), (1,), _BEFORE)
 
     @property
     def precision(self) -> str:
@@ -191,14 +197,37 @@ class Planner:
 
     def empty(self, *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scratch memory, uninitialised."""
-        begin, self.free = self.free, self.free + cdiv(prod(sizes) * dtype.itemsize, _ALIGNED) * _ALIGNED
+        begin, size = self.free, cdiv(prod(sizes) * dtype.itemsize, _ALIGNED) * _ALIGNED
+        if begin < self._kept[1] and self._kept[0] < begin + size:
+            begin = self._kept[1]
+        self.free = begin + size
         self.scratch = max(self.scratch, self.free)
-        strides = [prod(sizes[i + 1 :]) for i in range(len(sizes))]
-        return self._whole.view(dtype).as_strided(sizes, strides, begin // dtype.itemsize)
+        return self._scratch(begin, sizes, dtype)
 
     def reuse(self, begin: int = 0) -> None:
         """What `empty` gave from byte `begin` on may be given again."""
         self.free = begin
+
+    def keep(self, x: Tensor | None) -> None:
+        """What `empty` gave for x is not given again until something else, or None, is kept."""
+        begin = 0 if x is None else self._slot(x).offset
+        self._kept = begin, begin + (0 if x is None else cdiv(x.nbytes, _ALIGNED) * _ALIGNED)
+
+    def counters(self, n: int) -> Tensor:
+        """Zeros, which every launch leaves as it found them: they are the same for all."""
+        aligned = cdiv(n * torch.int32.itemsize, _ALIGNED) * _ALIGNED
+        self.before = max(self.before, cdiv(aligned, _COUNTERS) * _COUNTERS)
+        return self._scratch(-aligned, (n,), torch.int32)
+
+    def clear(self) -> None:
+        """Before the first launch the counters are made zeros."""
+        if n := self.before // torch.int32.itemsize:
+            self.launch(clear_kernel, (cdiv(n, 1024),), num_warps=4, counters=self.counters(n), n=n, BLOCK=1024)
+            self.launches.insert(0, self.launches.pop())
+
+    def _scratch(self, begin: int, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+        strides = [prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        return self._whole.view(dtype).as_strided(sizes, strides, (_BEFORE + begin) // dtype.itemsize)
 
     def launch(
         self, kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any
@@ -242,19 +271,19 @@ class Plan:
     def __init__(self, planner: Planner, index: int | None):
         self.operation, self._device, self._index = planner.operation, planner.device, index
         self._launches, self._memory, self._copies = planner.launches, Memory(planner.extents), planner.copies
-        self.scratch = planner.scratch
+        self._before, self.scratch = planner.before, planner.before + planner.scratch  # bytes
 
     def run(self, tensors: Sequence[Any], addresses: Sequence[int], numbers: Sequence[float]) -> None:
         device = tensors[0].device
         if device.type != "meta":  # where there are no addresses
             self._check_memory(addresses)
         scratch = self._uninitialized(device) if self.scratch else None
-        values = [scratch, *tensors]
-        copies = [slot.of(values).contiguous(memory_format=layout) for slot, layout in self._copies]
+        copies = [slot.of([None, *tensors]).contiguous(memory_format=layout) for slot, layout in self._copies]
         if self._index is None or recording() is not None:
-            self._note_or_interpret([*values, *copies, *numbers], device)
+            memory = None if scratch is None else scratch[self._before :]
+            self._note_or_interpret([memory, *tensors, *copies, *numbers], device)
         if self._index is not None:
-            first = 0 if scratch is None else scratch.data_ptr()
+            first = 0 if scratch is None else scratch.data_ptr() + self._before
             self._start(self._index, [first, *addresses, *[copy.data_ptr() for copy in copies], *numbers])
 
     def _check_memory(self, addresses: Sequence[int]) -> None:

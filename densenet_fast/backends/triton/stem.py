@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, replaced, row_offset, store_stats
-from ._reduce import finish_bwd, merge_stats, tile_stats
+from ._common import cdiv, load_norm, relu, replaced, row_offset
+from ._reduce import finish_bwd, finish_norm, merge_stats, stats_into, sums_into, tile_stats
 from .arguments import Arguments
 from .plan import Planner, planned
 
@@ -45,8 +45,8 @@ def stem_fwd_kernel(
     beta,  # [C] or None
     eps,
     y,  # [N*P*Q, C] written
-    partial,  # [tiles, 2, C] y's statistics, or None
-    count,  # [tiles], or None
+    stats,  # of y, or None (_reduce.py)
+    arrivals,
     M,  # N * P * Q
     H,
     W,
@@ -80,8 +80,9 @@ def stem_fwd_kernel(
     tl.store(
         y + row_offset(start, y_stride) + m[:, None] * y_stride + c[None, :], best.to(y.dtype.element_ty), mask=mask
     )
-    if partial is not None:
-        store_stats(partial, count, tile, best, mask, n, c, c < C, C, tl.program_id(1) == 0, 0)
+    if stats is not None:
+        rows, slab = tl.num_programs(0), tl.program_id(1)
+        tile_stats(stats, arrivals, tile, rows, slab, best, mask, n, c, c < C, C, 0, BLOCK_C)
 
 
 @planned("stem_fwd")
@@ -90,19 +91,17 @@ def stem_fwd(plan: Planner, x: Tensor, norm: Norm, y: Tensor, stats: Tensor | No
     norm = check.norm(norm, check.C)
     height, width = (check.H + 1) // 2, (check.W + 1) // 2
     y_stride = check.image("y", y, check.C, height, width)
-    into = check.stats(stats, check.C)
     windows = check.N * height * width
-    blocks = cdiv(windows, 128)
-    partial, count = tile_stats(plan, into, blocks)
+    grid = cdiv(windows, 128), cdiv(check.C, 64)
+    into = stats_into(plan, check.stats(stats, check.C), *grid)
     plan.launch(
         stem_fwd_kernel,
-        (blocks, cdiv(check.C, 64)),
+        grid,
         num_warps=8,
         x=x,
         **norm._asdict(),
         y=y,
-        partial=partial,
-        count=count,
+        **into,
         M=windows,
         H=check.H,
         W=check.W,
@@ -114,7 +113,7 @@ def stem_fwd(plan: Planner, x: Tensor, norm: Norm, y: Tensor, stats: Tensor | No
         BLOCK_M=128,
         BLOCK_C=64,
     )
-    merge_stats(plan, partial, count, into, windows)
+    merge_stats(plan, **into)
 
 
 @triton.jit
@@ -127,7 +126,10 @@ def stem_bwd_kernel(
     beta,  # [C] or None
     eps,
     dx,  # [N*H*W, C] written
-    sums,  # [splits, 2, C] sum(v), sum(v * (x - mean))
+    into,  # what takes sum(v), sum(v * (x - mean)) (_reduce.py)
+    arrivals,
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
     M,  # N * P * Q
     H,
     W,
@@ -148,7 +150,7 @@ def stem_bwd_kernel(
     split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m = tl.arange(0, BLOCK_M)
-    shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
     sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
     sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
     for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
@@ -165,7 +167,7 @@ def stem_bwd_kernel(
                 h, w = p * 2 + i, q * 2 + j
                 inside = exists & (h >= 1) & (h <= H) & (w >= 1) & (w <= W)
                 at = pixel + (i - 1) * W + j - 1
-                value, _ = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, b)
+                value, _ = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, offset)
                 for down in tl.static_range(max(i - 1, 0) // 2, min(i // 2, 1) + 1):  # windows p + down cover row i
                     for right in tl.static_range(max(j - 1, 0) // 2, min(j // 2, 1) + 1):
                         taken = (value > best[2 * down + right]) | (value != value)
@@ -185,16 +187,15 @@ def stem_bwd_kernel(
                         v += tl.where(chosen, tl.load(dy_at, mask=mask, other=0.0).to(tl.float32), 0.0)
                 inside = exists & (p * 2 + i < H) & (q * 2 + j < W)
                 at = pixel + i * W + j
-                value, centred = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, b)
+                value, centred = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, offset)
                 v = tl.where(value <= 0.0, 0.0, v)  # passes NaN's gradient, as PyTorch
                 dx_at = dx + row_offset(first, dx_stride) + at[:, None] * dx_stride + c[None, :]
                 written = inside[:, None] & (c < C)[None, :]
                 tl.store(dx_at, (scale[None, :] * v).to(dx.dtype.element_ty), mask=written)
                 sum_v += tl.sum(v, 0)
                 sum_vx += tl.sum(v * centred, 0)
-    at = sums + split * 2 * C + c
-    tl.store(at, sum_v, mask=c < C)
-    tl.store(at + C, sum_vx, mask=c < C)
+    rows, slab, count, exists = tl.num_programs(1), tl.program_id(0), M // (P * Q) * H * W, c < C
+    finish_norm(into, arrivals, a, b, split, rows, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C)
 
 
 @planned("stem_bwd")
@@ -206,7 +207,7 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
     dx_stride = check.image("dx", dx, check.C)
     quads, slabs = check.N * height * width, cdiv(check.C, 64)
     splits = tiles.splits(plan.device, slabs, quads, 16, quads, resident=8)
-    sums = plan.empty(splits, 2, check.C)
+    into = sums_into(plan, dnorm, splits, slabs)
     plan.launch(
         stem_bwd_kernel,
         (slabs, splits),
@@ -215,7 +216,7 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
         x=x,
         **norm._asdict(),
         dx=dx,
-        sums=sums,
+        **into,
         M=quads,
         H=check.H,
         W=check.W,
@@ -228,4 +229,4 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
         BLOCK_M=16,
         BLOCK_C=64,
     )
-    finish_bwd(plan, sums, None, norm, check.M, dnorm, None)
+    finish_bwd(plan, norm, check.M, **into)

@@ -10,8 +10,18 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset, store_stats
-from ._reduce import finish_bwd, merge_stats, tile_stats
+from ._common import cdiv, load_norm, relu, row_offset
+from ._reduce import (
+    Partial,
+    finish_bwd,
+    finish_norm,
+    merge_stats,
+    rows_of_programs,
+    stats_into,
+    sum_weight,
+    sums_into,
+    tile_stats,
+)
 from .arguments import Arguments
 from .plan import Planner, planned
 
@@ -50,8 +60,8 @@ def transition_fwd_kernel(
     eps,
     weight,  # [K, C]
     y,  # [Q, K] written
-    partial,  # [cdiv(Q, BLOCK_M), 2, K] statistics of y written, or None
-    count,  # [cdiv(Q, BLOCK_M)] written, or None
+    stats,  # of y, or None (_reduce.py)
+    arrivals,
     Q,
     H,
     W,
@@ -84,8 +94,9 @@ def transition_fwd_kernel(
     rounded = acc.to(y.dtype.element_ty)
     valid = (k < K)[:, None] & (m < n)[None, :]
     tl.store(y + row_offset(start, y_stride) + k[:, None] + m[None, :] * y_stride, rounded, mask=valid)
-    if partial is not None:
-        store_stats(partial, count, tile, rounded.to(tl.float32), valid, n, k, k < K, K, tl.program_id(1) == 0, 1)
+    if stats is not None:
+        rows, slab, values = tl.num_programs(0), tl.program_id(1), rounded.to(tl.float32)
+        tile_stats(stats, arrivals, tile, rows, slab, values, valid, n, k, k < K, K, 1, BLOCK_K)
 
 
 @planned("transition_fwd")
@@ -94,22 +105,21 @@ def transition_fwd(plan: Planner, x: Tensor, norm: Norm, weight: Tensor, y: Tens
     norm = check.norm(norm, check.C)
     weight = check.weight("weight", weight, None, check.C, 1)
     outputs, height, width = weight.shape[0], check.H // 2, check.W // 2
-    y_stride, into = check.image("y", y, outputs, height, width), check.stats(stats, outputs)
+    y_stride, of_y = check.image("y", y, outputs, height, width), check.stats(stats, outputs)
     quads = check.N * height * width
     tile = plan.tile("transition_fwd", outputs)
     tile = tile if check.in_words() else tile.unpipelined()
-    blocks = cdiv(quads, tile.pixels)
-    partial, count = tile_stats(plan, into, blocks)
+    grid = cdiv(quads, tile.pixels), cdiv(outputs, tile.outputs)
+    into = stats_into(plan, of_y, *grid)
     plan.launch(
         transition_fwd_kernel,
-        (blocks, cdiv(outputs, tile.outputs)),
+        grid,
         **tile.options,
         x=x,
         **norm._asdict(),
         weight=weight,
         y=y,
-        partial=partial,
-        count=count,
+        **into,
         Q=quads,
         H=check.H,
         W=check.W,
@@ -119,7 +129,7 @@ def transition_fwd(plan: Planner, x: Tensor, norm: Norm, weight: Tensor, y: Tens
         y_stride=y_stride,
         **tile.blocks(plan.precision),
     )
-    merge_stats(plan, partial, count, into, quads)
+    merge_stats(plan, **into)
 
 
 @triton.jit
@@ -133,7 +143,14 @@ def transition_dgrad_kernel(
     eps,
     weight,  # [K, C]
     dx,  # [M, C] written
-    sums,  # [cdiv(Q', BLOCK_M), 2, C] written
+    into,  # what takes sum(v), sum(v * (x - mean)) (_reduce.py)
+    arrivals,
+    a,  # [C] added to, or None
+    b,  # [C] added to, or None
+    weights,  # [splits, weight_stride] partial gradients of the weight, or None (_reduce.py)
+    dweight,  # [K, C] written, or None
+    splits,
+    weight_stride,
     N,
     H,
     W,
@@ -148,47 +165,56 @@ def transition_dgrad_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One program for BLOCK_M quads and BLOCK_C channels. Quads of the last odd row and column, which no average has
-    seen, are counted here (Q' of them in all): their gradient is zero."""
-    HQ = (H + 1) // 2
-    WQ = (W + 1) // 2
-    tile = tl.program_id(0)
-    start = tile * BLOCK_M
-    q = start + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row = q // WQ % HQ
-    column = q % WQ
-    image = q // (HQ * WQ)
-    pooled = (image < N) & (row < H // 2) & (column < W // 2)
-    first_average = start // (HQ * WQ) * (H // 2) * (W // 2)
-    averages = (image * (H // 2) + row) * (W // 2) + column - first_average
-    dy_at = dy + row_offset(first_average, dy_stride) + averages[:, None] * dy_stride
-    acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
-    for output in range(0, K, BLOCK_K):
-        k = output + tl.arange(0, BLOCK_K)
-        w = tl.load(weight + k[None, :] * C + c[:, None], mask=(k < K)[None, :] & (c < C)[:, None], other=0.0)
-        d = tl.load(dy_at + k[None, :], mask=pooled[:, None] & (k < K)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
-        acc = tl.dot(w, tl.trans(d), acc, input_precision=PRECISION)
-    acc *= 0.25
-    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    first = top_left(start, H, W, HQ, WQ)
-    pixel = top_left(q, H, W, HQ, WQ) - first
-    sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    for i in tl.static_range(4):
-        exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
-        mask = (c < C)[:, None] & exists[None, :]
-        at = pixel + i // 2 * W + i % 2
-        values = tl.load(x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
-        centred = values.to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
-        activated = relu(centred * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
-        v = tl.where(activated <= 0.0, 0.0, acc)
-        sum_v += tl.sum(v, 1)
-        sum_vx += tl.sum(tl.where(mask, v * centred, 0.0), 1)
-        dx_at = dx + row_offset(first, dx_stride) + at[None, :] * dx_stride + c[:, None]
-        tl.store(dx_at, (scale[:, None] * v).to(dx.dtype.element_ty), mask=mask)
-    sums_at = sums + row_offset(tile, 2 * C) + c
-    tl.store(sums_at, sum_v, mask=c < C)
-    tl.store(sums_at + C, sum_vx, mask=c < C)
+    seen, are counted here: their gradient is zero. The first programs add up the weight's gradient."""
+    adding = 0
+    if weights is not None:
+        adding = rows_of_programs(weight_stride)
+    if tl.program_id(0) < adding:
+        if weights is not None:
+            sum_weight(weights, dweight, splits, weight_stride, K, C, 1)
+    else:
+        HQ = (H + 1) // 2
+        WQ = (W + 1) // 2
+        tile = tl.program_id(0) - adding
+        start = tile * BLOCK_M
+        q = start + tl.arange(0, BLOCK_M)
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        row = q // WQ % HQ
+        column = q % WQ
+        image = q // (HQ * WQ)
+        pooled = (image < N) & (row < H // 2) & (column < W // 2)
+        first_average = start // (HQ * WQ) * (H // 2) * (W // 2)
+        averages = (image * (H // 2) + row) * (W // 2) + column - first_average
+        dy_at = dy + row_offset(first_average, dy_stride) + averages[:, None] * dy_stride
+        acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+        for output in range(0, K, BLOCK_K):
+            k = output + tl.arange(0, BLOCK_K)
+            w = tl.load(weight + k[None, :] * C + c[:, None], mask=(k < K)[None, :] & (c < C)[:, None], other=0.0)
+            d = tl.load(dy_at + k[None, :], mask=pooled[:, None] & (k < K)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+            acc = tl.dot(w, tl.trans(d), acc, input_precision=PRECISION)
+        acc *= 0.25
+        shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+        first = top_left(start, H, W, HQ, WQ)
+        pixel = top_left(q, H, W, HQ, WQ) - first
+        sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
+        sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
+        for i in tl.static_range(4):
+            exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
+            mask = (c < C)[:, None] & exists[None, :]
+            at = pixel + i // 2 * W + i % 2
+            x_at = x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None]
+            values = tl.load(x_at, mask=mask, other=0.0)
+            centred = values.to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
+            activated = relu(centred * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
+            v = tl.where(activated <= 0.0, 0.0, acc)
+            sum_v += tl.sum(v, 1)
+            sum_vx += tl.sum(tl.where(mask, v * centred, 0.0), 1)
+            dx_at = dx + row_offset(first, dx_stride) + at[None, :] * dx_stride + c[:, None]
+            tl.store(dx_at, (scale[:, None] * v).to(dx.dtype.element_ty), mask=mask)
+        rows, slab, count, exists = tl.num_programs(0) - adding, tl.program_id(1), N * H * W, c < C
+        finish_norm(
+            into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C
+        )
 
 
 @triton.jit
@@ -251,20 +277,22 @@ def transition_bwd(
     dy_stride, dx_stride = check.image("dy", dy, outputs, height, width), check.image("dx", dx, check.C)
 
     in_words = check.in_words(dy_stride, dx_stride)
+    partial = None if dweight is None else _wgrad(check, dy, dy_stride, norm, dweight, in_words)
     tile = plan.tile("transition_dgrad", outputs)
     tile = tile if in_words else tile.unpipelined()
-    blocks = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.pixels)
-    sums = plan.empty(blocks, 2, check.C)
+    rows, slabs = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.pixels), cdiv(check.C, tile.channels)
+    into = sums_into(plan, dnorm, rows, slabs)
     plan.launch(
         transition_dgrad_kernel,
-        (blocks, cdiv(check.C, tile.channels)),
+        (rows + Partial.programs(partial, slabs), slabs),
         **tile.options,
         dy=dy,
         x=x,
         **norm._asdict(),
         weight=weight,
         dx=dx,
-        sums=sums,
+        **into,
+        **Partial.arguments(partial),
         N=check.N,
         H=check.H,
         W=check.W,
@@ -275,18 +303,16 @@ def transition_bwd(
         dx_stride=dx_stride,
         **tile.blocks(plan.precision),
     )
-    weights = None if dweight is None else _wgrad(check, dy, dy_stride, norm, outputs, in_words)
-    finish_bwd(plan, sums, weights, norm, check.M, dnorm, dweight)
+    finish_bwd(plan, norm, check.M, **into)
 
 
-def _wgrad(check: Arguments, dy: Tensor, dy_stride: int, norm: Norm, outputs: int, in_words: bool) -> Tensor:
-    """Partial gradients of the weight [splits, 1, K, C]."""
-    plan, quads = check.plan, check.N * (check.H // 2) * (check.W // 2)
+def _wgrad(check: Arguments, dy: Tensor, dy_stride: int, norm: Norm, dweight: Tensor, in_words: bool) -> Partial:
+    plan, outputs, quads = check.plan, dweight.shape[0], check.N * (check.H // 2) * (check.W // 2)
     tile = plan.tile("transition_wgrad", outputs)
     tile = tile if in_words else tile.unpipelined()
     slabs = cdiv(check.C, tile.channels), cdiv(outputs, tile.outputs)
     most = quads * check.x.itemsize // (2 * outputs)
-    weights = plan.empty(tiles.splits(plan.device, slabs[0] * slabs[1], quads, tile.pixels, most), 1, outputs, check.C)
+    weights = plan.empty(tiles.splits(plan.device, slabs[0] * slabs[1], quads, tile.pixels, most), outputs, check.C)
     plan.launch(
         transition_wgrad_kernel,
         (*slabs, weights.shape[0]),
@@ -304,4 +330,4 @@ def _wgrad(check: Arguments, dy: Tensor, dy_stride: int, norm: Norm, outputs: in
         x_stride=check.stride,
         **tile.blocks(plan.precision),
     )
-    return weights
+    return Partial(weights, dweight)

@@ -13,7 +13,7 @@
 
 #include "cuda.h"
 
-enum { kMaxParameters = 256, kMaxBytes = 4096, kMaxNoted = 1 << 16, kDevices = 2 };
+enum { kMaxParameters = 1024, kMaxBytes = 4096, kMaxNoted = 1 << 16, kDevices = 2 };
 enum { kSharedDefault = 48 << 10, kSharedOptIn = 227 << 10, kSharedPerMultiprocessor = 228 << 10 };
 
 // A kernel as its machine code describes it, in the context it was loaded in.
@@ -146,6 +146,7 @@ static void read_attributes(struct Function* function, const unsigned char* at, 
       memcpy(&place, value + 4, sizeof place);
       memcpy(&offset, value + 6, sizeof offset);
       memcpy(&packed, value + 8, sizeof packed);
+      if (place >= kMaxParameters) abort();
       function->offset[place] = offset;
       function->size[place] = (int)(packed >> 18);
       if (place >= function->parameters) function->parameters = place + 1;
