@@ -2,7 +2,7 @@
 //   d = mask * (dy - a - b * (y - y_mean)), made once and padded to whole pieces: conv3x3_prepare.cu;
 //   u = conv3x3T(d, weight) * (bn(x) > 0): conv3x3_main_loop.cuh with the weight flipped, then here the sums of u
 //   and the end of BatchNorm's backward;
-//   dweight: conv3x3_wgrad.cuh.
+//   dweight: conv3x3_wgrad.cuh, before u; blocks in front of u's add its partials.
 #include "conv3x3_epilogue.cuh"
 #include "conv3x3_launch.cuh"
 #include "conv3x3_wgrad.cuh"
@@ -24,14 +24,22 @@ struct Conv3x3DgradParams {
   float count;
   NormGradient dnorm;
   Partials<Sums> partials;
+  Conv3x3WgradReduceParams dweight;
+  int dweight_blocks;  // along x, in front of those of the tiles
 };
 
 template <class Traits>
 __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgrad_kernel(const Conv3x3DgradParams p) {
   using input_t = typename Traits::input_t;
   constexpr int kLaneColumns = Traits::kLaneColumns;
+  const int tile_index = static_cast<int>(blockIdx.x) - p.dweight_blocks;
+  if (tile_index < 0) {
+    const int64_t block = static_cast<int64_t>(blockIdx.y) * p.dweight_blocks + blockIdx.x;
+    reduce_wgrad<input_t>(p.dweight, block * kThreads + threadIdx.x);
+    return;
+  }
   extern __shared__ __align__(128) unsigned char shared[];
-  const Tile tile(p.main_loop.tiling, blockIdx.x);
+  const Tile tile(p.main_loop.tiling, tile_index);
   const WarpTile warp_tile(p.main_loop.tiling, p.main_loop.warps_n);
   float acc[kRunRows][Traits::kTilesN][4] = {};
   convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
@@ -75,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgr
       put_warp<Traits>(shared, Traits::column(group) + e,
                        Sums{{sum_over_pixels(sums[e].value[0]), sum_over_pixels(sums[e].value[1])}});
   }
-  finish_warps<Traits>(p.partials, p.main_loop.warps_n, shared, [&](int channel, const Sums& total) {
+  finish_warps<Traits>(p.partials, tile_index, p.main_loop.warps_n, shared, [&](int channel, const Sums& total) {
     write_gradient(p.dnorm, p.norm, p.count, channel, total);
   });
 }
@@ -114,11 +122,13 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
     p.C = static_cast<int>(op.C), p.x = op.x, p.norm = op.norm, p.affine = preparation.affine;
     p.u = op.u, p.accumulate = op.accumulate, p.count = static_cast<float>(op.shape.rows()), p.dnorm = op.dnorm;
     p.partials = make_tile_partials<Sums>(config, op.C, where);
-    launch_tiles<Traits>(bn_relu_conv3x3_dgrad_kernel<Traits>, config, op.C, p, where);
 
-    if (op.dweight == nullptr) return;
-    if (preparation.d_stride / kOutputs % 2 == 0) wgrad<WgradTraits<math_t, 2>>(op, preparation, where);
-    else wgrad<WgradTraits<math_t, 1>>(op, preparation, where);
+    if (op.dweight != nullptr) {
+      if (preparation.d_stride / kOutputs % 2 == 0) p.dweight = wgrad<WgradTraits<math_t, 2>>(op, preparation, where);
+      else p.dweight = wgrad<WgradTraits<math_t, 1>>(op, preparation, where);
+      p.dweight_blocks = static_cast<int>(ceil_div(p.dweight.size(), kThreads * config.column_blocks(op.C)));
+    }
+    launch_tiles<Traits>(bn_relu_conv3x3_dgrad_kernel<Traits>, config, op.C, p, where, p.dweight_blocks);
   });
 }
 

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_fwd
     }
   }
   if (p.stats.mean == nullptr) return;
-  finish_warps<Traits>(p.partials, p.main_loop.warps_n, shared,
+  finish_warps<Traits>(p.partials, blockIdx.x, p.main_loop.warps_n, shared,
                        [&](int channel, const Moments& total) { write_stats(p.stats, channel, total); });
 }
 

@@ -90,10 +90,10 @@ __device__ __forceinline__ void put_warp(unsigned char* shared, int column, cons
   if (threadIdx.x % 32 < 4) reinterpret_cast<reduced_t*>(shared)[threadIdx.x / 32 * Traits::kColumns + column] = r;
 }
 
-// Merges the partial results of all warps and blocks: finish(c, total) for every channel.
+// Merges the partial results of all warps and of the blocks of all tiles: finish(c, total) for every channel.
 template <class Traits, class reduced_t, class function_t>
-__device__ __forceinline__ void finish_warps(const Partials<reduced_t>& partials, int warps_n, unsigned char* shared,
-                                             function_t finish) {
+__device__ __forceinline__ void finish_warps(const Partials<reduced_t>& partials, int tile, int warps_n,
+                                             unsigned char* shared, function_t finish) {
   __syncthreads();
   const int slab = threadIdx.x / Traits::kColumns, column = threadIdx.x % Traits::kColumns;
   const int c = (blockIdx.y * warps_n + slab) * Traits::kColumns + column;
@@ -101,10 +101,10 @@ __device__ __forceinline__ void finish_warps(const Partials<reduced_t>& partials
     reduced_t total;
     for (int warp = slab; warp < kWarps; warp += warps_n)
       total.merge(reinterpret_cast<const reduced_t*>(shared)[warp * Traits::kColumns + column]);
-    partials.put(blockIdx.x, c, total);
+    partials.put(tile, c, total);
   }
   for (int i = 0; i < warps_n; i++)
-    finish_partials<kThreads, Traits::kColumns>(partials, blockIdx.x, blockIdx.y * warps_n + i,
+    finish_partials<kThreads, Traits::kColumns>(partials, tile, blockIdx.y * warps_n + i,
                                                 reinterpret_cast<float*>(shared), finish);
 }
 

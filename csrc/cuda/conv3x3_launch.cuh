@@ -82,10 +82,11 @@ Partials<reduced_t> make_tile_partials(const TileConfig& config, int64_t outputs
                                   *where.workspace);
 }
 
+// `before`: blocks in front of the tiles', along x.
 template <class Traits, class params_t>
 void launch_tiles(void (*kernel)(params_t), const TileConfig& config, int64_t outputs, const params_t& params,
-                  const Launch& where) {
-  const dim3 grid(config.tiling.tiles(), static_cast<unsigned>(config.column_blocks(outputs)));
+                  const Launch& where, int before = 0) {
+  const dim3 grid(before + config.tiling.tiles(), static_cast<unsigned>(config.column_blocks(outputs)));
   launch(kernel, grid, kThreads, Traits::shared_bytes(config.tiling, config.warps_n), where, params);
 }
 

@@ -224,12 +224,14 @@ struct Conv3x3WgradReduceParams {
   const float* partials;  // [splits, kTaps, padded_G, padded_C]
   int splits, G, C, padded_G, padded_C;
   void* dweight;  // [G, C, 3, 3] input_t
+
+  __host__ __device__ int64_t size() const { return static_cast<int64_t>(kTaps) * padded_G * padded_C; }
 };
 
+// Element i of dweight.
 template <class input_t>
-__global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_reduce_kernel(const Conv3x3WgradReduceParams p) {
-  const int64_t size = static_cast<int64_t>(kTaps) * p.padded_G * p.padded_C;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+__device__ __forceinline__ void reduce_wgrad(const Conv3x3WgradReduceParams& p, int64_t i) {
+  const int64_t size = p.size();
   const int c = static_cast<int>(i % p.padded_C), g = static_cast<int>(i / p.padded_C % p.padded_G);
   const int64_t tap = i / p.padded_C / p.padded_G;
   if (c >= p.C || g >= p.G || tap >= kTaps) return;
@@ -253,8 +255,9 @@ Tiling wgrad_tiling(const Shape& shape, const Launch& where) {
   return tiling;
 }
 
+// Launches what leaves the partials, and returns how they are to be added.
 template <class Traits>
-void wgrad(const Conv3x3Bwd& op, const PrepareParams& prepared, const Launch& where) {
+Conv3x3WgradReduceParams wgrad(const Conv3x3Bwd& op, const PrepareParams& prepared, const Launch& where) {
   using input_t = typename Traits::input_t;
   Conv3x3WgradParams p{};
   p.tiling = wgrad_tiling<Traits>(op.shape, where);
@@ -273,10 +276,7 @@ void wgrad(const Conv3x3Bwd& op, const PrepareParams& prepared, const Launch& wh
   launch(bn_relu_conv3x3_wgrad_kernel<Traits>, dim3(splits, slabs_c, slabs_g), kThreads,
          Traits::shared_bytes(p.tiling, p.steps), where, p);
 
-  const Conv3x3WgradReduceParams reduce{
-      p.partials, splits, static_cast<int>(op.G), p.C, p.G, slabs_c * Traits::kChannels, op.dweight};
-  launch(bn_relu_conv3x3_wgrad_reduce_kernel<input_t>, dim3(static_cast<unsigned>(ceil_div<int64_t>(size, kThreads))),
-         kThreads, 0, where, reduce);
+  return {p.partials, splits, static_cast<int>(op.G), p.C, p.G, slabs_c * Traits::kChannels, op.dweight};
 }
 
 }  // namespace densenet_fast::cuda::conv3x3

@@ -12,10 +12,17 @@ from .. import reference
 from ..blocks import Shape, make, surroundings
 from ..oracle import rms_error
 from ..rows import thorough
+from .launches import launches, layers
 
+LAUNCHES = {"conv1x1_fwd": 1, "conv3x3_fwd": 2, "conv3x3_bwd": 3, "conv1x1_bwd": 2}  # of a layer
 SHAPES = {"bottlenecks": Shape(2, 6, 5, 12, (32, 20), (8, 5), behind=2), "mixed": Shape(2, 6, 5, 12, (0, 24), (8, 5))}
 shapes = pytest.mark.parametrize("shape", SHAPES)
 frozens = pytest.mark.parametrize("frozen", [(False, False), (True, False), (False, True)], ids=str)
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_launches_of_a_layer(machine, name):
+    assert {len(launches(machine, name, geometry)) for geometry in layers(32)} == {LAUNCHES[name]}
 
 
 def there_and_back(operations, case):
