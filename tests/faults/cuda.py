@@ -147,6 +147,13 @@ FAULTS = [
         "half > 1; half /= 2",
         EXACT,
     ),
+    Fault(
+        "dweight's partials added by the first column of blocks alone",
+        f"{FOLDER}/bn_relu_conv3x3_bwd.cu",
+        "static_cast<int64_t>(blockIdx.y) * p.dweight_blocks + blockIdx.x",
+        "static_cast<int64_t>(blockIdx.x)",
+        EXACT,
+    ),
     Fault("frozen norms corrected", f"{FOLDER}/common.cuh", "  if (g.a != nullptr) {", "  {", MODES),
     Fault("a correction that overwrites a", f"{FOLDER}/common.cuh", "g.a[c] += scale", "g.a[c] = scale", MODES),
     Fault(
