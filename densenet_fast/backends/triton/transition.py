@@ -281,7 +281,8 @@ def transition_bwd(
     tile = plan.tile("transition_dgrad", outputs)
     tile = tile if in_words else tile.unpipelined()
     rows, slabs = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.pixels), cdiv(check.C, tile.channels)
-    into = sums_into(plan, dnorm, rows, slabs)
+    # To arrive would take registers, on sm_100 a second program's, and save no launch: one would clear the counters.
+    into = sums_into(plan, dnorm, rows, slabs, room=False)
     plan.launch(
         transition_dgrad_kernel,
         (rows + Partial.programs(partial, slabs), slabs),
