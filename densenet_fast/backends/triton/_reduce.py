@@ -312,16 +312,28 @@ def finish_bwd_kernel(
     dbeta,  # [C] written
     a,  # [C] added to, or None
     b,  # [C] added to, or None
+    weights,  # [splits, weight_stride] partial gradients of a 1x1 weight, or None
+    dweight,  # [weight_stride] written, or None
+    splits,
+    weight_stride,
     R,
     C,
     count,  # values of a channel
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    sum_v = _sum_rows(sums, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
-    sum_vx = _sum_rows(sums + C, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
-    _store_norm(sum_v, sum_vx, dgamma, dbeta, a, b, var, gamma, eps, count, c, c < C)
+    """The first programs add up the weight's gradient."""
+    adding = 0
+    if weights is not None:
+        adding = rows_of_programs(weight_stride)
+    if tl.program_id(0) < adding:
+        if weights is not None:
+            sum_weight(weights, dweight, splits, weight_stride, 1, 1, 1)
+    else:
+        c = (tl.program_id(0) - adding) * BLOCK_C + tl.arange(0, BLOCK_C)
+        sum_v = _sum_rows(sums, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
+        sum_vx = _sum_rows(sums + C, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
+        _store_norm(sum_v, sum_vx, dgamma, dbeta, a, b, var, gamma, eps, count, c, c < C)
 
 
 def sums_into(plan: Planner, dnorm: NormGradient, rows: int, slabs: int, room: bool = True) -> dict[str, Any]:
@@ -340,14 +352,15 @@ def finish_bwd(
     arrivals: Tensor | None,
     a: Tensor | None,
     b: Tensor | None,
+    partial: "Partial | None" = None,
 ) -> None:
-    """What `finish_norm` leaves, where that is not all."""
+    """What `finish_norm` leaves, where that is not all, and with it a 1x1 weight's gradient."""
     if arrivals is not None:
         return
     sums, _, dgamma, dbeta = into
     plan.launch(
         finish_bwd_kernel,
-        (cdiv(dgamma.shape[0], 8),),
+        (Partial.programs(partial, 1) + cdiv(dgamma.shape[0], 8),),
         num_warps=8,
         sums=sums,
         var=norm.var,
@@ -357,6 +370,7 @@ def finish_bwd(
         dbeta=dbeta,
         a=a,
         b=b,
+        **Partial.arguments(partial),
         R=sums.shape[0],
         C=dgamma.shape[0],
         count=count,

@@ -16,9 +16,7 @@ from ._reduce import (
     finish_bwd,
     finish_norm,
     merge_stats,
-    rows_of_programs,
     stats_into,
-    sum_weight,
     sums_into,
     tile_stats,
 )
@@ -147,10 +145,6 @@ def transition_dgrad_kernel(
     arrivals,
     a,  # [C] added to, or None
     b,  # [C] added to, or None
-    weights,  # [splits, weight_stride] partial gradients of the weight, or None (_reduce.py)
-    dweight,  # [K, C] written, or None
-    splits,
-    weight_stride,
     N,
     H,
     W,
@@ -165,56 +159,47 @@ def transition_dgrad_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One program for BLOCK_M quads and BLOCK_C channels. Quads of the last odd row and column, which no average has
-    seen, are counted here: their gradient is zero. The first programs add up the weight's gradient."""
-    adding = 0
-    if weights is not None:
-        adding = rows_of_programs(weight_stride)
-    if tl.program_id(0) < adding:
-        if weights is not None:
-            sum_weight(weights, dweight, splits, weight_stride, K, C, 1)
-    else:
-        HQ = (H + 1) // 2
-        WQ = (W + 1) // 2
-        tile = tl.program_id(0) - adding
-        start = tile * BLOCK_M
-        q = start + tl.arange(0, BLOCK_M)
-        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-        row = q // WQ % HQ
-        column = q % WQ
-        image = q // (HQ * WQ)
-        pooled = (image < N) & (row < H // 2) & (column < W // 2)
-        first_average = start // (HQ * WQ) * (H // 2) * (W // 2)
-        averages = (image * (H // 2) + row) * (W // 2) + column - first_average
-        dy_at = dy + row_offset(first_average, dy_stride) + averages[:, None] * dy_stride
-        acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
-        for output in range(0, K, BLOCK_K):
-            k = output + tl.arange(0, BLOCK_K)
-            w = tl.load(weight + k[None, :] * C + c[:, None], mask=(k < K)[None, :] & (c < C)[:, None], other=0.0)
-            d = tl.load(dy_at + k[None, :], mask=pooled[:, None] & (k < K)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
-            acc = tl.dot(w, tl.trans(d), acc, input_precision=PRECISION)
-        acc *= 0.25
-        shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-        first = top_left(start, H, W, HQ, WQ)
-        pixel = top_left(q, H, W, HQ, WQ) - first
-        sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
-        sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
-        for i in tl.static_range(4):
-            exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
-            mask = (c < C)[:, None] & exists[None, :]
-            at = pixel + i // 2 * W + i % 2
-            x_at = x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None]
-            values = tl.load(x_at, mask=mask, other=0.0)
-            centred = values.to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
-            activated = relu(centred * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
-            v = tl.where(activated <= 0.0, 0.0, acc)
-            sum_v += tl.sum(v, 1)
-            sum_vx += tl.sum(tl.where(mask, v * centred, 0.0), 1)
-            dx_at = dx + row_offset(first, dx_stride) + at[None, :] * dx_stride + c[:, None]
-            tl.store(dx_at, (scale[:, None] * v).to(dx.dtype.element_ty), mask=mask)
-        rows, slab, count, exists = tl.num_programs(0) - adding, tl.program_id(1), N * H * W, c < C
-        finish_norm(
-            into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C
-        )
+    seen, are counted here: their gradient is zero."""
+    HQ = (H + 1) // 2
+    WQ = (W + 1) // 2
+    tile = tl.program_id(0)
+    start = tile * BLOCK_M
+    q = start + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = q // WQ % HQ
+    column = q % WQ
+    image = q // (HQ * WQ)
+    pooled = (image < N) & (row < H // 2) & (column < W // 2)
+    first_average = start // (HQ * WQ) * (H // 2) * (W // 2)
+    averages = (image * (H // 2) + row) * (W // 2) + column - first_average
+    dy_at = dy + row_offset(first_average, dy_stride) + averages[:, None] * dy_stride
+    acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
+    for output in range(0, K, BLOCK_K):
+        k = output + tl.arange(0, BLOCK_K)
+        w = tl.load(weight + k[None, :] * C + c[:, None], mask=(k < K)[None, :] & (c < C)[:, None], other=0.0)
+        d = tl.load(dy_at + k[None, :], mask=pooled[:, None] & (k < K)[None, :], other=0.0)  # [BLOCK_M, BLOCK_K]
+        acc = tl.dot(w, tl.trans(d), acc, input_precision=PRECISION)
+    acc *= 0.25
+    shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
+    first = top_left(start, H, W, HQ, WQ)
+    pixel = top_left(q, H, W, HQ, WQ) - first
+    sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for i in tl.static_range(4):
+        exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
+        mask = (c < C)[:, None] & exists[None, :]
+        at = pixel + i // 2 * W + i % 2
+        x_at = x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None]
+        values = tl.load(x_at, mask=mask, other=0.0)
+        centred = values.to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
+        activated = relu(centred * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
+        v = tl.where(activated <= 0.0, 0.0, acc)
+        sum_v += tl.sum(v, 1)
+        sum_vx += tl.sum(tl.where(mask, v * centred, 0.0), 1)
+        dx_at = dx + row_offset(first, dx_stride) + at[None, :] * dx_stride + c[:, None]
+        tl.store(dx_at, (scale[:, None] * v).to(dx.dtype.element_ty), mask=mask)
+    rows, slab, count, exists = tl.num_programs(0), tl.program_id(1), N * H * W, c < C
+    finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C)
 
 
 @triton.jit
@@ -282,10 +267,11 @@ def transition_bwd(
     tile = tile if in_words else tile.unpipelined()
     rows, slabs = cdiv(check.N * cdiv(check.H, 2) * cdiv(check.W, 2), tile.pixels), cdiv(check.C, tile.channels)
     # To arrive would take registers, on sm_100 a second program's, and save no launch: one would clear the counters.
+    # The one that follows instead adds up the weight's gradient, too.
     into = sums_into(plan, dnorm, rows, slabs, room=False)
     plan.launch(
         transition_dgrad_kernel,
-        (rows + Partial.programs(partial, slabs), slabs),
+        (rows, slabs),
         **tile.options,
         dy=dy,
         x=x,
@@ -293,7 +279,6 @@ def transition_bwd(
         weight=weight,
         dx=dx,
         **into,
-        **Partial.arguments(partial),
         N=check.N,
         H=check.H,
         W=check.W,
@@ -304,7 +289,7 @@ def transition_bwd(
         dx_stride=dx_stride,
         **tile.blocks(plan.precision),
     )
-    finish_bwd(plan, norm, check.M, **into)
+    finish_bwd(plan, norm, check.M, **into, partial=partial)
 
 
 def _wgrad(check: Arguments, dy: Tensor, dy_stride: int, norm: Norm, dweight: Tensor, in_words: bool) -> Partial:
