@@ -99,7 +99,7 @@ def test_the_plan_follows_the_architecture():
 @pytest.mark.parametrize("architecture", plans.DEVICES)
 @pytest.mark.parametrize("growth", [12, 32, 48, 72])
 @pytest.mark.parametrize(
-    ("bottleneck", "efficient", "expected"), [(4, False, (2, 4)), (4, True, (2, 5)), (None, False, (1, 3))]
+    ("bottleneck", "efficient", "expected"), [(4, False, (2, 4)), (4, True, (2, 5)), (None, False, (1, 4))]
 )
 def test_launches_of_a_layer(bottleneck, efficient, expected, growth, architecture, form):
     """Two forward and four backward, and one where z is computed again; less without bottleneck. One where a backward

@@ -38,7 +38,7 @@ def kernels(launches):
 
 
 @pytest.mark.parametrize("device", [FEW, Device(80, 4)], ids=["sm_90", "sm_80"])
-@pytest.mark.parametrize("name", [name for name in STATISTICS + SUMS if name != "transition_bwd"])
+@pytest.mark.parametrize("name", [name for name in STATISTICS + SUMS if name not in ("transition_bwd", "plain_bwd")])
 def test_error_where_groups_are_merged_and_then_these(triton, eager, rule, name, device):
     """Two rows to a group or a few more."""
     rule(ONE_GROUP=1)

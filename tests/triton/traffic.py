@@ -117,6 +117,8 @@ def merged(launch: Launch) -> tuple[int, int]:
     a = launch.arguments
     sums, group, dgamma, _ = a["into"]
     added = 4 * a["splits"] * a["weight_stride"] if a.get("weights") is not None else 0
+    if a["arrivals"] is None:  # a launch of its own merges
+        return added, sums.nbytes
     rows = next(r for r in range(sums.shape[0] + 1) if r + triton.cdiv(r, group) == sums.shape[0])
     groups = triton.cdiv(rows, group)
     again = groups if groups > 1 else 0

@@ -196,7 +196,7 @@ def merge_stats(plan: Planner, stats: tuple[Any, ...] | None, arrivals: Tensor |
         R=partial.shape[0],
         C=mean.shape[0],
         BLOCK_C=8,
-        BLOCK_R=1024,
+        BLOCK_R=512,
     )
 
 
@@ -312,13 +312,15 @@ def finish_bwd_kernel(
     dbeta,  # [C] written
     a,  # [C] added to, or None
     b,  # [C] added to, or None
-    weights,  # [splits, weight_stride] partial gradients of a 1x1 weight, or None
-    dweight,  # [weight_stride] written, or None
+    weights,  # [splits, weight_stride] partial gradients of the weight, or None
+    dweight,  # [K, C, TAPS] written, or None
     splits,
     weight_stride,
     R,
+    K,
     C,
     count,  # values of a channel
+    TAPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
@@ -328,7 +330,7 @@ def finish_bwd_kernel(
         adding = rows_of_programs(weight_stride)
     if tl.program_id(0) < adding:
         if weights is not None:
-            sum_weight(weights, dweight, splits, weight_stride, 1, 1, 1)
+            sum_weight(weights, dweight, splits, weight_stride, K, C, TAPS)
     else:
         c = (tl.program_id(0) - adding) * BLOCK_C + tl.arange(0, BLOCK_C)
         sum_v = _sum_rows(sums, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
@@ -354,7 +356,7 @@ def finish_bwd(
     b: Tensor | None,
     partial: "Partial | None" = None,
 ) -> None:
-    """What `finish_norm` leaves, where that is not all, and with it a 1x1 weight's gradient."""
+    """What `finish_norm` leaves, where that is not all, and with it the weight's gradient."""
     if arrivals is not None:
         return
     sums, _, dgamma, dbeta = into
@@ -372,10 +374,12 @@ def finish_bwd(
         b=b,
         **Partial.arguments(partial),
         R=sums.shape[0],
+        K=partial.dweight.shape[0] if partial else 0,
         C=dgamma.shape[0],
         count=count,
+        TAPS=partial.dweight[0, 0].numel() if partial else 1,
         BLOCK_C=8,
-        BLOCK_R=1024,
+        BLOCK_R=512,
     )
 
 

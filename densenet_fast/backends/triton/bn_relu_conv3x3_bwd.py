@@ -294,10 +294,12 @@ def _dgrad(
     tile = plan.tile("bn_relu_conv3x3_dgrad", check.C)
     tile = tile if check.in_words() else tile.unpipelined()
     rows, slabs = cdiv(check.M, tile.pixels), cdiv(check.C, tile.channels)
-    into = sums_into(plan, dnorm, rows, slabs)
+    # To add to memory leaves no registers for more: a launch behind merges, and adds up the weight's gradient.
+    into = sums_into(plan, dnorm, rows, slabs, room=not accumulate)
+    here, behind = (None, partial) if accumulate else (partial, None)
     plan.launch(
         bn_relu_conv3x3_dgrad_kernel,
-        (rows + Partial.programs(partial, slabs), slabs),
+        (rows + Partial.programs(here, slabs), slabs),
         **tile.options,
         d=d,
         weight=weight,
@@ -305,7 +307,7 @@ def _dgrad(
         **norm._asdict(),
         u=u,
         **into,
-        **Partial.arguments(partial),
+        **Partial.arguments(here),
         M=check.M,
         H=check.H,
         W=check.W,
@@ -321,7 +323,7 @@ def _dgrad(
         BLOCK_K=tile.outputs,
         PRECISION=plan.precision,
     )
-    finish_bwd(plan, norm, check.M, **into)
+    finish_bwd(plan, norm, check.M, **into, partial=behind)
 
 
 def _wgrad(check: Arguments, d: Tensor, norm: Norm, dweight: Tensor) -> Partial:
