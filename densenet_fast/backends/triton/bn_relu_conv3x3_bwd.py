@@ -294,9 +294,9 @@ def _dgrad(
     tile = plan.tile("bn_relu_conv3x3_dgrad", check.C)
     tile = tile if check.in_words() else tile.unpipelined()
     rows, slabs = cdiv(check.M, tile.pixels), cdiv(check.C, tile.channels)
-    # To add to memory leaves no registers for more: a launch behind merges, and adds up the weight's gradient.
-    into = sums_into(plan, dnorm, rows, slabs, room=not accumulate)
-    here, behind = (None, partial) if accumulate else (partial, None)
+    # To add to memory leaves no registers for more, nor does sm_80: a launch behind merges, and adds up the weight's.
+    into = sums_into(plan, dnorm, rows, slabs, room=not accumulate and tiles.family(plan.device) != 80)
+    here, behind = (None, partial) if into["arrivals"] is None else (partial, None)
     plan.launch(
         bn_relu_conv3x3_dgrad_kernel,
         (rows + Partial.programs(here, slabs), slabs),
