@@ -56,9 +56,9 @@ FAULTS = [
     ),
     Fault(
         "partial weight gradients not all added",
-        f"{FOLDER}/_reduce.py",
-        "total = _sum_rows(weights, splits,",
-        "total = _sum_rows(weights, tl.maximum(splits - 1, 1),",
+        f"{FOLDER}/_partial.py",
+        "total = sum_rows(weights, splits,",
+        "total = sum_rows(weights, tl.maximum(splits - 1, 1),",
         kernel("bn_relu_conv1x1"),
     ),
     Fault(

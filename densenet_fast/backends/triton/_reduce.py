@@ -1,15 +1,15 @@
 """Partial results merged in a fixed order, and what follows from them: within the launch that made them, or the next.
 
 Forward: tile statistics to mean and variance. Backward: sums to gradients of gamma and beta and to the deferred
-correction, and partial weight gradients to the weight's. docs/internals/algorithm.md, "Deferred correction".
+correction. docs/internals/algorithm.md, "Deferred correction".
 
 Statistics and sums of a slab of channels are merged by the programs that made them, of which each leaves a row: the
-last of a group of programs to arrive merges the group's, the last group to arrive those of the groups. Partial weight
-gradients, much larger, are added by programs of the next launch that has room. docs/internals/triton.md, "Reductions".
+last of a group of programs to arrive merges the group's, the last group to arrive those of the groups.
+docs/internals/triton.md, "Reductions".
 """
 
 from math import isqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from ._common import cdiv, row_offset
+from ._partial import Partial, rows_of_programs, sum_rows, sum_weight
 from .arguments import Pair
 from .plan import Planner
 
@@ -211,25 +212,6 @@ def _arrivals(plan: Planner, rows: int, slabs: int, room: bool = True) -> tuple[
 
 
 @triton.jit
-def _sum_rows(
-    rows,  # [R, row_stride]
-    R,
-    row_stride,
-    c,  # [BLOCK_C]
-    mask,  # [BLOCK_C]
-    BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-):
-    """Sums of columns c, [BLOCK_C]: BLOCK_R interleaved ones, then those."""
-    sums = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    for start in range(0, R, BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
-        at = rows + r[:, None].to(tl.int64) * row_stride + c[None, :]
-        sums += tl.load(at, mask=(r < R)[:, None] & mask[None, :], other=0.0)
-    return tl.sum(sums, 0)
-
-
-@triton.jit
 def _store_norm(
     sum_v,  # [BLOCK_C]
     sum_vx,  # [BLOCK_C]
@@ -290,15 +272,15 @@ def finish_norm(
         is_last = last_to_arrive(arrivals + row // group, size)
         if is_last & (groups > 1):
             at = sums + row_offset(first, 2 * C)
-            sum_v = _sum_rows(at, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
-            sum_vx = _sum_rows(at + C, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            sum_v = sum_rows(at, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            sum_vx = sum_rows(at + C, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
             _store_row(sums, rows + row // group, sum_v, sum_vx, c, mask, C)
             first, size = rows, groups
             is_last = last_to_arrive(arrivals + groups, groups)
         if is_last:
             at = sums + row_offset(first, 2 * C)
-            sum_v = _sum_rows(at, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
-            sum_vx = _sum_rows(at + C, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            sum_v = sum_rows(at, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
+            sum_vx = sum_rows(at + C, size, 2 * C, c, mask, BLOCK_C, BLOCK_R)
             _store_norm(sum_v, sum_vx, dgamma, dbeta, a, b, var, gamma, eps, count, c, mask)
 
 
@@ -333,8 +315,8 @@ def finish_bwd_kernel(
             sum_weight(weights, dweight, splits, weight_stride, K, C, TAPS)
     else:
         c = (tl.program_id(0) - adding) * BLOCK_C + tl.arange(0, BLOCK_C)
-        sum_v = _sum_rows(sums, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
-        sum_vx = _sum_rows(sums + C, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
+        sum_v = sum_rows(sums, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
+        sum_vx = sum_rows(sums + C, R, 2 * C, c, c < C, BLOCK_C, BLOCK_R)
         _store_norm(sum_v, sum_vx, dgamma, dbeta, a, b, var, gamma, eps, count, c, c < C)
 
 
@@ -354,7 +336,7 @@ def finish_bwd(
     arrivals: Tensor | None,
     a: Tensor | None,
     b: Tensor | None,
-    partial: "Partial | None" = None,
+    partial: Partial | None = None,
 ) -> None:
     """What `finish_norm` leaves, where that is not all, and with it the weight's gradient."""
     if arrivals is not None:
@@ -381,74 +363,3 @@ def finish_bwd(
         BLOCK_C=8,
         BLOCK_R=512,
     )
-
-
-ELEMENTS = 512  # of a weight, whose gradient one program adds up
-_ELEMENTS, _SPLITS = tl.constexpr(ELEMENTS), tl.constexpr(8)
-
-
-@triton.jit
-def sum_weight(
-    weights,  # [splits, weight_stride] partial gradients of a weight, each [TAPS, K, C]
-    dweight,  # [K, C, TAPS] written
-    splits,
-    weight_stride,
-    K,
-    C,
-    TAPS: tl.constexpr,
-):
-    """A program's part of a weight's gradient. K and C are read where there are several taps."""
-    part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    i = part * _ELEMENTS + tl.arange(0, _ELEMENTS)
-    exists = i < weight_stride
-    total = _sum_rows(weights, splits, weight_stride, i, exists, _ELEMENTS, _SPLITS)
-    at = i
-    if TAPS > 1:
-        at = (i // C % K * C + i % C) * TAPS + i // (K * C)
-    tl.store(dweight + at, total.to(dweight.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def rows_of_programs(weight_stride):
-    """How many programs along axis 0 of the grid, with all along axis 1, it takes to add up a weight's gradient."""
-    return tl.cdiv(tl.cdiv(weight_stride, _ELEMENTS), tl.num_programs(1))
-
-
-@triton.jit
-def sum_weight_kernel(
-    weights,  # [splits, weight_stride]
-    dweight,  # [weight_stride] written
-    splits,
-    weight_stride,
-):
-    sum_weight(weights, dweight, splits, weight_stride, 1, 1, 1)
-
-
-class Partial(NamedTuple):
-    """A weight's gradient in parts, which are still to be added."""
-
-    weights: Tensor  # [splits, h * w, K, C]
-    dweight: Tensor  # [K, C, h, w] written
-
-    @staticmethod
-    def programs(partial: "Partial | None", columns: int) -> int:
-        """Those that add it up, along axis 0 of a grid that has so many along axis 1."""
-        return 0 if partial is None else cdiv(cdiv(partial.dweight.numel(), ELEMENTS), columns)
-
-    @staticmethod
-    def arguments(partial: "Partial | None") -> dict[str, Any]:
-        if partial is None:
-            return {"weights": None, "dweight": None, "splits": 0, "weight_stride": 0}
-        weights, dweight = partial
-        return {
-            "weights": weights,
-            "dweight": dweight,
-            "splits": weights.shape[0],
-            "weight_stride": dweight.numel(),
-        }
-
-
-def sum_now(plan: Planner, partial: Partial) -> None:
-    """In a launch of its own, for a 1x1 convolution's weight."""
-    programs = Partial.programs(partial, 1)
-    plan.launch(sum_weight_kernel, (programs,), num_warps=8, **Partial.arguments(partial))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...contract import Block, Half, Norm, NormGradient
 from ...contract.block import NUMBERS, TENSORS, Layer, z_size
-from ._reduce import Partial, sum_now
+from ._partial import Partial, sum_now
 from .arguments import Arguments, Pair
 from .bn_relu_conv1x1_bwd import conv1x1_bwd
 from .bn_relu_conv1x1_fwd import conv1x1

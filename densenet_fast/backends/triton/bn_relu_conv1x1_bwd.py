@@ -10,7 +10,8 @@ from torch import Tensor
 from ...contract import Norm, NormGradient
 from . import tiles
 from ._common import cdiv, load_norm, relu, row_offset
-from ._reduce import Partial, finish_bwd, finish_norm, sums_into
+from ._partial import Partial
+from ._reduce import finish_bwd, finish_norm, sums_into
 from .arguments import Arguments, Pair
 
 

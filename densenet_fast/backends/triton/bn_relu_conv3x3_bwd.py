@@ -13,7 +13,8 @@ from torch import Tensor
 from ...contract import Norm, NormGradient
 from . import tiles
 from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset
-from ._reduce import Partial, finish_bwd, finish_norm, rows_of_programs, sum_weight, sums_into
+from ._partial import Partial, rows_of_programs, sum_weight
+from ._reduce import finish_bwd, finish_norm, sums_into
 from .arguments import Arguments, Pair
 from .dropout import Dropout, dropout_scale
 

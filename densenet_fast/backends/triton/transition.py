@@ -11,15 +11,8 @@ from torch import Tensor
 from ...contract import Norm, NormGradient
 from . import tiles
 from ._common import cdiv, load_norm, relu, row_offset
-from ._reduce import (
-    Partial,
-    finish_bwd,
-    finish_norm,
-    merge_stats,
-    stats_into,
-    sums_into,
-    tile_stats,
-)
+from ._partial import Partial
+from ._reduce import finish_bwd, finish_norm, merge_stats, stats_into, sums_into, tile_stats
 from .arguments import Arguments
 from .plan import Planner, planned
 
