@@ -282,16 +282,17 @@ def markdown(contents: Contents) -> str:
 
 
 def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str:
-    """The README's section: one picture, one small table for each machine, and where we lose."""
+    """The README's section: one picture, one small table for each machine whose figures are of today's kernels, or for
+    each if there is none, and where we lose."""
     parts = [f"![{title}](docs/{name})" for name, title in images[:1]]
-    for model in dict.fromkeys(contents["machine"]["model"] for contents in groups):
-        largest = max(
-            (c for c in groups if c["machine"]["model"] == model and c["group"] == "training" and not is_default(c)),
-            key=lambda c: (c["settings"]["image"], c["settings"]["batch"]),
-            default=None,
-        )
-        if largest is not None:
-            parts += [summary(largest, groups).markdown(), f"{caption(largest)}.", *warnings(largest)]
+    largest: dict[str, Contents] = {}  # of each machine
+    for contents in groups:
+        if contents["group"] == "training" and not is_default(contents):
+            model = contents["machine"]["model"]
+            largest[model] = max(largest.get(model, contents), contents, key=_size)
+    of_today = [c for c in largest.values() if not _stale(c["machine"]["commit"])]
+    for contents in of_today or largest.values():
+        parts += [summary(contents, groups).markdown(), f"{caption(contents)}.", *warnings(contents)]
     if not any(contents["machine"]["device"] == "cuda" for contents in groups):
         parts.append("None of these figures is from a GPU: none has been measured on one yet.")
     ahead = [line for contents in groups for line in losses(contents)]
@@ -301,6 +302,11 @@ def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str
         "by `python -m benchmarks.report` from the raw samples in `benchmarks/results/`."
     )
     return "\n\n".join(parts)
+
+
+def _size(contents: Contents) -> tuple[int, int, bool]:
+    settings = contents["settings"]
+    return settings["image"], settings["batch"], settings["dtype"] == "float32"
 
 
 def _default_allocator(contents: Contents, groups: Iterable[Contents]) -> Iterator[str]:

@@ -197,6 +197,18 @@ def test_the_readme_shows_the_largest_batch_of_each_machine():
     assert text.count("batch 4, float32; ") == 2
 
 
+def test_the_readme_shows_machines_that_have_measured_today_s_kernels(monkeypatch):
+    monkeypatch.setattr(machine, "changed_since", lambda commit: commit == "old")
+    old, new = (MACHINE | {"model": f"Machine {name}", "commit": name} for name in ("old", "new"))
+    narrow = contents(TRAINING["records"], machine=new, settings=SETTINGS | {"dtype": "bfloat16"})
+    groups = [contents(TRAINING["records"], machine=old), narrow, contents(TRAINING["records"], machine=new)]
+    text = report.readme(groups, [])
+    assert "Machine new" in text
+    assert "Machine old" not in text
+    assert "bfloat16" not in text
+    assert "Machine old" in report.readme(groups[:1], [])
+
+
 def test_without_a_gpu_s_results_the_readme_says_so(root):
     for path in (root / "results").rglob("*.json"):
         made = json.loads(path.read_text())
