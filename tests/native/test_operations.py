@@ -24,7 +24,7 @@ VARIANTS = [
 DIVIDE = ("channel_stats", "update_running_stats", "head_fwd", "head_bwd", "layer_fwd", "layer_bwd")
 NARROW = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Of no full vector and of odd ends, of more than one pass over the depth, of channels divided among threads.
-IN_BFLOAT16 = (SMALL, GEOMETRIES[4], GEOMETRIES[5], MANY_ROWS, GEOMETRIES[9])
+IN_BFLOAT16 = (GEOMETRIES[2], GEOMETRIES[4], GEOMETRIES[5], MANY_ROWS, GEOMETRIES[9])
 
 
 def label(value):
