@@ -8,6 +8,7 @@ namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 typedef uint32_t uvec __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t halves __attribute__((vector_size(kWidth * 2)));
+static_assert(alignof(halves) == sizeof(halves) && alignof(uvec) == sizeof(uvec), "as that of vec.h");
 typedef uint16_t halves_in_memory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // The bits of a bfloat16 are a float's upper ones.
