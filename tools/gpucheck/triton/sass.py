@@ -32,15 +32,15 @@ class Usage(NamedTuple):
     shared: int  # bytes, those that are not asked for at the launch
 
 
-def _run(tool: str, option: str, cubin: bytes) -> str:
+def _run(tool: str, cubin: bytes, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([BIN / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([BIN / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def usage(cubin: bytes) -> Usage:
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", _run("cuobjdump", "-res-usage", cubin))
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", _run("cuobjdump", cubin, "-res-usage"))
     return Usage(*map(int, found.groups()))
 
 
@@ -56,8 +56,9 @@ def assembled(text: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
-def disassemble(cubin: bytes) -> str:
-    return _run("nvdisasm", "-c", cubin)
+def disassemble(cubin: bytes, encoded: bool = False) -> str:
+    """`encoded`: with the bits of each instruction."""
+    return _run("nvdisasm", cubin, "-c", *["-hex"] * encoded)
 
 
 def hazards(text: str) -> list[str]:

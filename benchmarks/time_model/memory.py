@@ -1,0 +1,130 @@
+"""Bytes that a launch moves, from its arguments: tests/triton/traffic.py, which tests hold to what kernels do, and by
+the same rules what it leaves out: the stem's, the transitions' and the head's kernels, weights and partial results.
+
+From DRAM come activations and the partial gradients of weights, read or written once, though often where programs far
+apart read the same; through the L2 cache goes what all programs ask for, and weights and partial results besides, which
+stay there. Vectors of channels are left out.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tests.triton.traffic import KERNELS, Access, Grid
+
+from . import device
+from .plans import Operand, Planned
+
+Arguments = dict[str, Any]
+FLOAT32 = 4
+
+
+class Moved(NamedTuple):
+    dram: int
+    l2: int
+    new: float  # the share of what a program reads that it has not had before
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _stem_fwd(a: Arguments, grid: Grid) -> list[Access]:
+    pixels = a["M"] // (a["P"] * a["Q"]) * a["H"] * a["W"]
+    return [Access("x", pixels * a["C"], repeats=9 / 4), Access("y", a["M"] * a["C"], written=True)]
+
+
+def _stem_bwd(a: Arguments, grid: Grid) -> list[Access]:
+    """Of four pixels, 25 loads to find the maxima again and four more; nine of the windows' gradients."""
+    pixels = a["M"] // (a["P"] * a["Q"]) * a["H"] * a["W"]
+    x, dy = Access("x", pixels * a["C"], repeats=29 / 4), Access("dy", a["M"] * a["C"], repeats=9)
+    return [x, dy, Access("dx", pixels * a["C"], written=True)]
+
+
+def _transition_fwd(a: Arguments, grid: Grid) -> list[Access]:
+    return [Access("x", 4 * a["Q"] * a["C"]).along(grid, 1), Access("y", a["Q"] * a["K"], written=True)]
+
+
+def _transition_dgrad(a: Arguments, grid: Grid) -> list[Access]:
+    pixels = a["N"] * a["H"] * a["W"]
+    dy = Access("dy", a["N"] * (a["H"] // 2) * (a["W"] // 2) * a["K"]).along(grid, 1)
+    return [dy, Access("x", pixels * a["C"]), Access("dx", pixels * a["C"], written=True)]
+
+
+def _transition_wgrad(a: Arguments, grid: Grid) -> list[Access]:
+    x, dy = Access("x", 4 * a["Q"] * a["C"]).along(grid, 1), Access("dy", a["Q"] * a["K"]).along(grid, 0)
+    return [x, dy, Access("dweight", grid[2] * a["K"] * a["C"], written=True)]
+
+
+def _head_fwd(a: Arguments, grid: Grid) -> list[Access]:
+    return [Access("x", grid[0] * a["pixels"] * a["C"])]
+
+
+def _head_bwd(a: Arguments, grid: Grid) -> list[Access]:
+    return [Access("x", a["M"] * a["C"]), Access("dx", a["M"] * a["C"], written=True)]
+
+
+ACTIVATIONS: dict[str, Callable[[Arguments, Grid], list[Access]]] = {
+    **KERNELS,
+    "stem_fwd_kernel": _stem_fwd,
+    "stem_bwd_kernel": _stem_bwd,
+    "transition_fwd_kernel": _transition_fwd,
+    "transition_dgrad_kernel": _transition_dgrad,
+    "transition_wgrad_kernel": _transition_wgrad,
+    "head_fwd_kernel": _head_fwd,
+    "head_bwd_kernel": _head_bwd,
+}
+
+# Elements of the weight that one program reads.
+WEIGHTS: dict[str, Callable[[Arguments], int]] = {
+    "bn_relu_conv1x1_fwd_kernel": lambda a: a["C"] * a["BLOCK_K"],
+    "bn_relu_conv1x1_bwd_kernel": lambda a: a["BLOCK_K"] * a["BLOCK_C"],
+    "bn_relu_conv3x3_fwd_kernel": lambda a: 9 * a["C"] * a["BLOCK_G"],
+    "bn_relu_conv3x3_dgrad_kernel": lambda a: 9 * a["D"] * a["BLOCK_C"],
+    "transition_fwd_kernel": lambda a: a["C"] * a["BLOCK_K"],
+    "transition_dgrad_kernel": lambda a: a["K"] * a["BLOCK_C"],
+}
+
+
+# Rows of statistics or sums that programs leave, one of each with two values of each column; and columns.
+ROWS: dict[str, Callable[[Arguments, Grid], tuple[int, int]]] = {
+    "bn_relu_conv1x1_fwd_kernel": lambda a, grid: (grid[0], a["K"]),
+    "bn_relu_conv1x1_bwd_kernel": lambda a, grid: (a["splits"], a["C"]),
+    "bn_relu_conv3x3_fwd_kernel": lambda a, grid: (grid[0], a["G"]),
+    "bn_relu_conv3x3_dgrad_kernel": lambda a, grid: (cdiv(a["M"], a["BLOCK_M"]), a["C"]),
+    "channel_stats_kernel": lambda a, grid: (grid[0], a["C"]),
+    "stem_fwd_kernel": lambda a, grid: (grid[0], a["C"]),
+    "stem_bwd_kernel": lambda a, grid: (grid[1], a["C"]),
+    "transition_fwd_kernel": lambda a, grid: (grid[0], a["K"]),
+    "transition_dgrad_kernel": lambda a, grid: (grid[0], a["C"]),
+    "head_bwd_kernel": lambda a, grid: (grid[1], a["C"]),
+    "finish_bwd_kernel": lambda a, grid: (a["R"], a["C"]),
+    # Of statistics the means are read twice.
+    "merge_stats_kernel": lambda a, grid: (cdiv(3 * a.get("R", a.get("T")), 2), a["C"]),
+}
+
+
+def moved(launch: Planned) -> Moved:
+    a, grid = launch.arguments, launch.grid
+    accesses = ACTIVATIONS[launch.kernel](a, grid) if launch.kernel in ACTIVATIONS else []
+    read = [access for access in accesses if not access.written]
+    asked = sum(access.elements * access.repeats for access in read)
+    new = sum(access.elements for access in read) / asked if asked else 1.0
+    dram = through = 0
+    for access in accesses:
+        tensor: Operand = a[access.tensor]
+        size = access.elements * tensor.itemsize
+        dram += size * (1 if access.reach <= device.PROCESSORS else access.programs)
+        through += round(size * access.programs * access.repeats)
+    if launch.kernel in WEIGHTS:
+        through += WEIGHTS[launch.kernel](a) * a["weight"].itemsize * launch.programs
+    if launch.kernel in ROWS:
+        rows, columns = ROWS[launch.kernel](a, grid)
+        through += 2 * FLOAT32 * rows * columns
+    return Moved(dram, through + FLOAT32 * _added(a), new)
+
+
+def _added(a: Arguments) -> int:
+    """Elements of a weight's partial gradients that are read and added up."""
+    if a.get("weights") is None or a.get("dweight") is None:
+        return 0
+    return a["splits"] * a["weight_stride"] if "splits" in a else a["S"] * a["K"] * a["C"] * a["TAPS"]

@@ -1,0 +1,63 @@
+"""What a checkout launches in a training step, and the machine code of it."""
+
+import os
+import pickle
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCRIPT = Path(__file__).with_name("recorded.py")
+
+
+class Operand(NamedTuple):
+    """A tensor among a kernel's arguments."""
+
+    shape: tuple[int, ...]
+    itemsize: int  # bytes of an element
+
+
+class Compiled(NamedTuple):
+    cubin: bytes
+    shared: int  # bytes of shared memory that are asked for at the launch
+    warps: int
+
+
+class Planned(NamedTuple):
+    """A launch. `arguments` are the kernel's, in its order, tensors as operands."""
+
+    kernel: str
+    operation: str  # of the contract, that makes it
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    variant: int  # its place among those compiled
+
+    @property
+    def programs(self) -> int:
+        return prod(self.grid)
+
+
+class Step(NamedTuple):
+    launches: list[Planned]
+    variants: list[Compiled]
+
+
+def step(tree: Path, model: str, image: int, batch: int, dtype: str) -> Step:
+    """Planned and compiled by the checkout itself, in a process of its own."""
+    command = [sys.executable, str(SCRIPT), model, str(image), str(batch), dtype]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, check=True)
+    launches, variants = pickle.loads(answer.stdout)
+    return Step(
+        [Planned(*about, _operands(arguments), variant) for *about, arguments, variant in launches],
+        [Compiled(*variant) for variant in variants],
+    )
+
+
+def _operands(value: Any) -> Any:
+    if isinstance(value, dict):
+        whole = value.keys() == {"shape", "itemsize"}
+        return Operand(**value) if whole else {name: _operands(each) for name, each in value.items()}
+    return tuple(map(_operands, value)) if isinstance(value, tuple) else value
