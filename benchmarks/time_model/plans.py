@@ -51,13 +51,14 @@ def step(tree: Path, model: str, image: int, batch: int, dtype: str) -> Step:
     answer = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, check=True)
     launches, variants = pickle.loads(answer.stdout)
     return Step(
-        [Planned(*about, _operands(arguments), variant) for *about, arguments, variant in launches],
+        [Planned(*about, operands(arguments), variant) for *about, arguments, variant in launches],
         [Compiled(*variant) for variant in variants],
     )
 
 
-def _operands(value: Any) -> Any:
+def operands(value: Any) -> Any:
+    """An argument as recorded.py gives it, or several."""
     if isinstance(value, dict):
         whole = value.keys() == {"shape", "itemsize"}
-        return Operand(**value) if whole else {name: _operands(each) for name, each in value.items()}
-    return tuple(map(_operands, value)) if isinstance(value, tuple) else value
+        return Operand(**value) if whole else {name: operands(each) for name, each in value.items()}
+    return tuple(map(operands, value)) if isinstance(value, tuple) else value

@@ -12,7 +12,10 @@ from benchmarks.time_model import device, machine_code, measured, memory, model,
 from benchmarks.time_model.__main__ import table
 from benchmarks.time_model.machine_code import Loop
 from benchmarks.time_model.model import Bounds, Line
-from benchmarks.time_model.plans import Operand, Planned
+from benchmarks.time_model.plans import Compiled, Operand, Planned, Step, operands
+from densenet_fast.backends.triton.launch import whole
+from densenet_fast.backends.triton.precompile import Variant
+from tools.gpucheck.triton.compiler import Compiler
 
 HALF, LATENCY = Operand((1,), 2), multiprocessor.Latency(700, 700)
 CODE = machine_code.Code([], [])
@@ -189,6 +192,49 @@ def test_long_loops_and_many_programs_are_extrapolated():
     for trips, number in (({loop: 50}, 1), ({loop: 3}, 40), ({loop: 20}, 31)):
         exact = multiprocessor.cycles([operations(trips, LATENCY)] * number, 1, kernel.resident)
         assert kernel.cycles([(trips, number)], LATENCY) == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """A launch of each in DenseNet-121's first block, with its machine code."""
+    compiler = Compiler()
+    found = {}
+    for operation, made in recorded.training("densenet121", 224, 8, torch.bfloat16):
+        name = made.kernel.fn.__name__
+        if name in PRODUCTS and name not in found and made.arguments.get("H", 56) == 56:
+            planned = Planned(name, operation, whole(made.grid), operands(recorded.plain(made.arguments)), 0)
+            found[name] = planned, Variant.of(made, 90)
+    yield {
+        name: Step([launch], [Compiled(code.cubin, code.shared, variant.num_warps)])
+        for name, (launch, variant) in found.items()
+        for code in [compiler.compile(variant)]
+    }
+    compiler.close()
+
+
+# Multiplications for each pixel; the input gradient's reduced axis is filled up to 5 x 64.
+PRODUCTS = {
+    "bn_relu_conv1x1_fwd_kernel": 64 * 128,
+    "bn_relu_conv3x3_fwd_kernel": 9 * 128 * 32,
+    "bn_relu_conv3x3_dgrad_kernel": 5 * 64 * 128,
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_machine_code_multiplies_as_often_as_the_convolution(compiled, name):
+    step = compiled[name]
+    (launch,), kernel = step.launches, model.Kernel(step.variants[0])
+    *_, own = programs.programs(launch, kernel.code)
+    each = kernel.work(own.trips).tensor * device.TENSOR_MACS * kernel.warps
+    assert own.number * each == 8 * 56 * 56 * PRODUCTS[name]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_launch_takes_no_less_than_any_of_its_bounds(compiled, name):
+    (found,) = model.lines(compiled[name])
+    *each, programs_, time = found.bounds
+    assert (found.launches, list(found.by_operation.values())) == (1, [time])
+    assert 0 < max(each) < programs_ < time < 1e-3
 
 
 def line(kernel, time, **by_operation):
