@@ -68,7 +68,11 @@ NO_LOOP = (
 
 
 def programs(launch: Planned, code: Code) -> list[Programs]:
-    """Raises: ValueError, if the code has other loops than the kernel's source."""
+    """Raises:
+    ValueError: a kernel that is not modelled, or code that has other loops than its source.
+    """
+    if launch.kernel not in TRIPS and launch.kernel not in NO_LOOP:
+        raise ValueError(f"{launch.kernel}: nothing is known of its loops; add it to {__name__}.TRIPS")
     a, grid, number = launch.arguments, launch.grid, launch.programs
     left = list(code.loops)
     own = 0 if launch.kernel in NO_LOOP else OWN.get(launch.kernel, 1)

@@ -18,7 +18,6 @@ from densenet_fast.backends.triton.precompile import Variant
 from tools.gpucheck.triton.compiler import Compiler
 
 HALF, LATENCY = Operand((1,), 2), multiprocessor.Latency(700, 700)
-CODE = machine_code.Code([], [])
 
 
 def launch(kernel, grid, **arguments):
@@ -181,6 +180,8 @@ def test_programs_of_a_launch():
     assert correcting == (4, {}, None)
     with pytest.raises(ValueError, match="got 2 loops, expected 1"):
         programs.programs(CONV1X1, code)
+    with pytest.raises(ValueError, match="nothing is known of its loops"):
+        programs.programs(launch("new", (1, 1, 1)), code)
 
 
 def test_long_loops_and_many_programs_are_extrapolated():
