@@ -33,6 +33,7 @@ def facts(device: torch.device) -> dict[str, object]:
         "device": device.type,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "instructions": None if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "load": round(os.getloadavg()[0], 2),
         "clocks": _gpu_query("clocks.sm,clocks.mem,driver_version,power.limit")
         if device.type == "cuda"

@@ -242,7 +242,8 @@ def caption(contents: Contents) -> str:
     versions = ", ".join(
         f"{name} {facts[name]}" for name in ("torch", "torchvision", "timm", "triton") if facts.get(name)
     )
-    place = f"{facts['model']}" if facts["device"] == "cuda" else f"{facts['model']}, {facts['threads']} threads"
+    of_cpu = [f"{facts['threads']} threads", facts.get("instructions")]  # which old results do not tell
+    place = ", ".join([facts["model"], *([] if facts["device"] == "cuda" else filter(None, of_cpu))])
     allocator = ", glibc's default allocator" if settings["allocator"] == "default" else ""
     clocks = f", {facts['clocks']}" if facts.get("clocks") else ""
     return (

@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import machine, pictures, report
 from benchmarks.summary import summary
@@ -122,6 +123,14 @@ def test_figures_are_marked_once_kernels_have_changed(tmp_path, monkeypatch):
     assert machine.changed_since("unknown") is None
     made = contents(TRAINING["records"], machine=MACHINE | {"commit": measured})
     assert report.caption(made).endswith("† the kernels have changed since")
+
+
+def test_a_processor_is_told_with_its_threads_and_instructions():
+    processor = MACHINE | {"model": "Processor Y", "device": "cpu"}
+    for told, expected in (({}, ""), ({"instructions": "AVX512"}, ", AVX512")):
+        caption = report.caption(contents([record("native", [0.1])], machine=processor | told))
+        assert f"; Processor Y, 2 threads{expected}, load 0.1, " in caption
+    assert machine.facts(torch.device("cpu"))["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.fixture
