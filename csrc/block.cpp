@@ -158,10 +158,15 @@ void block_fwd(const BlockFwd& a) {
   Arguments check(a.kName, Device::kOnCuda, a.x);
   const Memory m = read_memory(check, a);
   check_between(check, m, "z", a.z);
-  const auto layers = read_layers<Device>(check, m, a, a.tracked);
+  auto layers = read_layers<Device>(check, m, a, a.tracked);
   if (a.z && m.begin == 0 && m.first) Device::prefer_large_pages(*a.z);
 
-  typename Device::Context context(check);
+  typename Device::Context of_block(check), context(check);
+  if (m.second) {
+    std::vector<typename Device::Conv3x3Fwd*> convolutions;
+    for (Layer<Device>& layer : layers) convolutions.push_back(&layer.conv3);
+    Device::pack_weights(convolutions, of_block);
+  }
   for (const Layer<Device>& layer : layers) {
     if (m.first && layer.position.bottleneck) Device::kernels().bn_relu_conv1x1_fwd(layer.conv1, context);
     context.release();

@@ -112,6 +112,10 @@ const CudaDevice::Kernels& CudaDevice::kernels() {
   return table;
 }
 
+void CudaDevice::pack_weights(const std::vector<Conv3x3Fwd*>& convolutions, Context& context) {
+  cuda::pack_weights(convolutions.data(), static_cast<int64_t>(convolutions.size()), context);
+}
+
 void CudaDevice::update_running_stats(const std::vector<cuda::RunningStats>& norms, const cuda::Launch& launch) {
   cuda::update_running_stats(norms.data(), static_cast<int64_t>(norms.size()), launch);
 }

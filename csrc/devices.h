@@ -33,6 +33,7 @@ struct CpuDevice : cpu::Cpu<element_t> {
   using Context = CpuContext;
   static const typename cpu::Cpu<element_t>::Kernels& kernels();  // of the instruction set in use
   static void prefer_large_pages(const Tensor& fresh) { densenet_fast::prefer_large_pages(fresh); }
+  static void pack_weights(const std::vector<typename cpu::Cpu<element_t>::Conv3x3Fwd*>&, Context&) {}
 };
 
 #ifdef DENSENET_FAST_CUDA
@@ -54,6 +55,8 @@ struct CudaDevice : cuda::Cuda {
     struct State;
     State* state_;
   };
+  // Before these run, in as few launches as can be; what is packed lives as long as the context.
+  static void pack_weights(const std::vector<Conv3x3Fwd*>& convolutions, Context& context);
 };
 #endif
 

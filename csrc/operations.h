@@ -106,6 +106,7 @@ struct Operations {
     ConstMatrix x;  // [M, C]
     Norm norm;
     Weight weight;  // [G, C, 3, 3]
+    void* packed;   // the weight as the device's pack_weights left it, where kernels need that
     Dropout dropout;
     Matrix y;     // [M, G]
     Stats stats;  // of y

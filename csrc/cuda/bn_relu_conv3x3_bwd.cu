@@ -97,7 +97,7 @@ Weight transposed(const Weight& w, int element_size) {
 }  // namespace
 
 void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
-  const TileConfig config = choose_tile_config(op.shape, op.C, where);
+  const TileConfig config = choose_tile_config(op.shape, op.C, 0, where);
   with_traits<false>(where.math, config, [&](auto traits) {
     using Traits = decltype(traits);
     using math_t = typename Traits::math_t;
@@ -111,14 +111,15 @@ void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& where) {
     preparation.y = op.y, preparation.y_granule = granule(op.y, sizeof(input_t));
     preparation.correction_y = op.correction_y, preparation.dropout = op.dropout;
     preparation.d = where.workspace->bytes(preparation.M * preparation.d_stride * sizeof(input_t));
-    make_affine(op.norm, op.C, kChannels, preparation, where);
+    preparation.norm = op.norm, preparation.C = static_cast<int>(op.C);
+    preparation.affine_count = ceil_div(preparation.C, kChannels) * kChannels;
+    preparation.affine = static_cast<float2*>(where.workspace->bytes(preparation.affine_count * sizeof(float2)));
+    preparation.weight = make_pack_params<Traits>(config, transposed(op.weight, sizeof(input_t)), op.C, op.G, where);
+    prepare(preparation, where);
 
     Conv3x3DgradParams p{};
     const ConstMatrix d{preparation.d, preparation.d_stride};
-    preparation.weight = transposed(op.weight, sizeof(input_t));
-    preparation.outputs = static_cast<int>(op.C), preparation.inputs = preparation.G;
-    p.main_loop = make_main_loop_params<Traits>(config, d, preparation.d_stride, preparation, where);
-    prepare(preparation, where);
+    p.main_loop = make_main_loop_params<Traits>(config, d, op.G, preparation.weight.packed);
     p.C = static_cast<int>(op.C), p.x = op.x, p.norm = op.norm, p.affine = preparation.affine;
     p.u = op.u, p.accumulate = op.accumulate, p.count = static_cast<float>(op.shape.rows()), p.dnorm = op.dnorm;
     p.partials = make_tile_partials<Sums>(config, op.C, where);

@@ -4,6 +4,8 @@
 #include "conv3x3_launch.cuh"
 #include "dropout.cuh"
 
+#include <vector>
+
 namespace densenet_fast::cuda {
 
 using namespace conv3x3;
@@ -74,22 +76,32 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_fwd
                        [&](int channel, const Moments& total) { write_stats(p.stats, channel, total); });
 }
 
+TileConfig tile_config(const Conv3x3Fwd& op, const Launch& where) {
+  return choose_tile_config(op.shape, op.G, op.C, where);
+}
+
 }  // namespace
 
+void pack_weights(Conv3x3Fwd* const* ops, int64_t count, const Launch& where) {
+  std::vector<PackParams> weights;
+  for (int64_t i = 0; i < count; i++) {
+    Conv3x3Fwd& op = *ops[i];
+    const TileConfig config = tile_config(op, where);
+    with_traits<true>(where.math, config, [&](auto traits) {
+      weights.push_back(make_pack_params<decltype(traits)>(config, op.weight, op.G, op.C, where));
+    });
+    op.packed = weights.back().packed;
+  }
+  pack(weights.data(), count, where);
+}
+
 void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& where) {
-  const TileConfig config = choose_tile_config(op.shape, op.G, where);
+  const TileConfig config = tile_config(op, where);
   with_traits<true>(where.math, config, [&](auto traits) {
     using Traits = decltype(traits);
-    using input_t = typename Traits::input_t;
-    PrepareParams preparation{};
     Conv3x3FwdParams p{};
-    preparation.weight = op.weight;
-    preparation.outputs = static_cast<int>(op.G), preparation.inputs = static_cast<int>(op.C);
-    p.main_loop = make_main_loop_params<Traits>(config, op.x, op.C, preparation, where);
-    make_affine(op.norm, op.C, kKStep<input_t>, preparation, where);
-    prepare(preparation, where);
-
-    p.main_loop.affine = preparation.affine;
+    p.main_loop = make_main_loop_params<Traits>(config, op.x, op.C, op.packed);
+    p.main_loop.norm = op.norm;
     p.G = static_cast<int>(op.G), p.dropout = op.dropout, p.y = op.y, p.stats = op.stats;
     if (op.stats.mean != nullptr) p.partials = make_tile_partials<Moments>(config, op.G, where);
     launch_tiles<Traits>(bn_relu_conv3x3_fwd_kernel<Traits>, config, op.G, p, where);

@@ -19,8 +19,8 @@ struct TileConfig {
 };
 
 // The cheapest of some thirty, by a model of one chunk's time in clocks: its products or its bytes from L2, whichever
-// takes longer.
-inline TileConfig choose_tile_config(const Shape& shape, int64_t outputs, const Launch& where) {
+// takes longer. Where none leaves room for the coefficients of all channels, one that the driver refuses.
+inline TileConfig choose_tile_config(const Shape& shape, int64_t outputs, int64_t coefficients, const Launch& where) {
   // Of a multiprocessor: clocks of one mma, bytes from L2 in a clock, clocks that no chunk hides.
   constexpr double kProductClocks = 2, kBytesPerClock = 24, kLatency = 300;
   const int groups = static_cast<int>(ceil_div<int64_t>(shape.W, 8)), column_tiles = ceil_div(groups, 8);
@@ -36,12 +36,13 @@ inline TileConfig choose_tile_config(const Shape& shape, int64_t outputs, const 
         const int parts = ceil_div(runs * columns / 8, 2);
         const int stages = n == 2 ? 3 : 2, weights = kTaps * kChunkPieces * config.columns();
         const int bytes = (kChunkPieces * config.tiling.halo_pitch + weights) * 16;
-        if (parts * warps_n > kWarps || stages * bytes + config.tiling.halo_pixels * 4 > where.device.shared_bytes)
-          break;
+        const int64_t all_bytes = stages * bytes + coefficients * 8 + config.tiling.halo_pixels * 4;
+        const bool fits = all_bytes <= where.device.shared_bytes;
+        if (parts * warps_n > kWarps || (!fits && best.warps_n > 0)) break;
         const double blocks = static_cast<double>(config.tiling.tiles()) * config.column_blocks(outputs);
         const double products = kProductClocks * kTaps * kRunRows * n * parts * warps_n;
         const double clocks = std::max(products, bytes / kBytesPerClock) + kLatency;
-        const double total = std::ceil(blocks / where.device.multiprocessors) * clocks;
+        const double total = fits ? std::ceil(blocks / where.device.multiprocessors) * clocks : HUGE_VAL;
         if (best.warps_n == 0 || total < least) best = config, least = total;
       }
   return best;
@@ -59,20 +60,28 @@ void with_traits(Math math, const TileConfig& config, function_t function) {
   });
 }
 
-// The main loop's parameters for x [M, C]; fills in `prepare` how its weight must be packed.
+// How a weight [outputs, inputs, 3, 3] must be packed, and room for it.
 template <class Traits>
-MainLoopParams make_main_loop_params(const TileConfig& config, const ConstMatrix& x, int64_t C, PrepareParams& prepare,
-                                     const Launch& where) {
+PackParams make_pack_params(const TileConfig& config, const Weight& weight, int64_t outputs, int64_t inputs,
+                            const Launch& where) {
+  PackParams p{weight, static_cast<int>(outputs), static_cast<int>(inputs)};
+  p.tiles_n = config.tiles_n, p.group_tiles = Traits::kGroupTiles, p.warps_n = config.warps_n;
+  p.chunks = ceil_div(p.inputs, kKStep<typename Traits::input_t>);
+  p.pieces = config.column_blocks(outputs) * config.warps_n * p.chunks * Traits::kSlabPieces;
+  p.packed = where.workspace->bytes(p.pieces * 16);
+  return p;
+}
+
+// The main loop's parameters for x [M, C].
+template <class Traits>
+MainLoopParams make_main_loop_params(const TileConfig& config, const ConstMatrix& x, int64_t C, const void* weight) {
   using input_t = typename Traits::input_t;
-  MainLoopParams main_loop{config.tiling, x, static_cast<int>(C),
-                           static_cast<int>(ceil_div<int64_t>(C, kKStep<input_t>))};
-  main_loop.granule = granule(x, sizeof(input_t)), main_loop.warps_n = config.warps_n;
-  const int64_t slabs = config.column_blocks(prepare.outputs) * config.warps_n;
-  prepare.tiles_n = config.tiles_n, prepare.group_tiles = Traits::kGroupTiles, prepare.warps_n = config.warps_n;
-  prepare.chunks = main_loop.chunks, prepare.weight_pieces = slabs * main_loop.chunks * Traits::kSlabPieces;
-  prepare.packed = where.workspace->bytes(prepare.weight_pieces * 16);
-  main_loop.weight = prepare.packed;
-  return main_loop;
+  MainLoopParams p{config.tiling, x, static_cast<int>(C)};
+  p.chunks = ceil_div(p.C, kKStep<input_t>), p.granule = granule(x, sizeof(input_t));
+  p.weight = weight, p.warps_n = config.warps_n;
+  p.coefficients_at = Traits::kStages * Traits::stage_bytes(config.tiling, config.warps_n);
+  p.pixels_at = p.coefficients_at + Traits::coefficient_bytes(p.chunks);
+  return p;
 }
 
 // Room for the partial results of a kernel with this tile.
@@ -87,7 +96,8 @@ template <class Traits, class params_t>
 void launch_tiles(void (*kernel)(params_t), const TileConfig& config, int64_t outputs, const params_t& params,
                   const Launch& where, int before = 0) {
   const dim3 grid(before + config.tiling.tiles(), static_cast<unsigned>(config.column_blocks(outputs)));
-  launch(kernel, grid, kThreads, Traits::shared_bytes(config.tiling, config.warps_n), where, params);
+  const int shared_bytes = Traits::shared_bytes(config.tiling, config.warps_n, params.main_loop.chunks);
+  launch(kernel, grid, kThreads, shared_bytes, where, params);
 }
 
 }  // namespace densenet_fast::cuda::conv3x3

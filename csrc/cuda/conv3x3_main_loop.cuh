@@ -45,9 +45,10 @@ struct MainLoopParams {
   Tiling tiling;
   ConstMatrix x;           // [N * H * W, C] input_t
   int C, chunks, granule;  // of x
-  const float2* affine;    // [chunks * kKStep] or, without BN-ReLU, null
+  Norm norm;               // of x, with BN-ReLU
   const void* weight;      // packed
   int warps_n;
+  int coefficients_at, pixels_at;  // bytes in shared memory, with BN-ReLU, which has no registers left to find them
 };
 
 // The most 8-column tiles per warp whose accumulators and fragments fit in registers.
@@ -80,8 +81,9 @@ struct Conv3x3Traits {
   static constexpr int stage_bytes(const Tiling& t, int warps_n) {
     return (kChunkPieces * t.halo_pitch + warps_n * kSlabPieces) * 16;
   }
-  static constexpr int shared_bytes(const Tiling& t, int warps_n) {
-    return kStages * stage_bytes(t, warps_n) + t.halo_pixels * static_cast<int>(sizeof(int));
+  static constexpr int coefficient_bytes(int chunks) { return kBnRelu ? chunks * kKStep<input_t> * 8 : 0; }
+  static constexpr int shared_bytes(const Tiling& t, int warps_n, int chunks) {
+    return kStages * stage_bytes(t, warps_n) + coefficient_bytes(chunks) + t.halo_pixels * 4;
   }
 };
 
@@ -127,7 +129,9 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
   // In every chunk a thread copies the same piece of the same pixels, and turns it into activations.
   const int piece = threadIdx.x % kChunkPieces, first_pixel = threadIdx.x / kChunkPieces;
   constexpr int kPixelStep = kThreads / kChunkPieces;
-  int* const pixel_index = reinterpret_cast<int*>(shared + kStages * stage_bytes);  // [halo_pixels]
+  float2* const coefficients = reinterpret_cast<float2*>(shared + p.coefficients_at);  // [chunks * kKStep]
+  const int pixels_at = Traits::kBnRelu ? p.pixels_at : kStages * stage_bytes;
+  int* const pixel_index = reinterpret_cast<int*>(shared + pixels_at);  // [halo_pixels]
   for (int i = threadIdx.x; i < t.halo_pixels; i += kThreads) pixel_index[i] = tile.pixel_index(i);
   __syncthreads();
 
@@ -159,6 +163,10 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
     if (chunk < p.chunks) copy(chunk);
     cp_async_commit();
   }
+  if constexpr (Traits::kBnRelu) {
+    for (int c = threadIdx.x; c < p.chunks * kKStep<input_t>; c += kThreads) coefficients[c] = affine(p.norm, c, p.C);
+    __syncthreads();
+  }
   // ldmatrix delivers (run 0, first half step), (run 1, first), (run 0, second), (run 1, second).
   const int h = lane >> 3 & 1, run = max(h ? warp_tile.run[1] : warp_tile.run[0], 0);
   const int a_lane =
@@ -168,7 +176,7 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
                      (warp % p.warps_n * Traits::kSlabPieces + h * Traits::kColumns + lane % 8 + (lane >> 4) * 8) * 16;
   for (int chunk = 0; chunk < p.chunks; chunk++) {
     if constexpr (Traits::kBnRelu) {
-      const BnReluPiece<input_t> bn_relu(p.affine + (chunk * kChunkPieces + piece) * kVector<input_t>);
+      const BnReluPiece<input_t> bn_relu(coefficients + (chunk * kChunkPieces + piece) * kVector<input_t>);
       cp_async_wait<kStages - 2>();
       activate(chunk, bn_relu);
     } else {

@@ -1,4 +1,4 @@
-// The kernel of conv3x3_prepare.cuh: each thread makes one 16-byte piece of the packed weight or of d, or one entry of
+// The kernels of conv3x3_prepare.cuh: each thread makes one 16-byte piece of a packed weight or of d, or one entry of
 // BatchNorm's affine form.
 #include "conv3x3_prepare.cuh"
 #include "conv3x3_tiling.cuh"
@@ -8,7 +8,7 @@ namespace densenet_fast::cuda::conv3x3 {
 namespace {
 
 template <class input_t>
-__device__ __forceinline__ void pack_weight(const PrepareParams& p, int64_t index) {
+__device__ __forceinline__ void pack_weight(const PackParams& p, int64_t index) {
   const int rows = 8 * p.tiles_n;
   int64_t rest = index;
   const auto next = [&rest](int size) {
@@ -50,11 +50,24 @@ __device__ __forceinline__ void correct_gradient(const PrepareParams& p, int64_t
   d.store(static_cast<input_t*>(p.d) + m * p.d_stride + c, kVector<input_t>, 16);
 }
 
+// By value, as running statistics are: batch_norm.cu.
+struct PackAllParams {
+  static constexpr int kWeights = 48;
+  PackParams weight[kWeights];
+};
+
+template <class input_t>
+__global__ void __launch_bounds__(kThreads) conv3x3_pack_kernel(const PackAllParams p) {
+  const PackParams& weight = p.weight[blockIdx.y];
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (index < weight.pieces) pack_weight<input_t>(weight, index);
+}
+
 template <class input_t>
 __global__ void __launch_bounds__(kThreads) conv3x3_prepare_kernel(const PrepareParams p) {
   int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index < p.weight_pieces) return pack_weight<input_t>(p, index);
-  index -= p.weight_pieces;
+  if (index < p.weight.pieces) return pack_weight<input_t>(p.weight, index);
+  index -= p.weight.pieces;
   if (index < p.affine_count) {
     p.affine[index] = affine(p.norm, static_cast<int>(index), p.C);
     return;
@@ -65,10 +78,23 @@ __global__ void __launch_bounds__(kThreads) conv3x3_prepare_kernel(const Prepare
 
 }  // namespace
 
+void pack(const PackParams* weights, int64_t count, const Launch& where) {
+  for (int64_t first = 0; first < count; first += PackAllParams::kWeights) {
+    PackAllParams p{};
+    const int n = static_cast<int>(std::min<int64_t>(count - first, PackAllParams::kWeights));
+    std::copy_n(weights + first, n, p.weight);
+    int64_t pieces = 0;
+    for (int i = 0; i < n; i++) pieces = std::max(pieces, p.weight[i].pieces);
+    const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(pieces, kThreads)), n);
+    with_input(where.math,
+               [&](auto input) { launch(conv3x3_pack_kernel<decltype(input)>, grid, kThreads, 0, where, p); });
+  }
+}
+
 void prepare(const PrepareParams& p, const Launch& where) {
   with_input(where.math, [&](auto input) {
     using input_t = decltype(input);
-    const int64_t count = p.weight_pieces + p.affine_count + p.M * (p.d_stride / kVector<input_t>);
+    const int64_t count = p.weight.pieces + p.affine_count + p.M * (p.d_stride / kVector<input_t>);
     launch(conv3x3_prepare_kernel<input_t>, ceil_div<int64_t>(count, kThreads), kThreads, 0, where, p);
   });
 }

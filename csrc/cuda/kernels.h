@@ -65,7 +65,7 @@ void channel_stats(const ChannelStats& op, const Launch& launch);
 void bn_bwd_apply(const BnBwdApply& op, const Launch& launch);
 void bn_relu_conv1x1_fwd(const Conv1x1Fwd& op, const Launch& launch);
 void bn_relu_conv1x1_bwd(const Conv1x1Bwd& op, const Launch& launch);
-void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& launch);
+void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, const Launch& launch);  // whose weight is packed
 void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, const Launch& launch);
 void transition_fwd(const TransitionFwd& op, const Launch& launch);
 void transition_bwd(const TransitionBwd& op, const Launch& launch);
@@ -73,6 +73,9 @@ void stem_fwd(const StemFwd& op, const Launch& launch);
 void stem_bwd(const StemBwd& op, const Launch& launch);
 void head_fwd(const HeadFwd& op, const Launch& launch);
 void head_bwd(const HeadBwd& op, const Launch& launch);
+
+// Packs the weights of convolutions, and tells these where, in the launch's workspace.
+void pack_weights(Conv3x3Fwd* const* ops, int64_t count, const Launch& launch);
 
 // bn_relu_conv1x1_bwd with parts left out: dx is written unless `accumulate`; op.z null: dz = u; op.norm.mean null: x
 // is already the output of a ReLU, and v is masked where x is 0; op.dnorm.dgamma null: no sums for a norm.

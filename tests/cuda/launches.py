@@ -1,13 +1,17 @@
 """`python -m tests.cuda.launches [BATCH]`: the launches of DenseNet-121's layers as an H200 would get them: kernel and
-tile, grid, threads, dynamic shared memory. Needs nvcc and no GPU. Registers: `python -m densenet_fast.info`."""
+tile, grid, threads, dynamic shared memory; and how many a training step takes. Needs nvcc and no GPU. Registers:
+`python -m densenet_fast.info`."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 from math import prod
+from unittest import mock
 
 import torch
 
+import densenet_fast
+from densenet_fast import backends
 from tools.gpucheck.cuda.launches import Launched
 
 from ..calls import Geometry, make
@@ -33,6 +37,18 @@ def launches(machine: Machine, name: str, geometry: Geometry, dtype: torch.dtype
     return list(machine.launches)
 
 
+def step(machine: Machine) -> list[Launched]:
+    """Those of a training step of DenseNet-121 under autocast, at any batch and size of the images; none is run."""
+    machine.set_idle(True)
+    machine.launches.clear()
+    net = densenet_fast.densenet121(backend="eager")
+    with mock.patch.object(backends, "operations", return_value=machine.operations):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(torch.randn(2, 3, 64, 64))
+        y.sum().backward()
+    return list(machine.launches)
+
+
 def readable(kernels: list[str]) -> list[str]:
     names = subprocess.run(["c++filt", *kernels], capture_output=True, text=True, check=True).stdout
     for noise in ("densenet_fast::cuda::", "(anonymous namespace)::", "conv3x3::", "void "):
@@ -50,6 +66,7 @@ def main(batch: int) -> None:
             found = launches(machine, name, geometry)
             for kernel, run in zip(readable([run.kernel for run in found]), found, strict=True):
                 print(f"  {kernel}: grid {run.grid}, {prod(run.block)} threads, {run.shared} bytes")
+    print(f"{len(step(machine))} launches of a training step")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ void bn_relu_conv1x1_bwd(const cuda::Conv1x1Bwd& op, const cuda::Launch& launch)
 void bn_relu_conv3x3_fwd(const cuda::Conv3x3Fwd& op, const cuda::Launch& launch) {
   Operands o(launch);
   const int64_t M = op.shape.rows();
-  o.read(op.x, M, op.C), o.read(op.norm, op.C), o.read(op.weight, op.G, op.C, 3), o.read(op.dropout);
+  o.read(op.x, M, op.C), o.read(op.norm, op.C), o.read(op.dropout);
   o.write(op.y, M, op.G), o.write(op.stats, op.G);
   cuda::bn_relu_conv3x3_fwd(op, launch);
 }
@@ -202,6 +202,13 @@ const CudaDevice::Kernels& CudaDevice::kernels() {
       head_bwd,
   };
   return table;
+}
+
+void CudaDevice::pack_weights(const std::vector<Conv3x3Fwd*>& convolutions, Context& context) {
+  const cuda::Launch& launch = context;
+  Operands o(launch);
+  for (const Conv3x3Fwd* op : convolutions) o.read(op->weight, op->G, op->C, 3);
+  cuda::pack_weights(convolutions.data(), static_cast<int64_t>(convolutions.size()), launch);
 }
 
 void CudaDevice::update_running_stats(const std::vector<cuda::RunningStats>& norms, const cuda::Launch& launch) {

@@ -1,5 +1,5 @@
-"""Blocks of several layers on CUDA: half by half, layer by layer and with nothing kept they are the whole, in bits and
-launches."""
+"""Blocks of several layers on CUDA: half by half, layer by layer and with nothing kept they are the whole, in bits and,
+but for the packing of weights, in launches."""
 
 from collections import defaultdict
 
@@ -12,7 +12,7 @@ from .. import reference
 from ..blocks import Shape, make, surroundings
 from ..oracle import rms_error
 from ..rows import thorough
-from .launches import launches, layers
+from .launches import launches, layers, step
 
 LAUNCHES = {"conv1x1_fwd": 1, "conv3x3_fwd": 2, "conv3x3_bwd": 3, "conv1x1_bwd": 2}  # of a layer
 SHAPES = {"bottlenecks": Shape(2, 6, 5, 12, (32, 20), (8, 5), behind=2), "mixed": Shape(2, 6, 5, 12, (0, 24), (8, 5))}
@@ -23,6 +23,14 @@ frozens = pytest.mark.parametrize("frozen", [(False, False), (True, False), (Fal
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_launches_of_a_layer(machine, name):
     assert {len(launches(machine, name, geometry)) for geometry in layers(32)} == {LAUNCHES[name]}
+
+
+def test_launches_of_a_step(machine):
+    assert len(step(machine)) == 448
+
+
+def packing(runs):
+    return ["conv3x3_pack_kernel" in run.kernel for run in runs]
 
 
 def there_and_back(operations, case):
@@ -72,7 +80,8 @@ def test_half_by_half_is_the_whole(machine, shape, frozen):
     case = make(SHAPES[shape], torch.bfloat16, frozen=frozen, drop_rate=0.3)
     whole, apart, operations = case.copy(), case.copy(), machine.operations
     there_and_back(operations, whole)
-    expected = sorted(run.kernel for run in machine.launches)
+    assert packing(machine.launches).count(True) == packing(machine.launches[:1]).count(True) == 1
+    expected = sorted(run.kernel for run in machine.launches[1:])
     machine.launches.clear()
     for i in range(case.layers):
         for half in (Half.FIRST, Half.SECOND):
@@ -84,7 +93,9 @@ def test_half_by_half_is_the_whole(machine, shape, frozen):
         for half in (Half.SECOND, Half.FIRST):
             operations.block_bwd(*apart.backward(i, i + 1, half))
     same(apart, whole)
-    assert sorted(run.kernel for run in machine.launches) == expected
+    packs = packing(machine.launches)
+    assert packs.count(True) == case.layers
+    assert sorted(run.kernel for run, packs in zip(machine.launches, packs, strict=True) if not packs) == expected
     for tensor in (apart.x, apart.g, apart.stats, apart.correction):
         assert surroundings(tensor).isnan().all()
 
@@ -99,6 +110,16 @@ def test_what_is_not_kept_changes_nothing(machine, shape):
     for i in reversed(range(case.layers)):
         machine.operations.block_bwd(*apart.backward(i, i + 1))
     same(apart, whole, without="z")
+
+
+def test_more_layers_than_one_launch_packs(machine):
+    case = make(Shape(1, 2, 1, 3, 50 * (0,), 50 * (1,)), torch.bfloat16)
+    whole, apart = case.copy(), case.copy()
+    machine.operations.block_fwd(*whole.forward())
+    assert packing(machine.launches) == 2 * [True] + 50 * [False]
+    for i in range(case.layers):
+        machine.operations.block_fwd(*apart.forward(i, i + 1))
+    same(apart, whole)
 
 
 @shapes

@@ -240,6 +240,13 @@ def test_a_failed_launch_raises_and_leaves_no_error_behind(machine):
     call.on(machine.operations)
 
 
+def test_more_channels_than_a_3x3_has_room_for_raise(machine):
+    machine.device = (1, 48 * 1024)
+    machine.set(tf32=False)
+    with pytest.raises(RuntimeError, match="densenet_fast: CUDA: "):
+        make("plain_fwd", Geometry(1, 1, 1, 6000, 1, 2), torch.bfloat16).on(machine.operations)
+
+
 @variants
 def test_opcheck(machine, name, options):
     call = make(name, Geometry(2, 5, 3, 12, 16, 4), torch.bfloat16, **options)

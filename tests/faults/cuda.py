@@ -10,6 +10,7 @@ FWD = (OPERATIONS, "-k", "conv1x1_fwd and (bf16 or order)")
 BWD = (OPERATIONS, "-k", "conv1x1_bwd and (bf16 or order)")
 STATS = (OPERATIONS, "-k", "groups_of_tiles or (channel_stats and bf16)")
 EXACT = (CONV3X3, "-k", "integers")
+BLOCK = ("tests/cuda/test_block.py", "-k", "exact_as_stock or more_layers")
 FAULTS = [
     Fault(
         "a wait one group too short",
@@ -153,6 +154,34 @@ FAULTS = [
         "static_cast<int64_t>(blockIdx.y) * p.dweight_blocks + blockIdx.x",
         "static_cast<int64_t>(blockIdx.x)",
         EXACT,
+    ),
+    Fault(
+        "no barrier behind the coefficients",
+        f"{FOLDER}/conv3x3_main_loop.cuh",
+        "affine(p.norm, c, p.C);\n    __syncthreads();",
+        "affine(p.norm, c, p.C);",
+        EXACT,
+    ),
+    Fault(
+        "a layer's packed weight read from another's place",
+        f"{FOLDER}/bn_relu_conv3x3_fwd.cu",
+        "op.packed = weights.back().packed",
+        "op.packed = weights.front().packed",
+        BLOCK,
+    ),
+    Fault(
+        "later layers' weights not packed",
+        f"{FOLDER}/conv3x3_prepare.cu",
+        "std::copy_n(weights + first, n,",
+        "std::copy_n(weights, n,",
+        BLOCK,
+    ),
+    Fault(
+        "packed weights gone with the first layer",
+        "csrc/block.cpp",
+        "(convolutions, of_block)",
+        "(convolutions, context)",
+        BLOCK,
     ),
     Fault("frozen norms corrected", f"{FOLDER}/common.cuh", "  if (g.a != nullptr) {", "  {", MODES),
     Fault("a correction that overwrites a", f"{FOLDER}/common.cuh", "g.a[c] += scale", "g.a[c] = scale", MODES),
