@@ -22,27 +22,31 @@ namespace cpu {
 
 // Of one instruction set.
 struct Tables {
+  const char* name;
   const Cpu<float>::Kernels* of_float;
   const Cpu<bfloat16>::Kernels* of_bfloat16;
   const Cpu<float16>::Kernels* of_float16;
 };
 
-#define DENSENET_FAST_TABLES(isa)                \
-  namespace isa##_float {                        \
-    extern const Cpu<float>::Kernels kernels;    \
-  }                                              \
-  namespace isa##_bfloat16 {                     \
-    extern const Cpu<bfloat16>::Kernels kernels; \
-  }                                              \
-  namespace isa##_float16 {                      \
-    extern const Cpu<float16>::Kernels kernels;  \
-  }                                              \
-  constexpr Tables isa{&isa##_float::kernels, &isa##_bfloat16::kernels, &isa##_float16::kernels};
+#define DENSENET_FAST_TABLE(isa, element)       \
+  namespace isa##_##element {                   \
+    extern const Cpu<element>::Kernels kernels; \
+  }
+#define DENSENET_FAST_TABLES(isa)    \
+  DENSENET_FAST_TABLE(isa, float)    \
+  DENSENET_FAST_TABLE(isa, bfloat16) \
+  DENSENET_FAST_TABLE(isa, float16)  \
+  constexpr Tables isa{#isa, &isa##_float::kernels, &isa##_bfloat16::kernels, &isa##_float16::kernels};
 
 DENSENET_FAST_TABLES(portable)
+DENSENET_FAST_TABLE(portable_bf16, bfloat16)
+constexpr Tables portable_bf16{"portable_bf16", portable.of_float, &portable_bf16_bfloat16::kernels,
+                               portable.of_float16};
 #if defined(__x86_64__)
 DENSENET_FAST_TABLES(avx2)
 DENSENET_FAST_TABLES(avx512)
+DENSENET_FAST_TABLE(avx512_bf16, bfloat16)
+constexpr Tables avx512_bf16{"avx512_bf16", avx512.of_float, &avx512_bf16_bfloat16::kernels, avx512.of_float16};
 #endif
 
 }  // namespace cpu
@@ -51,8 +55,8 @@ namespace {
 
 struct Candidate {
   cpu::Tables tables;
-  bool runs;
-  const char* name() const { return tables.of_float->name; }
+  bool runs, pays;
+  const char* name() const { return tables.name; }
 };
 
 #if defined(__x86_64__)
@@ -61,17 +65,29 @@ bool converts_float16() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+
+bool multiplies_bfloat16() {
+  unsigned a, b, c, d;
+  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 5);  // AVX512_BF16
+}
 #endif
 
-// Best first.
+// Best first, of those that pay.
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #if defined(__x86_64__)
-      {cpu::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")},
-      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16()},
+      // AMD's processors multiply pairs at the rate of FMA, Intel's at half of it at best.
+      {cpu::avx512_bf16, multiplies_bfloat16(), __builtin_cpu_is("amd") != 0},
+      {cpu::avx512, has_avx512(), true},
+      {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16(), true},
 #endif
-      {cpu::portable, true},
+      {cpu::portable, true, true},
+      {cpu::portable_bf16, true, false},  // computes as avx512_bf16 does, for tests
   };
   return all;
 }
@@ -80,7 +96,7 @@ const Candidate*& chosen() {
   static const Candidate* best = nullptr;
   if (!best)
     for (const Candidate& c : candidates())
-      if (c.runs) {
+      if (c.runs && c.pays) {
         best = &c;
         break;
       }

@@ -47,7 +47,8 @@ inline Correction padded_copy(const Correction& c, int64_t C, Workspace& workspa
 }
 
 // a [rows, padded(C)] = relu(scale * x + shift); scale and shift [padded(C)]. x is read up to C only.
-inline void bn_relu_rows(const element* x, int64_t x_stride, const float* scale, const float* shift, float* a,
+template <class number_t>
+inline void bn_relu_rows(const element* x, int64_t x_stride, const float* scale, const float* shift, number_t* a,
                          int64_t a_stride, int64_t rows, int64_t C) {
   for (int64_t r = 0; r < rows; r++, x += x_stride, a += a_stride) {
     for_channels(

@@ -13,7 +13,7 @@ void forward(const Conv1x1Fwd& op, Workspace& workspace) {
   const Affine bn(op.norm, op.C, workspace);
   conv1x1_fwd(
       op.M, op.C, op.K, op.weight, op.z, op.stats, workspace,
-      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
+      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, factor* a, int64_t a_stride) {
         bn_relu_rows(x.data + row * x.stride + c0, x.stride, bn.scale + c0, bn.shift + c0, a, a_stride, rows, channels);
       },
       [&](Prefetcher& prefetcher, int64_t row, int64_t rows, int64_t c0, int64_t channels) {
@@ -92,19 +92,22 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
   const float* mean = padded_copy(op.norm.mean, C, workspace);
   const float* scale2 = Affine(op.norm2, K, workspace).scale;
   const Correction correction2 = padded_copy(op.correction2, K, workspace);
-  const float* packed = pack_inputs(op.weight, K, C, 1, workspace);
+  const factor* packed = pack_inputs(op.weight, K, C, 1, workspace);
+  const int64_t depth = round_up(K, kPair);
   const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  float* scratch = workspace.floats(parts.workers * (d_size + a_size));
+  const int64_t size = d_size + a_size + blocks.block * scratch_of_factors(K);
+  float* scratch = workspace.floats(parts.workers * size);
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
   PartialSums sums(parts.count, C, workspace);
 
   each_part(parts, [&](int64_t w, int64_t part) {
-    float *d = scratch + w * (d_size + a_size), *a = d + d_size, *my_dw = dw + part * dw_size;
+    float *d = scratch + w * size, *a = d + d_size, *my_dw = dw + part * dw_size;
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, scale2,
                   correction2, d, d_stride, rows, K);
+      const auto dz = as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(a + a_size));
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
         Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));
@@ -135,7 +138,7 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
             constexpr int MR = decltype(mr)::value;
             Accumulators<MR> acc;
             epilogue.template begin<MR>(r, acc);
-            multiply<MR>(acc, d + r * d_stride, d_stride, 1, packed + c * K, kPanel, K, &prefetcher);
+            multiply<MR>(acc, dz.data + r * dz.stride, dz.stride, 1, packed + c * depth, kPanel, depth, &prefetcher);
             epilogue.template end<MR>(r, acc);
           });
         }

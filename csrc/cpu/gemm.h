@@ -8,6 +8,17 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
+// What the 1x1 convolutions' products multiply, y = A @ W^T and dA = dy @ W: floats, or bfloat16 where an instruction
+// multiplies pairs of them and adds both products up in fp32. The portable kernels do that too if they are told to, so
+// that it can be tested anywhere.
+#if defined(DENSENET_FAST_PAIRS)
+using factor = bfloat16;
+inline constexpr int kPair = 2;
+#else
+using factor = float;
+inline constexpr int kPair = 1;
+#endif
+
 // MR rows of a tile of results, in registers.
 template <int MR>
 struct Accumulators {
@@ -78,6 +89,39 @@ DENSENET_FAST_INLINE void multiply(Accumulators<MR>& acc, const float* a, int64_
   }
 }
 
+#if defined(DENSENET_FAST_PAIRS)
+typedef uint32_t pairs_in_memory __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
+
+// sum + a0 * b0 + a1 * b1 in each lane of pairs.
+DENSENET_FAST_INLINE vec add_products(vec sum, uvec a, uvec b) {
+#if defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+  sum += reinterpret_cast<vec>(a << 16) * reinterpret_cast<vec>(b << 16);
+  return sum + reinterpret_cast<vec>(a & 0xffff0000) * reinterpret_cast<vec>(b & 0xffff0000);
+#endif
+}
+
+// The same of bfloat16, a depth of whole pairs: those of A side by side, of P in rows k and k + 1 interleaved.
+template <int MR>
+DENSENET_FAST_INLINE void multiply(Accumulators<MR>& acc, const bfloat16* a, int64_t a_row, int64_t, const bfloat16* p,
+                                   int64_t p_depth, int64_t depth, Prefetcher* prefetcher = nullptr) {
+  for (int64_t k = 0; k < depth;) {
+    if (prefetcher) prefetcher->step();
+    const int64_t end = min(depth, k + Prefetcher::kInterval);
+    for (; k < end; k += kPair, a += kPair, p += kPair * p_depth) {
+      uvec b[kVecs];
+      for (int j = 0; j < kVecs; j++) b[j] = *reinterpret_cast<const pairs_in_memory*>(p + j * kPair * kWidth);
+      for (int i = 0; i < MR; i++) {
+        uint32_t pair;
+        memcpy(&pair, a + i * a_row, sizeof pair);
+        for (int j = 0; j < kVecs; j++) acc.r[i][j] = add_products(acc.r[i][j], pair + uvec{}, b[j]);
+      }
+    }
+  }
+}
+#endif
+
 template <int MR, class F>
 DENSENET_FAST_INLINE void with_height(int64_t rows, const F& f) {
   if constexpr (MR == 1) {
@@ -135,7 +179,8 @@ struct StoreEpilogue {
 };
 
 // C [rows, columns] = or += A [rows, depth] @ P, P in panels [columns / kPanel][depth][kPanel] at a stride of `panel`.
-DENSENET_FAST_INLINE void gemm_nn(const float* a, int64_t a_stride, const float* p, int64_t panel, float* c,
+template <class number_t>
+DENSENET_FAST_INLINE void gemm_nn(const number_t* a, int64_t a_stride, const number_t* p, int64_t panel, float* c,
                                   int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
                                   Prefetcher* prefetcher = nullptr) {
   for (int64_t n = 0; n < columns; n += kPanel, p += panel) {
@@ -187,5 +232,35 @@ inline void pack_panel_transposed(const element* w, int64_t stride, int64_t colu
       for (int64_t i = 0; i < count; i++) store(p + (k + i) * kPanel + j, rows[i]);
     }
 }
+
+#if defined(DENSENET_FAST_PAIRS)
+// Both for products of pairs: zero also in the second row of a last pair of which the depth has only the first.
+inline void pack_panel(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, float scale, bfloat16* p) {
+  for (int64_t k = 0; k < depth; k += kPair, w += kPair * stride, p += kPair * kPanel)
+    for (int j = 0; j < kPanel; j += kWidth) {
+      const FirstLanes lanes{static_cast<int>(max(0, min(kWidth, columns - j)))};
+      const vec first = load(w + j, lanes), second = k + 1 < depth ? load(w + stride + j, lanes) : vec{};
+      *reinterpret_cast<pairs_in_memory*>(p + kPair * j) =
+          __builtin_convertvector(rounded(first * scale, bfloat16{}), uvec) |
+          __builtin_convertvector(rounded(second * scale, bfloat16{}), uvec) << 16;
+    }
+}
+
+inline void pack_panel_transposed(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, bfloat16* p) {
+  for (int j = 0; j < kPanel; j += kWidth)
+    for (int64_t k = 0; k < depth; k += kPair * kWidth) {
+      const int64_t count = min(kPair * kWidth, depth - k);
+      vec rows[kWidth];  // of pairs
+      for (int i = 0; i < kWidth; i++) {
+        uvec row = {};
+        if (j + i < columns) memcpy(&row, w + (j + i) * stride + k, count * sizeof(bfloat16));
+        rows[i] = reinterpret_cast<vec>(row);
+      }
+      transpose(rows);
+      for (int64_t i = 0; i < ceil_div(count, kPair); i++)
+        *reinterpret_cast<pairs_in_memory*>(p + (k + kPair * i) * kPanel + kPair * j) = reinterpret_cast<uvec>(rows[i]);
+    }
+}
+#endif
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -1,7 +1,7 @@
 // Matrices of elements where products want floats: floats themselves, or copies in scratch.
 #pragma once
 
-#include "load.h"
+#include "gemm.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
@@ -22,6 +22,19 @@ inline Floats<const float> read_floats(const narrow* x, int64_t stride, int64_t 
     for_channels(columns, [&](int64_t c, auto lanes) {
       store(scratch + r * padded(columns) + c, load(x + r * stride + c, lanes));
     });
+  return {scratch, padded(columns)};
+}
+
+// And of scratch for their factors.
+inline int64_t scratch_of_factors(int64_t columns) { return kPair == 1 ? 0 : padded(columns) / kPair; }
+
+// x [rows, columns] as products of factors want it; scratch [rows, padded(columns)] of them if they are narrow.
+inline Floats<const float> as_factors(const float* x, int64_t stride, int64_t, int64_t, float*) { return {x, stride}; }
+template <class narrow>
+inline Floats<const narrow> as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns, narrow* scratch) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < padded(columns); c += kWidth)
+      store(scratch + r * padded(columns) + c, load(x + r * stride + c));
   return {scratch, padded(columns)};
 }
 

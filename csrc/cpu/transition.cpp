@@ -35,7 +35,7 @@ void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
   const Affine bn(op.norm, op.C, workspace);
   conv1x1_fwd(
       shape.N * (shape.H / 2) * (shape.W / 2), op.C, op.K, op.weight, op.y, op.stats, workspace,
-      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, float* a, int64_t a_stride) {
+      [&](int64_t row, int64_t rows, int64_t c0, int64_t channels, factor* a, int64_t a_stride) {
         for (int64_t r = 0; r < rows; r++, a += a_stride) {
           const PoolWindow window(shape, row + r);
           for_channels(channels, [&](int64_t c, auto lanes) {
@@ -105,9 +105,11 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   const RowBlocks blocks(M, kRowsTarget, kRows);
   const Parts parts(blocks.count);
   const TransitionBackward backward{op, Affine(op.norm, C, workspace), padded_copy(op.norm.mean, C, workspace)};
-  const float* packed = pack_inputs(op.weight, K, C, .25f, workspace);
+  const factor* packed = pack_inputs(op.weight, K, C, .25f, workspace);
+  const int64_t depth = round_up(K, kPair);
   const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  const int64_t size = v_size + a_size + blocks.block * scratch_of(K);
+  const int64_t floats = v_size + a_size + blocks.block * scratch_of(K);
+  const int64_t size = floats + blocks.block * scratch_of_factors(K);
   float* scratch = workspace.floats(parts.workers * size);
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
   PartialSums sums(parts.count, C, workspace);
@@ -117,6 +119,7 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
       const Floats<const float> dy = read_floats(op.dy.data + row * op.dy.stride, op.dy.stride, rows, K, a + a_size);
+      const auto of_product = as_factors(dy.data, dy.stride, rows, K, reinterpret_cast<factor*>(v + floats));
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
@@ -127,7 +130,8 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
           prefetch_windows(prefetcher, op.shape, op.x, blocks.begin(next), blocks.size(next), c, count);
           prefetch_windows(prefetcher, op.shape, op.dx, blocks.begin(next), blocks.size(next), c, count);
         }
-        gemm_nn(dy.data, dy.stride, packed + c0 * K, K * kPanel, v, kStride, rows, channels, K, false, &prefetcher);
+        gemm_nn(of_product.data, of_product.stride, packed + c0 * depth, depth * kPanel, v, kStride, rows, channels,
+                depth, false, &prefetcher);
         backward.scatter(row, rows, c0, min(channels, C - c0), v, kStride, a, sum_v, sum_vx);
         if (dw)
           gemm_tn(dy.data, dy.stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows,

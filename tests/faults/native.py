@@ -244,9 +244,30 @@ FAULTS = [
     Fault(
         "sums of bfloat16 rounded after each pass over the depth",
         "csrc/cpu/conv1x1_fwd.h",
-        "depth, c0 > 0, &prefetcher);\n",
-        "depth, c0 > 0, &prefetcher);\n      write_floats(sum, out, y.stride, rows, K);\n"
-        "      read_floats(out, y.stride, rows, K, a + a_size);\n",
+        "kPair), c0 > 0, &prefetcher);\n",
+        "kPair), c0 > 0, &prefetcher);\n      write_floats(sum, out, y.stride, rows, K);\n"
+        "      read_floats(out, y.stride, rows, K, mine + a_size);\n",
         of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "panels of an odd number of inputs overlap by half a pair",
+        "csrc/cpu/conv1x1_fwd.h",
+        "packed + c0 * kPanel, round_up(C, kPair) * kPanel",
+        "packed + c0 * kPanel, C * kPanel",
+        of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "panels of an odd number of outputs overlap by half a pair",
+        "csrc/cpu/bn_relu_conv1x1.cpp",
+        "packed + c * depth",
+        "packed + c * K",
+        of("integers", "bf16 and conv1x1_bwd"),
+    ),
+    Fault(
+        "both rows of a pair on one side",
+        "csrc/cpu/gemm.h",
+        "rounded(second * scale, bfloat16{}), uvec) << 16;",
+        "rounded(second * scale, bfloat16{}), uvec);",
+        of("integers", "bf16 and conv1x1_bwd"),
     ),
 ]

@@ -1,5 +1,6 @@
 """Every test of kernels runs on every instruction set of this machine, those marked `entry`, about what comes before
-the kernels, on the best alone; without the library none does."""
+the kernels, on the best alone; without the library none does. Sets that differ from others in bfloat16 alone,
+`*_bf16`, are for rows of that dtype."""
 
 from collections.abc import Iterator
 
@@ -13,11 +14,22 @@ CPU = torch.device("cpu")
 
 
 def pytest_collection_modifyitems(items):
+    items[:] = [item for item in items if "tests/native" not in str(item.path) or _differs(item)]
     reason = backends.why_unavailable("native", CPU)
     if reason is not None:
         for item in items:
             if "tests/native" in str(item.path):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _differs(item) -> bool:
+    """Whether a test's instruction set has kernels of its own for the test's dtype."""
+    parameters = item.callspec.params
+    return _has_kernels(parameters["instruction_set"], parameters.get("dtype", torch.float32))
+
+
+def _has_kernels(instruction_set: str, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 or not instruction_set.endswith("_bf16")
 
 
 def instruction_sets() -> list[str]:
@@ -31,7 +43,7 @@ def instruction_sets() -> list[str]:
 def pytest_generate_tests(metafunc):
     sets = instruction_sets()
     if metafunc.definition.get_closest_marker("entry") or "natives" in metafunc.fixturenames:
-        sets = sets[:1]
+        sets = [name for name in sets if _has_kernels(name, torch.float32)][:1]
     metafunc.parametrize("instruction_set", sets, indirect=True)
 
 
@@ -51,12 +63,13 @@ def native():
 
 
 @pytest.fixture
-def natives(native):
+def natives(native, request):
     """For tests whose truth costs more than they: the operations on one instruction set after the other."""
     from densenet_fast import _C
 
     def on_each() -> Iterator[tuple[str, Operations]]:
-        for name in instruction_sets():
+        dtype = request.node.callspec.params.get("dtype", torch.float32)
+        for name in [name for name in instruction_sets() if _has_kernels(name, dtype)]:
             _C.use_instruction_set(name)
             yield name, native
 

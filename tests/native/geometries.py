@@ -2,8 +2,9 @@
 
 from ..calls import Geometry
 
-# One pixel, one image, odd and even sizes, one column, growths 4 to 48, widths 4g and others, more than one block of
-# channels (128, 256) and of rows. The CPU kernels divide few rows by channels: MANY_ROWS are too many for that.
+# One pixel, one image, odd and even sizes, one column, growths 4 to 48, widths 4g and others, odd ones before several
+# panels of 16 channels, more than one block of channels (128, 256) and of rows. The CPU kernels divide few rows by
+# channels: MANY_ROWS are too many for that.
 MANY_ROWS = Geometry(3, 11, 9, 37, 20, 5)
 GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
@@ -16,6 +17,7 @@ GEOMETRIES = [
     Geometry(5, 3, 3, 1, 3, 2),
     MANY_ROWS,
     Geometry(2, 13, 11, 270, 136, 12),
+    Geometry(2, 6, 5, 19, 7, 5),
     Geometry(2, 28, 28, 64, 128, 32),
 ]
 SMALL = GEOMETRIES[0]

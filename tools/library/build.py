@@ -19,14 +19,19 @@ ROOT = Path(__file__).parents[2]
 SETUPTOOLS = "setuptools>=77"  # reads pyproject.toml's licence
 # Instruction sets and types of the activations of the kernels in csrc/cpu, each pair compiled into a namespace of its
 # own; csrc/dispatch.cpp chooses.
-INSTRUCTION_SETS: dict[str, list[str]] = {"portable": []}
+_PAIRS = "-DDENSENET_FAST_PAIRS"  # products of pairs of bfloat16
+INSTRUCTION_SETS: dict[str, list[str]] = {"portable": [], "portable_bf16": [_PAIRS]}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = [
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"),
         "-mprefer-vector-width=512",
     ]
-ELEMENTS = ["float", "bfloat16", "float16"]
+    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16", _PAIRS]
+ELEMENTS = {
+    name: ["bfloat16"] if _PAIRS in flags else ["float", "bfloat16", "float16"]
+    for name, flags in INSTRUCTION_SETS.items()
+}
 # No errno and no traps from square roots and comparisons; products and sums may fuse. Nothing that loses NaN or Inf.
 FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 CXX_FLAGS = ["-std=c++17", "-DNDEBUG", "-fwrapv", "-fPIC", "-Wall", *FLAGS]
@@ -180,7 +185,7 @@ def _compile_cpu(version: str, folder: Path) -> list[Path]:
             version,
         )
         for name, flags in INSTRUCTION_SETS.items()
-        for element in ELEMENTS
+        for element in ELEMENTS[name]
         for source in _sources("csrc/cpu/*.cpp")
     ]
     return _compile(jobs, CXX_GIB, "CPU kernels")
