@@ -95,7 +95,8 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
   const factor* packed = pack_inputs(op.weight, K, C, 1, workspace);
   const int64_t depth = round_up(K, kPair);
   const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  const int64_t size = d_size + a_size + blocks.block * scratch_of_factors(K);
+  const int64_t even = round_up(blocks.block, kPair);  // rows
+  const int64_t size = d_size + a_size + even * (2 * scratch_of_factors(K) + scratch_of_factors(kChannels));
   float* scratch = workspace.floats(parts.workers * size);
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
   PartialSums sums(parts.count, C, workspace);
@@ -107,7 +108,10 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       apply_norm2(op.u.data + row * op.u.stride, op.u.stride, op.z.data + row * op.z.stride, op.z.stride, scale2,
                   correction2, d, d_stride, rows, K);
-      const auto dz = as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(a + a_size));
+      float* const narrow = a + a_size;
+      const auto dz = as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(narrow));
+      const auto dz_rows =
+          rows_as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(narrow + even * scratch_of_factors(K)));
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
         Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));
@@ -142,9 +146,15 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
             epilogue.template end<MR>(r, acc);
           });
         }
-        if (dw)
-          gemm_tn(d, d_stride, a, kPanel, rows * kPanel, my_dw + c0, Cp, K, channels, rows, i > parts.begin(part),
-                  &prefetcher);
+        if (dw) {
+          const int64_t depth_of_rows = round_up(rows, kPair);
+          auto* const place = reinterpret_cast<factor*>(narrow + 2 * even * scratch_of_factors(K));
+          const factor* activated = nullptr;
+          for (int64_t c = channels - kPanel; c >= 0; c -= kPanel)
+            activated = rows_as_factors(a + c * rows, kPanel, rows, kPanel, place + c * depth_of_rows).data;
+          gemm_tn(dz_rows.data, dz_rows.stride, activated, kPanel, depth_of_rows * kPanel, my_dw + c0, Cp, K, channels,
+                  depth_of_rows, i > parts.begin(part), &prefetcher);
+        }
       }
       sums.end_chunk(part);
     }

@@ -104,12 +104,13 @@ DENSENET_FAST_INLINE vec add_products(vec sum, uvec a, uvec b) {
 
 // The same of bfloat16, a depth of whole pairs: those of A side by side, of P in rows k and k + 1 interleaved.
 template <int MR>
-DENSENET_FAST_INLINE void multiply(Accumulators<MR>& acc, const bfloat16* a, int64_t a_row, int64_t, const bfloat16* p,
-                                   int64_t p_depth, int64_t depth, Prefetcher* prefetcher = nullptr) {
+DENSENET_FAST_INLINE void multiply(Accumulators<MR>& acc, const bfloat16* a, int64_t a_row, int64_t a_depth,
+                                   const bfloat16* p, int64_t p_depth, int64_t depth,
+                                   Prefetcher* prefetcher = nullptr) {
   for (int64_t k = 0; k < depth;) {
     if (prefetcher) prefetcher->step();
     const int64_t end = min(depth, k + Prefetcher::kInterval);
-    for (; k < end; k += kPair, a += kPair, p += kPair * p_depth) {
+    for (; k < end; k += kPair, a += kPair * a_depth, p += kPair * p_depth) {
       uvec b[kVecs];
       for (int j = 0; j < kVecs; j++) b[j] = *reinterpret_cast<const pairs_in_memory*>(p + j * kPair * kWidth);
       for (int i = 0; i < MR; i++) {
@@ -196,17 +197,19 @@ DENSENET_FAST_INLINE void gemm_nn(const number_t* a, int64_t a_stride, const num
 }
 
 // C [rows, columns] = or += A [depth, rows]^T @ E [depth, columns]; panel j of E at e + j * panel with row stride
-// e_stride.
-DENSENET_FAST_INLINE void gemm_tn(const float* a, int64_t a_stride, const float* e, int64_t e_stride, int64_t panel,
-                                  float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
-                                  Prefetcher* prefetcher = nullptr) {
+// e_stride. Of bfloat16 rows k and k + 1 of both are interleaved.
+template <class number_t>
+DENSENET_FAST_INLINE void gemm_tn(const number_t* a, int64_t a_stride, const number_t* e, int64_t e_stride,
+                                  int64_t panel, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+                                  int64_t depth, bool add, Prefetcher* prefetcher = nullptr) {
+  constexpr int64_t kStep = sizeof(float) / sizeof(number_t);
   for (int64_t n = 0; n < columns; n += kPanel, e += panel) {
     const StoreEpilogue epilogue{c + n, c_stride, kPanel, add};
     for_strips(rows, [&](auto mr, int64_t r) {
       constexpr int MR = decltype(mr)::value;
       Accumulators<MR> acc;
       epilogue.template begin<MR>(r, acc);
-      multiply<MR>(acc, a + r, 1, a_stride, e, e_stride, depth, prefetcher);
+      multiply<MR>(acc, a + r * kStep, kStep, a_stride, e, e_stride, depth, prefetcher);
       epilogue.template end<MR>(r, acc);
     });
   }
@@ -234,15 +237,19 @@ inline void pack_panel_transposed(const element* w, int64_t stride, int64_t colu
 }
 
 #if defined(DENSENET_FAST_PAIRS)
+// Pairs of two rows' values, to memory.
+DENSENET_FAST_INLINE void store_pairs(bfloat16* p, vec first, vec second) {
+  *reinterpret_cast<pairs_in_memory*>(p) = __builtin_convertvector(rounded(first, bfloat16{}), uvec) |
+                                           __builtin_convertvector(rounded(second, bfloat16{}), uvec) << 16;
+}
+
 // Both for products of pairs: zero also in the second row of a last pair of which the depth has only the first.
 inline void pack_panel(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, float scale, bfloat16* p) {
   for (int64_t k = 0; k < depth; k += kPair, w += kPair * stride, p += kPair * kPanel)
     for (int j = 0; j < kPanel; j += kWidth) {
       const FirstLanes lanes{static_cast<int>(max(0, min(kWidth, columns - j)))};
       const vec first = load(w + j, lanes), second = k + 1 < depth ? load(w + stride + j, lanes) : vec{};
-      *reinterpret_cast<pairs_in_memory*>(p + kPair * j) =
-          __builtin_convertvector(rounded(first * scale, bfloat16{}), uvec) |
-          __builtin_convertvector(rounded(second * scale, bfloat16{}), uvec) << 16;
+      store_pairs(p + kPair * j, first * scale, second * scale);
     }
 }
 

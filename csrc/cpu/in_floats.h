@@ -38,6 +38,21 @@ inline Floats<const narrow> as_factors(const float* x, int64_t stride, int64_t r
   return {scratch, padded(columns)};
 }
 
+// x [rows, columns] as a sum of products over its rows wants it: as it is, or rows r and r + 1 interleaved in scratch,
+// with zeros for the row that an odd number lacks.
+inline Floats<const float> rows_as_factors(const float* x, int64_t stride, int64_t, int64_t, float*) {
+  return {x, stride};
+}
+#if defined(DENSENET_FAST_PAIRS)
+inline Floats<const bfloat16> rows_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
+                                              bfloat16* scratch) {
+  for (int64_t r = 0; r < rows; r += kPair, x += kPair * stride)
+    for (int64_t c = 0; c < padded(columns); c += kWidth)
+      store_pairs(scratch + r * padded(columns) + kPair * c, load(x + c), r + 1 < rows ? load(x + stride + c) : vec{});
+  return {scratch, padded(columns)};
+}
+#endif
+
 // Where y [rows, columns] is made; write_floats then rounds it.
 inline Floats<float> make_floats(float* y, int64_t stride, int64_t, float*) { return {y, stride}; }
 template <class narrow>
