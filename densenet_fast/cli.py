@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"densenet_fast {__version__}")
     parser.add_argument("command", metavar="command", choices=COMMANDS, help="one of those below")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=f"of the command: {PROGRAM} command --help")
+    of_it = parser.add_argument("arguments", nargs=argparse.REMAINDER, help=f"of the command: {PROGRAM} command --help")
+    of_it.required = False  # which Python before 3.12 takes it for
     options = parser.parse_args(arguments)
     module, _, function = COMMANDS[options.command][0].partition(":")
     try:

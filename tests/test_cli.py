@@ -29,6 +29,12 @@ def test_wrong_arguments_are_one_sentence(command, capsys):
     assert told.count("\n") == 1
 
 
+def test_only_a_command_is_required(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert "arguments are required: command; see densenet-fast --help\n" in capsys.readouterr().err
+
+
 def test_a_refusal_is_one_sentence_without_traceback(monkeypatch, capsys):
     def refuse(arguments):
         raise cli.Refused(f"got {arguments}, expected nothing")
