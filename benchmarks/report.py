@@ -38,6 +38,7 @@ TITLES = {
     "growth": "Against growth rate: DenseNet-BC, 40 layers, 32x32",
     "batch": "Against the batch",
 }
+LOSSES = "Where the best of ours loses: "
 
 
 def tables(contents: Contents) -> list[Table]:
@@ -181,7 +182,7 @@ def losses(contents: Contents) -> list[str]:
     Operations have the eager backend for a peer. Of another net than a DenseNet only the images per second count.
     """
     comparisons = {where: lines for where, lines in by_comparison(contents["records"]).items() if where[1] != "forward"}
-    behind = []  # (how many times as fast, clause)
+    behind = []  # (how many times as fast, clause, comparison)
     for (case, phase), lines in comparisons.items():
         ours = [r for r in lines if r["family"] == "ours" and r.get("seconds")]
         peers = [r for r in lines if r["family"] != "ours" and r.get("seconds")]
@@ -193,17 +194,16 @@ def losses(contents: Contents) -> list[str]:
                 ahead = ratio(best["seconds"], peer["seconds"])
                 if ahead.median > 1:
                     clause = f"{peer['label']} is {times(ahead)} times as fast as {best['label']} ({case}, {phase})"
-                    behind.append((ahead.median, clause))
+                    behind.append((ahead.median, clause, (case, phase)))
         least = min((r["peak"] for r in ours if r.get("peak")), default=0)
         for r in peers:
             if r["family"] == "stock" and r.get("peak") and r["peak"] < least:
-                behind.append(
-                    (least / r["peak"], f"peak memory of {r['label']} is {r['peak'] / least:.2f} times ours ({case})")
-                )
+                clause = f"{r['peak'] / least:.2f} of our peak memory is enough for {r['label']} ({case})"
+                behind.append((least / r["peak"], clause, (case, phase)))
     if contents["group"] in ("training", "inference") or not behind:
-        return [clause for _, clause in behind]
-    count = f"{len(behind)} times in {len(comparisons)} cases"
-    return [f"{TITLES[contents['group']]}: {count}, the worst of them: {max(behind)[1]}"]
+        return [clause for _, clause, _ in behind]
+    count = f"in {len({where for *_, where in behind})} of {len(comparisons)} comparisons"
+    return [f"{TITLES[contents['group']]}: {count}, at worst {max(behind)[1]}"]
 
 
 def notes(contents: Contents) -> list[str]:
@@ -278,7 +278,7 @@ def markdown(contents: Contents) -> str:
     ]
     ahead = losses(contents)
     if contents["group"] != "largest-batch":
-        parts.append("Where we lose: " + ("; ".join(ahead) + "." if ahead else "nowhere in this run."))
+        parts.append(LOSSES + ("; ".join(ahead) + "." if ahead else "nowhere in this run."))
     return "\n\n".join(parts)
 
 
@@ -297,7 +297,7 @@ def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str
     if not any(contents["machine"]["device"] == "cuda" for contents in groups):
         parts.append("None of these figures is from a GPU: none has been measured on one yet.")
     ahead = [line for contents in groups for line in losses(contents)]
-    parts.append("Where we lose: " + ("; ".join(dict.fromkeys(ahead)) + "." if ahead else "nowhere in these runs."))
+    parts.append(LOSSES + ("; ".join(dict.fromkeys(ahead)) + "." if ahead else "nowhere in these runs."))
     parts.append(
         "Every peer, net and operation, with the spread of each ratio: [docs/benchmarks.md](docs/benchmarks.md), made "
         "by `python -m benchmarks.report` from the raw samples in `benchmarks/results/`."
@@ -352,7 +352,8 @@ def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
         "# Benchmarks\n\nMade by `python -m benchmarks.report` from the raw samples in `benchmarks/results/`; do not "
         "edit. `pytest benchmarks/` measures, `--help` lists its options. Variants take turns; a ratio is that of the "
         "medians, beside it the 20th and 80th percentile of the rounds' own ratios. Nothing is timed before its "
-        "outputs and gradients have been checked in the same run. MB are 10^6 bytes beyond weights and the batch."
+        "outputs and gradients have been checked in the same run. MB are 10^6 bytes beyond weights and the batch. "
+        "Where we lose is told of the best of ours: the fastest, and for memory the one that needs least."
     )
     path = root / "README.md"
     old = path.read_text()

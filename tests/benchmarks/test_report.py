@@ -16,7 +16,7 @@ SETTINGS = {"model": "densenet121", "image": 224, "batch": 4, "dtype": "float32"
 
 
 def record(variant, seconds, **other):
-    labels = {"torchvision": ("torchvision", "stock"), "resnet50": ("ResNet-50", "resnet50")}
+    labels = {"torchvision": ("torchvision", "stock"), "timm": ("timm", "timm"), "resnet50": ("ResNet-50", "resnet50")}
     label, family = labels.get(variant, (f"densenet_fast {variant}", "ours"))
     made = {"case": "densenet121", "phase": "forward+backward", "variant": variant, "label": label, "family": family}
     made |= {"batch": 4, "x": None, "seconds": seconds, "live": 40_000_000, "peak": 80_000_000, "check": {}}
@@ -60,7 +60,7 @@ def test_losses_name_every_peer_that_is_ahead():
     slower = contents([record("torchvision", [0.1]), record("native", [0.2])])
     assert len(report.losses(slower)) == 1
     smaller = contents([record("torchvision", [0.3], peak=60_000_000), record("native", [0.2])])
-    assert report.losses(smaller) == ["peak memory of torchvision is 0.75 times ours (densenet121, batch 4)"]
+    assert report.losses(smaller) == ["0.75 of our peak memory is enough for torchvision (densenet121, batch 4)"]
     assert report.losses(contents([record("torchvision", [0.3]), record("native", [0.2])])) == []
 
 
@@ -68,10 +68,10 @@ def test_losses_over_many_shapes_become_one_clause_with_the_worst():
     lines = [
         record(v, [s], case=c)
         for c, s0, s1 in [("A", 1, 2), ("B", 1, 3), ("C", 2, 1)]
-        for v, s in [("torchvision", s0), ("native", s1)]
+        for v, s in [("torchvision", s0), ("timm", s0), ("native", s1)]
     ]
     (clause,) = report.losses(contents(lines, "shapes"))
-    assert "2 times in 3 cases, the worst of them: torchvision is 3.00" in clause
+    assert "in 2 of 3 comparisons, at worst torchvision is 3.00" in clause
     assert "(B, batch 4" in clause
 
 
