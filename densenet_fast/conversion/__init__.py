@@ -15,6 +15,7 @@ from .. import backends
 from ..modules import Fusable, Trunk
 from ..modules.block import FusableBlock
 from ..modules.transition import FusableTransition
+from ..modules.trunk import find_stem
 from .libraries import Library, is_transition, known_library
 from .parts import Converted, change_back, change_block, change_transition, change_trunk, is_converted
 from .trial import is_candidate, tried_library
@@ -28,7 +29,8 @@ class Part:
 
     Attributes:
         name: in `model.named_modules()`.
-        kind: "dense block", "transition" or "trunk", the nn.Sequential that they are children of.
+        kind: "dense block", "transition", "trunk", the nn.Sequential that they are children of and that runs the stem,
+            or "stem", where none does.
         package: whose class it is; "torch" for a trunk.
         why_left: why it was left as it was, as a clause; None if it is converted.
     """
@@ -99,7 +101,10 @@ def convert(
     before = {id(module) for module in model.modules() if is_converted(module)}
     modules = list(model.named_modules())
     parts = [_convert_part(name, module, efficient, backend) for name, module in modules]
-    parts = [_convert_trunk(name, module, backend) or part for (name, module), part in zip(modules, parts, strict=True)]
+    parts = [
+        _convert_trunk(name, module, backend) or _left_stem(name, module) or part
+        for (name, module), part in zip(modules, parts, strict=True)
+    ]
     report = Report(part for part in parts if part is not None)
     if on_unsupported == "raise" and (report.left or not any(part.kind == "dense block" for part in report)):
         for module in model.modules():
@@ -139,6 +144,20 @@ def _convert_trunk(name: str, module: nn.Module, backend: str) -> Part | None:
     if type(module) is nn.Sequential and any(isinstance(child, Fusable) for child in module.children()):
         why_left = change_trunk(module, backend)
     return Part(name, "trunk", _package(module), why_left) if why_left or isinstance(module, Trunk) else None
+
+
+def _left_stem(name: str, module: nn.Module) -> Part | None:
+    """The stem among the children of `module`, if converted parts are among them, too, and no trunk runs them."""
+    if type(module) is nn.Sequential or isinstance(module, Trunk):
+        return None
+    children = dict(module.named_children())
+    if not any(isinstance(child, Fusable) for child in children.values()):
+        return None
+    if (first := find_stem(list(children.values()))) is None:
+        return None
+    own = list(children)[first]
+    why_left = f"it is called by {type(module).__name__}, not by an nn.Sequential"
+    return Part(f"{name}.{own}" if name else own, "stem", _package(children[own]), why_left)
 
 
 def _package(module: nn.Module) -> str:

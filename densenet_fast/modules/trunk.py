@@ -280,6 +280,14 @@ def _is_seen_by_a_stage_alone(module: nn.Module, x: Tensor) -> TypeGuard[_ConvNd
     )
 
 
+def find_stem(children: Sequence[nn.Module]) -> int | None:
+    """The number of the first child of what a trunk of these children would run as its stem."""
+    for norm in range(len(children)):
+        if (stem := _stem(children, norm)) is not None:
+            return norm - 1 if norm and is_stem_convolution(children[norm - 1], stem[1]) else norm
+    return None
+
+
 def _stem(children: Sequence[nn.Module], i: int) -> tuple[int, int] | None:
     """If a BN, ReLU and 3x3 max pooling begin with child i: the number of the child behind them, and of how many
     dimensions their images are."""

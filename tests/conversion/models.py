@@ -22,9 +22,10 @@ BLOCKS = (2, 3, 2, 2)
 class Case(NamedTuple):
     build: Callable[[], nn.Module]
     channels: int = 3
-    parts: int = 8  # trunk, blocks and transitions
+    parts: int = 8  # trunk, blocks and transitions that run fused
     size: tuple[int, ...] = (64, 64)  # of the images
     moves_twice: bool = False  # running statistics, in a step that recomputes
+    left: tuple[str, ...] = ()  # parts that cannot run fused
 
     def images(self, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.randn(3, self.channels, *self.size, dtype=dtype)
@@ -51,7 +52,9 @@ MODELS = {
     "timm, deep stem": Case(lambda: Timm(8, BLOCKS, num_classes=5, stem_type="deep_tiered")),
     "timm, blur pool": Case(lambda: Timm(8, BLOCKS, num_classes=5, aa_layer=BlurPool2d)),
     "timm, frozen norms": Case(lambda: freeze_batch_norm_2d(Timm(8, BLOCKS, num_classes=5))),
-    "timm, features only": Case(lambda: timm.create_model("densenet121", features_only=True), parts=7),
+    "timm, features only": Case(
+        lambda: timm.create_model("densenet121", features_only=True), parts=7, left=("features_conv0",)
+    ),
     "monai": Case(lambda: Monai(2, 1, 5, 16, 8, BLOCKS), channels=1),
     "monai, three channels": Case(lambda: Monai(2, 3, 5, 24, 12, (3, 2), bn_size=2), parts=4),
     "monai, volumes": Case(lambda: Monai(3, 1, 5, 16, 8, (2, 3)), channels=1, parts=4, size=(20, 24, 16)),

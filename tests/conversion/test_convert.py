@@ -8,11 +8,13 @@ from itertools import product
 
 import pytest
 import torch
+from timm.models._features import FeatureListNet
 from torch import nn
 from torch.nn.utils import prune
 
 import densenet_fast
 from benchmarks.memory import measure
+from densenet_fast.conversion import Part
 from densenet_fast.modules import Fusable, Trunk
 
 from ..rows import some, thorough
@@ -62,8 +64,9 @@ ALWAYS = {name for name in MODELS if "smp, FPN" not in name and "wide" not in na
 def test_outputs_gradients_and_steps_are_the_librarys(case, mode, recwarn):
     stock = MODES[mode](case.build().double())
     ours = copy.deepcopy(stock)
-    report = densenet_fast.convert(ours, on_unsupported="raise")
-    assert len(report.converted) == len(report) == case.parts, report
+    report = densenet_fast.convert(ours, on_unsupported="leave" if case.left else "raise")
+    assert len(report.converted) == case.parts, report
+    assert tuple(part.name for part in report.left) == case.left
     x = case.images()
     with torch.no_grad():  # before any statistics have moved
         assert relative(outputs(copy.deepcopy(ours), x), outputs(copy.deepcopy(stock), x)) <= 1e-10
@@ -110,7 +113,7 @@ def test_everything_that_users_hold_stays(case):
     handles = [block.register_forward_hook(lambda m, args, y: seen.append(m)) for block in blocks]
     held = list(model.modules()), list(model.parameters()), list(model.buffers())
     keys, names = list(model.state_dict()), [name for name, _ in model.named_modules()]
-    densenet_fast.convert(model, on_unsupported="raise")
+    densenet_fast.convert(model, on_unsupported="leave" if case.left else "raise")
     after = list(model.modules()), list(model.parameters()), list(model.buffers())
     for before, now in zip(held, after, strict=True):
         assert len(before) == len(now)
@@ -255,6 +258,17 @@ def test_what_cannot_run_fused_is_left_or_an_error():
     with pytest.raises(ValueError, match="cannot convert all"):  # what was converted before stays so
         densenet_fast.convert(model, on_unsupported="raise")
     assert [type(m) for m in model.modules()] == before
+
+
+def test_a_stem_that_no_sequential_calls_is_left():
+    model = nn.Sequential(OrderedDict(body=FeatureListNet(Timm(8, BLOCKS), (1, 3), flatten_sequential=True)))
+    why_left = "it is called by FeatureListNet, not by an nn.Sequential"
+    expected = Part("body.features_conv0", "stem", "torch", why_left)
+    assert densenet_fast.convert(model).left == densenet_fast.convert(model).left == (expected,)
+    del model.body.features_conv0
+    assert [part.name for part in densenet_fast.convert(model).left] == ["body.features_norm0"]
+    del model.body.features_pool0
+    assert densenet_fast.convert(model).left == ()
 
 
 def test_an_overridden_forward_and_another_activation_are_left():
