@@ -9,6 +9,8 @@ import torch
 from . import backends, installation
 from ._version import __version__
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def lines() -> list[str]:
     """Versions, how the compiled library was built, and for each backend and device why it can run or not."""
@@ -23,13 +25,13 @@ def lines() -> list[str]:
     ]
     for device in _devices():
         for name in backends.PREFERENCE:
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype in _DTYPES:
                 reason = backends.why_unavailable(name, device, dtype)
                 state = "available" if reason is None else f"not available: {reason}"
                 found.append(f"{device} {_text(dtype)}: {name} {state}")
         if (hollow := backends.why_hollow(device)) is not None:
             found.append(f"{device}: runs without compiled kernels; to have them, {hollow[1]}")
-        chosen = (f"{backends.choose('auto', device, d)} for {_text(d)}" for d in (torch.float32, torch.bfloat16))
+        chosen = (f"{backends.choose('auto', device, d)} for {_text(d)}" for d in _DTYPES)
         found.append(f"{device}: auto takes {', '.join(chosen)}")
     return found
 

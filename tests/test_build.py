@@ -27,7 +27,9 @@ def test_importing_the_package_does_not_load_the_library():
 
 def test_info_tells_the_build_and_every_backend():
     shown = python("-m", "densenet_fast.info", TRITON_INTERPRET="0").stdout
-    assert "cpu float32: eager available" in shown
+    for dtype in ("float32", "bfloat16", "float16", "float64"):
+        assert f"cpu {dtype}: eager available" in shown
+    assert "cpu float64: native not available: " in shown
     assert "triton not available: " in shown
     if backends.why_unavailable("native", torch.device("cpu")) is None:
         assert "instruction sets compiled: " in shown
@@ -37,6 +39,7 @@ def test_info_tells_the_build_and_every_backend():
         assert ("bn_relu_conv1x1_fwd_kernel<" in shown) == ("nvcc" in _C.build_facts())
         assert all(spilled == 0 for *_, spilled in _C.cuda_kernels())
         assert "cpu bfloat16: native available" in shown
+        assert "cpu float16: native available" in shown
     else:
         assert "cpu float32: native not available: " in shown
 

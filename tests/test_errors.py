@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import densenet_fast
-from densenet_fast import DenseNet
+from densenet_fast import DenseNet, backends
 from densenet_fast.functional import Head, dense_stage
 
 from .oracle import make_norm, make_stage
@@ -44,6 +44,13 @@ def test_bad_input_is_refused_before_anything_has_changed(model, case):
 def test_a_stage_runs_on_a_backend(backend, message):
     with pytest.raises(ValueError, match=message):
         dense_stage(torch.zeros(2, 6, 4, 4), *make_stage(6, (4,), None, dtype=torch.float32), backend=backend)
+
+
+@pytest.mark.parametrize("name", ["foo", "plain", "auto"])
+def test_whether_a_backend_runs_is_known_of_those_that_there_are(name):
+    expected = f"^unknown backend: got '{name}', expected one of native, triton, eager$"
+    with pytest.raises(ValueError, match=expected):
+        backends.why_unavailable(name, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["denseblock1", "transition1"])

@@ -68,6 +68,12 @@ def test_peak_is_the_model_s(backend, dtype, efficient):
     assert step.peak(backend) == pytest.approx(found.peak, rel=0.03)
 
 
+def test_a_backend_that_there_is_not_has_no_peak():
+    step = Step.of(DenseNet(4, (2,)), (1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"^unknown backend: got 'foo', expected one of native, triton, eager$"):
+        step.peak("foo")
+
+
 @pytest.mark.parametrize("efficient", [False, thorough(True)])
 def test_memory_is_linear_in_depth(efficient):
     """Equal steps in depth cost equal bytes; stock keeps every layer's concatenation and its BN-ReLU."""

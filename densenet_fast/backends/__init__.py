@@ -29,10 +29,18 @@ _told: set[str] = set()  # the kinds of devices whose missing kernels were told
 
 
 def why_unavailable(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """The reason why backend `name` cannot run on `device` for activations of `dtype`, as a clause; None if it can."""
+    """The reason why backend `name` cannot run on `device` for activations of `dtype`, as a clause; None if it can.
+
+    Raises:
+        ValueError: it is none of `PREFERENCE`.
+    """
     if name == "native":
         return _why_not_native(device, dtype)
-    return _why_not_triton(device, dtype) if name == "triton" else None
+    if name == "triton":
+        return _why_not_triton(device, dtype)
+    if name != "eager":
+        raise ValueError(f"unknown backend: got {name!r}, expected one of {', '.join(PREFERENCE)}")
+    return None
 
 
 def _why_not_native(device: torch.device, dtype: torch.dtype) -> str | None:

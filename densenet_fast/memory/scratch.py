@@ -18,7 +18,11 @@ FEW = 256  # pixels up to which they divide the channels of a 3x3 convolution am
 
 
 def scratch(stage: Stage, backend: str, efficient: bool, threads: int | None = None) -> int:
-    """Of a stage's backward beside its gradients. threads: of the CPU kernels; those that PyTorch has if None."""
+    """Of a stage's backward beside its gradients. threads: of the CPU kernels; those that PyTorch has if None.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
     if backend == "eager":
         return max(_eager_block(stage, efficient), _eager_consumer(stage))
     widest = max(stage.widths, default=0)
@@ -26,6 +30,8 @@ def scratch(stage: Stage, backend: str, efficient: bool, threads: int | None = N
     if backend == "native":
         threads = threads or torch.get_num_threads()
         return max(rooms + 4 * _native_block(stage, threads, efficient), 4 * _native_consumer(stage, threads))
+    if backend != "triton":
+        raise ValueError(f"unknown backend: got {backend!r}, expected one of native, triton, eager")
     return rooms
 
 
