@@ -60,18 +60,20 @@ def load_dz(
 @triton.jit
 def add_to_dx(
     v,  # [BLOCK_C, BLOCK_M] gradient behind the ReLU
-    dx_at,  # [BLOCK_C, BLOCK_M] addresses, added to
+    g,  # [BLOCK_C, BLOCK_M] what is at dx_at
+    dx_at,  # [BLOCK_C, BLOCK_M] addresses, written
     x_tile,  # [BLOCK_C, BLOCK_M]
     mask,  # [BLOCK_C, BLOCK_M]
     shift,  # [BLOCK_C]
     scale,  # [BLOCK_C]
     offset,  # [BLOCK_C]
 ):
-    """dx += scale * v before the ReLU; relu(bn(x)), and the sums of v and v * (x - mean)."""
-    g = tl.load(dx_at, mask=mask, other=0.0)
+    """dx = g + scale * v before the ReLU; relu(bn(x)), and the sums of v and v * (x - mean)."""
     centred = x_tile.to(tl.float32) - shift[:, None]
-    activated = relu(centred * scale[:, None] + offset[:, None]).to(g.dtype)
-    v = tl.where(activated <= 0.0, 0.0, v)
+    normed = centred * scale[:, None] + offset[:, None]
+    activated = relu(normed).to(g.dtype)
+    # Rounded, so that it agrees with `activated`, which sm_90 would keep in registers for this: it spills.
+    v = tl.where(normed.to(g.dtype) <= 0.0, 0.0, v)
     tl.store(dx_at, (g.to(tl.float32) + scale[:, None] * v).to(g.dtype), mask=mask)
     return activated, tl.sum(v, 1), tl.sum(v * centred, 1)
 
@@ -131,8 +133,9 @@ def bn_relu_conv1x1_bwd_kernel(
         mask = (c < C)[:, None] & exists[None, :]
         x_tile = tl.load(x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
         dx_at = dx + row_offset(start, dx_stride) + m[None, :] * dx_stride + c[:, None]
+        g = tl.load(dx_at, mask=mask, other=0.0)  # ahead of the product, which hides a part of the wait
         v = tl.dot(w, tl.trans(dz), input_precision=PRECISION)  # [BLOCK_C, BLOCK_M]
-        activated, of_v, of_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
+        activated, of_v, of_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset)
         sum_v += of_v
         sum_vx += of_vx
         dw = tl.dot(activated, dz, dw, input_precision=PRECISION)
@@ -214,7 +217,8 @@ def bn_relu_conv1x1_grads_kernel(
         mask = (c < C)[:, None] & exists[None, :]
         x_tile = tl.load(x + row_offset(first, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
         dx_at = dx + row_offset(first, dx_stride) + m[None, :] * dx_stride + c[:, None]
-        _, sum_v, sum_vx = add_to_dx(v, dx_at, x_tile, mask, shift, scale, offset)
+        g = tl.load(dx_at, mask=mask, other=0.0)
+        _, sum_v, sum_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset)
         rows, slab = tl.cdiv(M, BLOCK_M), tl.program_id(0) % slabs
         finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
