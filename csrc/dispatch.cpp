@@ -45,8 +45,10 @@ constexpr Tables portable_bf16{"portable_bf16", portable.of_float, &portable_bf1
 #if defined(__x86_64__)
 DENSENET_FAST_TABLES(avx2)
 DENSENET_FAST_TABLES(avx512)
+#if defined(DENSENET_FAST_AVX512_BF16)  // the compiler knows it
 DENSENET_FAST_TABLE(avx512_bf16, bfloat16)
 constexpr Tables avx512_bf16{"avx512_bf16", avx512.of_float, &avx512_bf16_bfloat16::kernels, avx512.of_float16};
+#endif
 #endif
 
 }  // namespace cpu
@@ -71,18 +73,22 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
 
+#if defined(DENSENET_FAST_AVX512_BF16)
 bool multiplies_bfloat16() {
   unsigned a, b, c, d;
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 5);  // AVX512_BF16
 }
+#endif
 #endif
 
 // Best first, of those that pay.
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #if defined(__x86_64__)
+#if defined(DENSENET_FAST_AVX512_BF16)
       // AMD's processors multiply pairs at the rate of FMA, Intel's at half of it at best.
       {cpu::avx512_bf16, multiplies_bfloat16(), __builtin_cpu_is("amd") != 0},
+#endif
       {cpu::avx512, has_avx512(), true},
       {cpu::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && converts_float16(), true},
 #endif

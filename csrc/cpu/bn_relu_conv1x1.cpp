@@ -110,8 +110,8 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
                   correction2, d, d_stride, rows, K);
       float* const narrow = a + a_size;
       const auto dz = as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(narrow));
-      const auto dz_rows =
-          rows_as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(narrow + even * scratch_of_factors(K)));
+      auto* const dz_place = reinterpret_cast<factor*>(narrow + even * scratch_of_factors(K));
+      const auto dz_rows = rows_as_factors(d, d_stride, dw ? rows : 0, K, dz_place);
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
         Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from tools.library import architectures, compiling, surroundings
+from tools.library import architectures, build, compiling, surroundings
 from tools.library.compiling import Job, run_all
 from tools.library.surroundings import Missing
 
@@ -200,6 +200,16 @@ def test_which_compiler(environment, command, host, monkeypatch, tmp_path):
 def job(folder: Path, name: str, script: str) -> Job:
     (folder / f"{name}.o.d").write_text("")
     return Job(folder, Path(name), folder / f"{name}.o", ("/bin/sh", "-c", script), "sh")
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["newer", "older"])
+def test_an_instruction_set_that_the_compiler_does_not_know_is_left_out(knows, monkeypatch, tmp_path):
+    refuses = "" if knows else 'case " $* " in *" -mavx512bf16 "*) exit 1 ;; esac'
+    monkeypatch.setenv("CXX", str(executable(tmp_path / "c++", f"#!/bin/sh\n{refuses}\n")))
+    build._takes.cache_clear()
+    found = set(build.instruction_sets())
+    build._takes.cache_clear()
+    assert found == {name for name in build.INSTRUCTION_SETS if knows or name != "avx512_bf16"}
 
 
 def test_as_many_compilers_as_max_jobs_run_beside_each_other(monkeypatch, tmp_path):

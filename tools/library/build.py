@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ SETUPTOOLS = "setuptools>=77"  # reads pyproject.toml's licence
 # Instruction sets and types of the activations of the kernels in csrc/cpu, each pair compiled into a namespace of its
 # own; csrc/dispatch.cpp chooses.
 _PAIRS = "-DDENSENET_FAST_PAIRS"  # products of pairs of bfloat16
+_FLAG = "-mavx512bf16"  # which older compilers do not know
 INSTRUCTION_SETS: dict[str, list[str]] = {"portable": [], "portable_bf16": [_PAIRS]}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -27,7 +29,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"),
         "-mprefer-vector-width=512",
     ]
-    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16", _PAIRS]
+    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], _FLAG, _PAIRS]
 ELEMENTS = {
     name: ["bfloat16"] if _PAIRS in flags else ["float", "bfloat16", "float16"]
     for name, flags in INSTRUCTION_SETS.items()
@@ -60,7 +62,7 @@ def build(library: Path, temporary: Path) -> dict[str, Any]:
         torch, version = _look()
         cuda = _look_for_cuda(record, torch)
         record.tell(
-            f"building CPU kernels ({', '.join(INSTRUCTION_SETS)}) with {version}, against torch {torch.version}"
+            f"building CPU kernels ({', '.join(instruction_sets())}) with {version}, against torch {torch.version}"
         )
         objects = _compile_cpu(version, temporary)
         if cuda is not None:
@@ -164,6 +166,17 @@ def _cxx(*flags: str) -> tuple[str, ...]:
     return (*surroundings.compiler(), *CXX_FLAGS, *asked, *flags)
 
 
+def instruction_sets() -> dict[str, list[str]]:
+    """Those that the compiler knows: g++ has AVX512-BF16 since version 10."""
+    return {name: flags for name, flags in INSTRUCTION_SETS.items() if _FLAG not in flags or _takes(_FLAG)}
+
+
+@cache
+def _takes(flag: str) -> bool:
+    command = [*surroundings.compiler(), flag, "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def _compile(jobs: list[Job], gib_each: float, what: str) -> list[Path]:
     count = number_of_jobs(gib_each)
     print(f"densenet_fast: compiling {len(jobs)} files of {what}, {count} at a time (MAX_JOBS)", flush=True)
@@ -184,7 +197,7 @@ def _compile_cpu(version: str, folder: Path) -> list[Path]:
             _cxx(*flags, f"-DDENSENET_FAST_ISA={name}", f"-DDENSENET_FAST_ELEMENT={element}"),
             version,
         )
-        for name, flags in INSTRUCTION_SETS.items()
+        for name, flags in instruction_sets().items()
         for element in ELEMENTS[name]
         for source in _sources("csrc/cpu/*.cpp")
     ]
@@ -234,6 +247,7 @@ def _compile_rest(torch: Torch, version: str, cuda: Cuda | None, folder: Path) -
     command = _cxx(
         *(f'-DDENSENET_FAST_{name}="{fact}"' for name, fact in facts.items()),
         "-DPy_LIMITED_API=0x030A0000",  # csrc/module.cpp keeps to that of Python 3.10
+        *(["-DDENSENET_FAST_AVX512_BF16"] if "avx512_bf16" in instruction_sets() else []),
         *(["-DUSE_CUDA"] if cuda is not None else []),  # PyTorch's own name: the stable ABI shows its CUDA part
         *("-isystem", str(torch.folder / "include"), f"-I{surroundings.python_headers()}"),
     )
