@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -101,24 +102,29 @@ def _vovnet39(subject: Subject) -> nn.Module:
     return timm.create_model("ese_vovnet39b")
 
 
+WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # to run a net of ours: name, label, fields of a variant
+    ("{}", "{}", {}),
+    ("{}-graph", "{}, CUDA graph", {"graph": True}),
+    ("compile-{}", "{}, torch.compile", {"compile": {}}),
+    ("compile-reduce-overhead-{}", "{}, torch.compile reduce-overhead", {"compile": {"mode": "reduce-overhead"}}),
+)
+
+
 def _ours() -> list[Variant]:
     found = []
-    for backend in backends.PREFERENCE:
-        for efficient in (False, True):
-            for graph in (False, True):
-                tags = [tag for tag, on in (("efficient", efficient), ("graph", graph)) if on]
-                label = ", ".join([f"densenet_fast {backend}", *(t.replace("graph", "CUDA graph") for t in tags)])
-                found.append(
-                    Variant(
-                        "-".join([backend, *tags]),
-                        label,
-                        "ours",
-                        lambda subject, backend=backend, efficient=efficient: subject.ours(backend, efficient),
-                        phases=("training",) if efficient else ("training", "inference"),
-                        graph=graph,
-                        backend=backend,
-                    )
-                )
+    for backend, efficient, (name, label, fields) in product(backends.PREFERENCE, (False, True), WAYS):
+        tags = [backend, "efficient"] if efficient else [backend]
+        found.append(
+            Variant(
+                name.format("-".join(tags)),
+                f"densenet_fast {label.format(', '.join(tags))}",
+                "ours",
+                lambda subject, backend=backend, efficient=efficient: subject.ours(backend, efficient),
+                phases=("training",) if efficient else ("training", "inference"),
+                backend=backend,
+                **fields,
+            )
+        )
     return found
 
 

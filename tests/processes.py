@@ -1,4 +1,5 @@
-"""Checks that several processes run together on gloo, and what one process with the whole batch gives."""
+"""Checks that several processes run together, and what one process with the whole batch gives: on the CPU and gloo, and
+where each process has a GPU of its own, there and on NCCL. A check's tensors are on the default device."""
 
 import copy
 import datetime
@@ -25,17 +26,21 @@ Check = Callable[[int], None]  # of a process's rank
 Parts = Sequence[Sequence[int]]  # the ranks of each group, in order
 
 
+def devices(processes: int) -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.device_count() >= processes else ["cpu"]
+
+
 def chosen(checks: Sequence[Check], items: Sequence[pytest.Item]) -> list[Check]:
     """Those that any of pytest's items names in brackets."""
-    return [check for check in checks if any(f"[{check.__name__}]" in item.name for item in items)]
+    return [check for check in checks if any(item.name.endswith(f"-{check.__name__}]") for item in items)]
 
 
-def run(checks: Sequence[Check], processes: int, timeout: float = 60) -> dict[str, str]:
+def run(checks: Sequence[Check], processes: int, device: str = "cpu", timeout: float = 60) -> dict[str, str]:
     """What went wrong in each check, by its name: "" if nothing did. Where one fails, those behind it do not run."""
     with TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         workers = [
-            context.Process(target=_work, args=(rank, processes, folder, list(checks), timeout), daemon=True)
+            context.Process(target=_work, args=(rank, processes, device, folder, list(checks), timeout), daemon=True)
             for rank in range(processes)
         ]
         for worker in workers:
@@ -51,12 +56,16 @@ def _outcome(folder: Path, check: Check, processes: int) -> str:
     return "\n".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
 
 
-def _work(rank: int, processes: int, folder: str, checks: list[Check], timeout: float) -> None:
+def _work(rank: int, processes: int, device: str, folder: str, checks: list[Check], timeout: float) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # a block that runs its plain layers is a failure
     torch.use_deterministic_algorithms(True)  # memory that is not initialised holds NaN
     limit = datetime.timedelta(seconds=timeout)
-    dist.init_process_group("gloo", f"file://{folder}/store", limit, processes, rank)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+        torch.set_default_device(torch.device(device, rank))
+    engine = {"cpu": "gloo", "cuda": "nccl"}[device]
+    dist.init_process_group(engine, f"file://{folder}/store", limit, processes, rank)
     for check in checks:
         torch.manual_seed(0)
         text = ""
@@ -118,7 +127,7 @@ def net(small_inputs: bool = False, **config) -> DenseNet:
 
 def batch(sizes: Sequence[int], rank: int, size: int = 36) -> tuple[Tensor, Tensor, slice]:
     """All images, the cotangent of their scores, and which of them are the process's."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     x = torch.randn(sum(sizes), 3, size, size + 4, dtype=torch.float64, generator=generator)
     cotangent = torch.randn(sum(sizes), 10, dtype=torch.float64, generator=generator)
     begin = sum(sizes[:rank])

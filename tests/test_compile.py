@@ -6,6 +6,10 @@ from itertools import product
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch._guards import TracingContext
+from torch._inductor.utils import get_first_incompatible_cudagraph_node
+from torch._subclasses import FakeTensorMode
 
 import densenet_fast
 from benchmarks.memory import measure
@@ -16,6 +20,8 @@ from .pairs import image
 from .rows import some, thorough
 from .test_changes import CHANGES
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GRAPHS = "auto", "reduce-overhead"
 LARGE, SMALL = {"small_inputs": False}, {"small_inputs": True}
 
 
@@ -54,11 +60,11 @@ def step(call, model, x, **options):
     return [value for value in found if value is not None]
 
 
-def check(model, x, backend="aot_eager", tolerance=0.0, steps=2, **options):
+def check(model, x, backend="aot_eager", tolerance=0.0, steps=2, mode=None, **options):
     """A few steps of `model`, and of a compiled copy, which are one graph."""
     counters.clear()
     compiled = copy.deepcopy(model)
-    call = torch.compile(compiled, backend=backend, fullgraph=True)
+    call = torch.compile(compiled, backend=backend, mode=mode, fullgraph=True)
     for _ in range(steps):
         found, expected = step(call, compiled, x, **options), step(model, model, x, **options)
         assert len(found) == len(expected)
@@ -80,13 +86,47 @@ def test_a_step_is_that_of_the_net_itself(training, backend, config):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which the compiler uses
-@pytest.mark.parametrize("backend", ["eager", thorough("auto")])
-def test_inductor(backend):
-    x = torch.randn(4, 3, 32, 32)
-    model = net(backend=backend, block_config=(1, 1), small_inputs=False, drop_rate=0.2)
-    check(model, x, "inductor", 1e-5)
+@pytest.mark.parametrize(("backend", "mode"), [("eager", None), GRAPHS if DEVICE.type == "cuda" else thorough(*GRAPHS)])
+def test_inductor(backend, mode):
+    """From CUDA graphs, where there is a GPU: one step warms up, one is captured, the others are replayed."""
+    x = torch.randn(4, 3, 32, 32, device=DEVICE)
+    model = net(backend=backend, block_config=(1, 1), small_inputs=False, drop_rate=0.2).to(DEVICE)
+    check(model, x, "inductor", 1e-5, steps=2 if mode is None else 4, mode=mode)
+    assert DEVICE.type == "cpu" or not counters["inductor"]["cudagraph_skips"]
     with torch.no_grad():
         check(model.eval(), x, "inductor", 1e-5)
+
+
+class Captured:
+    """A compiler that runs graphs as they are, and asks of each what inductor asks before it captures one."""
+
+    def __init__(self):
+        self.devices, self.why_not = set(), []
+
+    def __call__(self, graph, inputs):
+        return aot_module_simplified(graph, inputs, fw_compiler=self.look, bw_compiler=self.look)
+
+    def look(self, graph, _):
+        inputs = TracingContext.get().fw_metadata
+        moving = {*inputs.mutated_inp_runtime_indices} - {*inputs.static_input_indices}
+        unsafe = get_first_incompatible_cudagraph_node(graph)
+        self.why_not += [f"changes inputs {moving}"] * bool(moving) + [f"has {unsafe}"] * (unsafe is not None)
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        self.devices |= {value.device.type for value in values if isinstance(value, torch.Tensor)}
+        return make_boxed_func(graph.forward)
+
+
+@pytest.mark.parametrize("config", [SMALL, LARGE | {"efficient": True}], ids=str)
+def test_its_graphs_may_be_captured(config):
+    """On a fake GPU, which does the forward pass alone, no tensor is on the CPU; on the CPU there is the whole step."""
+    step, forward = Captured(), Captured()
+    x = torch.randn(4, 3, 33, 40)
+    torch.compile(net(**config, drop_rate=0.2), backend=step, fullgraph=True)(x).sum().backward()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"), torch.no_grad():
+        x = torch.randn(4, 3, 33, 40)
+        torch.compile(net(**config, drop_rate=0.2), backend=forward, fullgraph=True)(x)
+    assert forward.devices == {"cuda"}
+    assert not step.why_not + forward.why_not
 
 
 @pytest.mark.parametrize("change", some(MODES, always=[freeze_every_second, untracked]))

@@ -4,12 +4,13 @@ import copy
 import warnings
 
 import pytest
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .processes import Step, batch, chosen, in_parts, net, run
+from .processes import Step, batch, chosen, devices, in_parts, net, run
 
 SIZES = (1, 3)
 synchronised = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -79,7 +80,7 @@ def ddp_leaves_a_block_out(rank):
 
 
 def shard(model, names):
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh(torch.get_default_device().type, (2,))
     for name in names:
         module = model.get_submodule(name)
         # It refuses a container such as a ModuleDict, which torchvision's blocks are, but for one in a list.
@@ -124,9 +125,9 @@ def fsdp_of_synchronised_norms(rank):
 CHECKS = (ddp, ddp_of_synchronised_norms, ddp_leaves_a_block_out, fsdp, fsdp_of_layers, fsdp_of_synchronised_norms)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=devices(len(SIZES)))
 def outcomes(request):
-    return run(chosen(CHECKS, request.session.items), len(SIZES))
+    return run(chosen(CHECKS, request.session.items), len(SIZES), request.param)
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])

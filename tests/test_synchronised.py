@@ -15,7 +15,7 @@ from densenet_fast import backends
 from .contract import nets
 from .contract.backends import Backend
 from .oracle import away_from_start, error
-from .processes import Step, all_norms, batch, chosen, in_parts, net, run
+from .processes import Step, all_norms, batch, chosen, devices, in_parts, net, run
 
 synchronised = nn.SyncBatchNorm.convert_sync_batchnorm
 
@@ -100,14 +100,16 @@ def _groups():
 def float32_backends(rank):
     """As exact as PyTorch's layers are in float32 in one process."""
     sizes = (1, 3, 2)
-    for name in ("native", "eager"):
-        if backends.why_unavailable(name, torch.device("cpu")) is not None:
+    device = torch.get_default_device()
+    for name in ("native", "eager") if device.type == "cpu" else backends.PREFERENCE:
+        if backends.why_unavailable(name, device) is not None:
             continue
+        backend = Backend(name, device)
         for efficient in (False, True):
             shape = nets.SHAPES["stem"]._replace(batch=sum(sizes))
-            nets_of = nets.trio(Backend(name), shape=shape, efficient=efficient)
+            nets_of = nets.trio(backend, shape=shape, efficient=efficient)
             x = nets.images(nets_of.exact, shape)
-            cotangent = torch.randn(sum(sizes), 10, generator=torch.Generator().manual_seed(1))
+            cotangent = torch.randn(sum(sizes), 10, generator=torch.Generator(device).manual_seed(1))
             begin = sum(sizes[:rank])
             own = slice(begin, begin + sizes[rank])
             found = []
@@ -124,7 +126,7 @@ def float32_backends(rank):
                 del gradients["images"]
                 found.append((output, gradients, nets.buffers(model)))
             for ours, stock, exact in zip(*found, strict=True):
-                Backend(name).check(ours, stock, exact)
+                backend.check(ours, stock, exact)
 
 
 def parts_by_hand(rank):
@@ -255,9 +257,9 @@ CHECKS = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=devices(3))
 def outcomes(request):
-    return run(chosen(CHECKS, request.session.items), 3)
+    return run(chosen(CHECKS, request.session.items), 3, request.param)
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
