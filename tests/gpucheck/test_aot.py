@@ -37,6 +37,9 @@ def test_the_gate_can_fail(compiler, monkeypatch):
     assert aot.findings(good._replace(shared=47 << 10), 80)[1] == []
     said = ["50176 bytes of shared memory, which Triton does not ask for"]
     assert aot.findings(good._replace(shared=48 << 10), 80)[1] == said
+    assert aot.findings(good._replace(shared=48 << 10), 90)[1] == []
+    monkeypatch.setattr(aot.sass, "usage", lambda cubin: aot.sass.Usage(255, 0, 2048))
+    assert aot.findings(good._replace(shared=48 << 10), 90)[1] == said
 
 
 def test_the_gate_finds_products_that_wait(compiler, monkeypatch):
