@@ -57,8 +57,10 @@ def model(device: torch.device) -> str:
 
 
 def slug(facts: dict[str, object]) -> str:
-    """A directory's name for this kind of machine: "nvidia-h200", "amd-epyc-2-threads"."""
-    name = f"{facts['model']}" if facts["device"] == "cuda" else f"{facts['model']} {facts['threads']} threads"
+    """A directory's name for this kind of machine: "nvidia-h200", "amd-epyc-avx512-2-threads"."""
+    name = f"{facts['model']}"
+    if facts["device"] != "cuda":
+        name = f"{name} {facts.get('instructions') or ''} {facts['threads']} threads"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

@@ -113,6 +113,8 @@ WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # to run a net of ours: n
 def _ours() -> list[Variant]:
     found = []
     for backend, efficient, (name, label, fields) in product(backends.PREFERENCE, (False, True), WAYS):
+        if efficient and "compile" in fields:
+            continue  # in a graph it recomputes as without one
         tags = [backend, "efficient"] if efficient else [backend]
         found.append(
             Variant(
