@@ -212,10 +212,10 @@ def notes(contents: Contents) -> list[str]:
     for record in contents["records"]:
         if record.get("missing") and record["variant"] not in missing[record["missing"]]:
             missing[record["missing"]].append(record["variant"])
-    if contents["group"] in ("training", "inference"):
-        known = {record["variant"] for record in contents["records"]}
-        missing["not asked for with --peers"] = [name for name in BY_NAME if name not in known]
-    found = [f"Not measured: {', '.join(names)} ({reason})." for reason, names in missing.items() if names]
+    reasons = [f"{', '.join(names)} ({reason})" for reason, names in missing.items()]
+    if contents["group"] in ("training", "inference") and BY_NAME.keys() - {r["variant"] for r in contents["records"]}:
+        reasons.append("what --peers did not ask for")
+    found = [f"Not measured: {'; '.join(reasons)}."] if reasons else []
     comparisons = by_comparison(contents["records"]).items()
     dropped = sum(lines[0].get("dropped") or 0 for (_, phase), lines in comparisons if phase != "forward")
     if dropped:
