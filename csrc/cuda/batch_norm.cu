@@ -20,10 +20,10 @@ struct ChannelStatsParams {
 };
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads) channel_stats_kernel(const ChannelStatsParams p) {
+__global__ void __launch_bounds__(Traits::kThreads, 2) channel_stats_kernel(const ChannelStatsParams p) {
   using input_t = typename Traits::input_t;
   constexpr int V = kVector<input_t>, kBatch = 4;  // rows whose moments are taken in two passes, in registers
-  __shared__ float shared[Traits::kRows * Traits::kColumns * Moments::kValues];
+  __shared__ __align__(16) float shared[kRowsFloats<Traits, Moments>];
   const int column_blocks = ceil_div(p.C, Traits::kColumns);
   const int tile = blockIdx.x / column_blocks, column_block = blockIdx.x % column_blocks;
   const int piece = threadIdx.x % Traits::kPieces, row = threadIdx.x / Traits::kPieces;
@@ -54,26 +54,8 @@ __global__ void __launch_bounds__(Traits::kThreads) channel_stats_kernel(const C
     }
   }
 
-#pragma unroll
-  for (int e = 0; e < V; e++)
-#pragma unroll
-    for (int i = 0; i < Moments::kValues; i++)
-      shared[(i * Traits::kRows + row) * Traits::kColumns + piece * V + e] = total[e].value[i];
-  __syncthreads();
-  if (threadIdx.x < Traits::kColumns) {
-    Moments merged;
-    for (int r = 0; r < Traits::kRows; r++) {
-      Moments next;
-#pragma unroll
-      for (int i = 0; i < Moments::kValues; i++)
-        next.value[i] = shared[(i * Traits::kRows + r) * Traits::kColumns + threadIdx.x];
-      merged.merge(next);
-    }
-    const int column = column_block * Traits::kColumns + threadIdx.x;
-    if (column < p.C) p.partials.put(tile, column, merged);
-  }
-  finish_partials<Traits::kThreads, Traits::kColumns>(
-      p.partials, tile, column_block, shared, [&](int column, const Moments& m) { write_stats(p.stats, column, m); });
+  finish_rows<Traits>(p.partials, total, shared, tile, column_block,
+                      [&](int column, const Moments& m) { write_stats(p.stats, column, m); });
 }
 
 struct BnBwdApplyParams {

@@ -36,7 +36,9 @@ struct Conv1x1BwdTraits {
   static constexpr int kThreads = kWarpsM1 * kWarpsN1 * 32;
   static constexpr int kTilesM1 = kBlockM / kWarpsM1 / 16, kTilesN1 = kSlab / kWarpsN1 / 8;
   static constexpr int kTilesM2 = kK / kWarpsM2 / 16, kTilesN2 = kSlab / kWarpsN2 / 8;
-  static constexpr int kPitchK = kK * sizeof(input_t) + 16, kPitchC = kSlab * sizeof(input_t) + 16;
+  // Bytes from row to row: what ldmatrix meets no bank conflict with; of the slab in fp32, which ldmatrix cannot
+  // transpose, what lanes that read single elements and write pairs of them do.
+  static constexpr int kPitchK = kK * sizeof(input_t) + 16, kPitchC = kSlab * sizeof(input_t) + 8 * sizeof(input_t);
   // A stage: u (then dz), z, x (then relu(bn(x))), dx.
   static constexpr int kZ = kBlockM * kPitchK, kX = 2 * kZ, kDx = kX + kBlockM * kPitchC;
   static constexpr int kStageBytes = kDx + kBlockM * kPitchC;
@@ -134,9 +136,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) bn_relu_conv1x1_bwd_kerne
     const int left = rows - tile * Traits::kBlockM;
     cp_async_wait<0>();
     if (p.z != nullptr) {
-      // dz over u: every thread the pieces it copied, four channels at a time.
+      // dz over u: every thread the pieces it copied, four channels at a time. Of the two halves of a piece of 16-bit
+      // numbers half of the lanes take the second one first, so that no two that are served at once meet in a bank.
+      const int first = V > 4 ? (((k_row + k_piece / V) >> 2 ^ lane >> 3) & 1) * 4 : 0;
 #pragma unroll 1
-      for (int k = k_piece; k < k_piece + V; k += 4) {
+      for (int half = 0; half < V; half += 4) {
+        const int k = k_piece + (half ^ first);
         const float4 scale = *reinterpret_cast<const float4*>(norm_z + k);
         const float4 mean = *reinterpret_cast<const float4*>(norm_z + Traits::kK + k);
         const float4 a = *reinterpret_cast<const float4*>(norm_z + 2 * Traits::kK + k);

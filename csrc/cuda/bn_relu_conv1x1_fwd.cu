@@ -28,7 +28,7 @@ struct Conv1x1FwdTraits {
   static constexpr int kBlockK = 2 * kKStep<input_t>;
   static constexpr int kPitch = 64 + 16;  // bytes of a row in shared memory; ldmatrix finds no bank conflict
   static constexpr int kStageBytes = (kBlockM + kBlockN) * kPitch;
-  static constexpr int kOutPitch = kBlockN * sizeof(input_t) + 16;
+  static constexpr int kOutPitch = kBlockN * sizeof(input_t) + 4 * 2 * sizeof(input_t);  // a row of pairs further
   static constexpr int kRingBytes = kStages * kStageBytes, kOutBytes = kBlockM * kOutPitch;
   static constexpr int kPipeBytes = std::max(kRingBytes, kOutBytes);
   static constexpr int kReduceBytes = kWarpsM * kBlockN * sizeof(float);
@@ -80,10 +80,12 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
 
   const auto load = [&](int k_tile) {
     unsigned char* const stage = shared + k_tile % Traits::kStages * Traits::kStageBytes;
+    // Eight lanes, which shared memory serves at once, take half of every second of eight rows: no bank conflict.
 #pragma unroll
     for (int i = tid; i < (Traits::kBlockM + Traits::kBlockN) * 4; i += Traits::kThreads) {
-      const int row = i / 4, c = k_tile * Traits::kBlockK + i % 4 * V;
-      unsigned char* const to = stage + row * kPitch + i % 4 * 16;
+      const int row = i / 32 * 8 + i / 2 % 4 * 2 + i / 16 % 2, piece = i / 8 % 2 * 2 + i % 2;
+      const int c = k_tile * Traits::kBlockK + piece * V;
+      unsigned char* const to = stage + row * kPitch + piece * 16;
       if (row < Traits::kBlockM) copy_piece(to, x + row * p.x_stride + c, row < rows ? p.C - c : 0, p.x_granule);
       else
         copy_piece(to, weight + (row - Traits::kBlockM) * p.weight_stride + c,

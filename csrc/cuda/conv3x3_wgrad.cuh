@@ -47,6 +47,16 @@ struct WgradTraits {
   }
 };
 
+// The i-th piece of pixels that have kPieces each: pairs of pieces, in turn of four pixels.
+template <int kPieces>
+__device__ __forceinline__ int piece_of(int i) {
+  return i / 8 % (kPieces / 2) * 2 + i % 2;
+}
+template <int kPieces>
+__device__ __forceinline__ int pixel_of(int i) {
+  return i / (4 * kPieces) * 4 + i / 2 % 4;
+}
+
 // Loads a lane's registers of operands that lie in shared memory as planes of [pixels][16 bytes]: A [16, k step] from
 // 16 channels of d, two B [k step, 8] from 16 channels of x, whose pixels lie at the positions that a table gives.
 template <class input_t>
@@ -102,8 +112,10 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
   const int stage_bytes = Traits::stage_bytes(t, p.steps);
   const int first_output = blockIdx.z * Traits::kOutputs;
 
-  // Every thread copies and activates one piece of its pixels of x.
-  const int piece = threadIdx.x % kPieces, c = blockIdx.y * Traits::kChannels + piece * kVector<input_t>;
+  // Every thread copies and activates one piece of its pixels of x. Eight lanes, which shared memory serves at once,
+  // take two pieces of four pixels: planes start half of its banks apart.
+  const int piece = piece_of<kPieces>(threadIdx.x), c = blockIdx.y * Traits::kChannels + piece * kVector<input_t>;
+  const int first_pixel = pixel_of<kPieces>(threadIdx.x);
   constexpr int kPixelStep = kThreads / kPieces;
   const BnReluPiece<input_t> bn_relu(p.affine + c);
   uint64_t inside = 0;  // bit i: whether the thread's i-th pixel of the last copied tile is no padding
@@ -113,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
     const input_t* const x = static_cast<const input_t*>(p.x.data) + tile.origin() * p.x.stride;
     inside = 0;
     int pass = 0;
-    for (int i = threadIdx.x / kPieces; i < t.halo_pixels; i += kPixelStep, pass++) {
+    for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep, pass++) {
       const int pixel_index = tile.pixel_index(i);
       const bool read = pixel_index >= 0 && c < p.C;
       inside |= static_cast<uint64_t>(pixel_index >= 0) << pass;
@@ -129,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
       return exists ? (first_row + row) * t.W + column : -1;
     };
     for (int i = threadIdx.x; i < p.steps * kStep * Traits::kOutputPieces; i += kThreads) {
-      const int position = i / Traits::kOutputPieces, output_piece = i % Traits::kOutputPieces;
+      const int position = pixel_of<Traits::kOutputPieces>(i), output_piece = piece_of<Traits::kOutputPieces>(i);
       const int64_t m = pixel(position);
       const input_t* const d = static_cast<const input_t*>(p.d) + first_output + output_piece * kVector<input_t>;
       cp_async_16(stage + d_offset + output_piece * d_plane + position * 16, m < 0 ? d : d + m * p.G, m < 0 ? 0 : 16);
@@ -143,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
   const auto activate = [&](int stage_index) {
     unsigned char* const stage = shared + stage_index * stage_bytes;
     int pass = 0;
-    for (int i = threadIdx.x / kPieces; i < t.halo_pixels; i += kPixelStep, pass++)
+    for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep, pass++)
       if (inside >> pass & 1) bn_relu.apply(stage + piece * x_plane + i * 16);
   };
 

@@ -17,7 +17,7 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) head_fwd_kernel(const HeadFwdParams p) {
   using input_t = typename Traits::input_t;
   constexpr int V = Traits::kVector;
-  __shared__ float shared[kRowsBytes<Traits, Sums> / sizeof(float)];
+  __shared__ __align__(16) float shared[kRowsFloats<Traits, Sums>];
   const int c = Traits::first_channel();
   const input_t* const x =
       static_cast<const input_t*>(p.x) + static_cast<int64_t>(blockIdx.x) * p.pixels * p.stride + c;
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(Traits::kThreads) head_fwd_kernel(const HeadFw
 #pragma unroll
     for (int e = 0; e < V; e++) sums[e].value[0] += relu(fmaf(piece.value[e], bn[e].x, bn[e].y));
   }
-  merge_rows<Traits>(sums, shared, [&](int channel, const Sums& total) {
+  merge_rows<Traits>(sums, shared, blockIdx.y, [&](int channel, const Sums& total) {
     if (channel < p.C)
       static_cast<input_t*>(p.y)[static_cast<int64_t>(blockIdx.x) * p.C + channel] =
           input_t(total.value[0] / static_cast<float>(p.pixels));
@@ -52,7 +52,7 @@ constexpr int kHeadTileRows = 512;
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) head_bwd_kernel(const HeadBwdParams p) {
   using input_t = typename Traits::input_t;
-  __shared__ float shared[kRowsBytes<Traits, Sums> / sizeof(float)];
+  __shared__ __align__(16) float shared[kRowsFloats<Traits, Sums>];
   const int c = Traits::first_channel(), count = p.C - c;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kHeadTileRows;
   const int rows = static_cast<int>(min(p.M - first, static_cast<int64_t>(kHeadTileRows)));
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(Traits::kThreads) head_bwd_kernel(const HeadBw
     backward.apply(x, v);
     v.store(static_cast<input_t*>(p.dx) + m * p.dx_stride + c, count, p.dx_granule);
   }
-  finish_rows<Traits>(p.partials, backward.sums, shared, [&](int channel, const Sums& total) {
+  finish_rows<Traits>(p.partials, backward.sums, shared, blockIdx.x, blockIdx.y, [&](int channel, const Sums& total) {
     write_gradient(p.dnorm, p.norm, static_cast<float>(p.M), channel, total);
   });
 }

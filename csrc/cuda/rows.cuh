@@ -66,32 +66,44 @@ struct NormBackward {
   }
 };
 
+// Floats of shared memory for merge_rows and finish_rows.
 template <class Traits, class reduced_t>
-constexpr int kRowsBytes = Traits::kRows * Traits::kColumns * sizeof(reduced_t);
+constexpr int kRowsFloats = Traits::kRows * Traits::kColumns * reduced_t::kValues;
 
-// Merges what the block's threads reduced: the first kColumns threads call put(c, total).
+// Merges what the block's threads reduced: the first kColumns threads call put(c, total) with their channel.
 template <class Traits, class reduced_t, class function_t>
-__device__ __forceinline__ void merge_rows(const reduced_t (&mine)[Traits::kVector], float* shared, function_t put) {
-  reduced_t* const rows = reinterpret_cast<reduced_t*>(shared);  // [kRows, kColumns]
+__device__ __forceinline__ void merge_rows(const reduced_t (&mine)[Traits::kVector], float* shared, int column_block,
+                                           function_t put) {
+  constexpr int kPlane = Traits::kRows * Traits::kColumns;  // shared: [kValues][kRows, kColumns]
+  float* const at = shared + Traits::row() * Traits::kColumns + Traits::piece() * Traits::kVector;
 #pragma unroll
-  for (int e = 0; e < Traits::kVector; e++)
-    rows[Traits::row() * Traits::kColumns + Traits::piece() * Traits::kVector + e] = mine[e];
+  for (int e = 0; e < Traits::kVector; e += 4)
+#pragma unroll
+    for (int i = 0; i < reduced_t::kValues; i++)
+      *reinterpret_cast<float4*>(at + i * kPlane + e) =
+          make_float4(mine[e].value[i], mine[e + 1].value[i], mine[e + 2].value[i], mine[e + 3].value[i]);
   __syncthreads();
   if (threadIdx.x >= Traits::kColumns) return;
   reduced_t total;
-  for (int r = 0; r < Traits::kRows; r++) total.merge(rows[r * Traits::kColumns + threadIdx.x]);
-  put(blockIdx.y * Traits::kColumns + static_cast<int>(threadIdx.x), total);
+  for (int r = 0; r < Traits::kRows; r++) {
+    reduced_t next;
+#pragma unroll
+    for (int i = 0; i < reduced_t::kValues; i++)
+      next.value[i] = shared[i * kPlane + r * Traits::kColumns + threadIdx.x];
+    total.merge(next);
+  }
+  put(column_block * Traits::kColumns + static_cast<int>(threadIdx.x), total);
 }
 
-// The same of all blocks: finish(c, total) for every channel.
+// The same of the blocks of all tiles: finish(c, total) for every channel.
 template <class Traits, class reduced_t, class function_t>
 __device__ __forceinline__ void finish_rows(const Partials<reduced_t>& partials,
-                                            const reduced_t (&mine)[Traits::kVector], float* shared,
-                                            function_t finish) {
-  merge_rows<Traits>(mine, shared, [&](int c, const reduced_t& total) {
-    if (c < partials.C) partials.put(blockIdx.x, c, total);
+                                            const reduced_t (&mine)[Traits::kVector], float* shared, int tile,
+                                            int column_block, function_t finish) {
+  merge_rows<Traits>(mine, shared, column_block, [&](int c, const reduced_t& total) {
+    if (c < partials.C) partials.put(tile, c, total);
   });
-  finish_partials<Traits::kThreads, Traits::kColumns>(partials, blockIdx.x, blockIdx.y, shared, finish);
+  finish_partials<Traits::kThreads, Traits::kColumns>(partials, tile, column_block, shared, finish);
 }
 
 }  // namespace densenet_fast::cuda

@@ -57,7 +57,7 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) stem_fwd_kernel(const StemFwdParams p) {
   using input_t = typename Traits::input_t;
   constexpr int V = Traits::kVector;
-  __shared__ float shared[kRowsBytes<Traits, Moments> / sizeof(float)];
+  __shared__ __align__(16) float shared[kRowsFloats<Traits, Moments>];
   const int c = Traits::first_channel(), count = p.image.C - c;
   const int64_t width = p.image.out_width(), size = p.image.out_height() * width;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kStemTileRows;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Traits::kThreads) stem_fwd_kernel(const StemFw
     for (int e = 0; e < V; e++) moments[e].add(maximum.value.value[e], seen, weight);
   }
   if (p.stats.mean == nullptr) return;
-  finish_rows<Traits>(p.partials, moments, shared,
+  finish_rows<Traits>(p.partials, moments, shared, blockIdx.x, blockIdx.y,
                       [&](int channel, const Moments& total) { write_stats(p.stats, channel, total); });
 }
 
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(Traits::kThreads) stem_bwd_kernel(const StemBw
   using input_t = typename Traits::input_t;
   constexpr int V = Traits::kVector, kPitch = kWindowColumns + 1, kWindows = (kWindowRows + 1) * kPitch;
   constexpr int kPixelColumns = 2 * kWindowColumns, kPixels = 2 * kWindowRows * kPixelColumns;
-  __shared__ float shared[kRowsBytes<Traits, Sums> / sizeof(float)];
+  __shared__ __align__(16) float shared[kRowsFloats<Traits, Sums>];
   __shared__ uint8_t positions[kWindows][Traits::kColumns];
   const Image& image = p.image;
   const int c = Traits::first_channel(), count = image.C - c;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(Traits::kThreads) stem_bwd_kernel(const StemBw
     backward.apply(Piece<input_t>::load(x + m * image.stride, count, image.granule), v);
     v.store(dx + m * p.dx.stride, count, p.dx_granule);
   }
-  finish_rows<Traits>(p.partials, backward.sums, shared, [&](int channel, const Sums& total) {
+  finish_rows<Traits>(p.partials, backward.sums, shared, blockIdx.x, blockIdx.y, [&](int channel, const Sums& total) {
     write_gradient(p.dnorm, p.norm, p.count, channel, total);
   });
 }

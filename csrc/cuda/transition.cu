@@ -69,7 +69,7 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads) bn_relu_pool_bwd_kernel(const PoolParams p) {
   using input_t = typename Traits::input_t;
   constexpr int V = kVector<input_t>;
-  __shared__ float shared[Traits::kRows * Traits::kColumns * Sums::kValues];
+  __shared__ __align__(16) float shared[kRowsFloats<Traits, Sums>];
   const int column_blocks = ceil_div(p.C, Traits::kColumns);
   const int tile = blockIdx.x / column_blocks, column_block = blockIdx.x % column_blocks;
   const int piece = threadIdx.x % Traits::kPieces, thread_row = threadIdx.x / Traits::kPieces;
@@ -111,23 +111,9 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_pool_bwd_kernel(cons
     if (last_column && last_row) clear<input_t>(p, first + 2 * p.W + 2, c);
   }
 
-#pragma unroll
-  for (int e = 0; e < V; e++)
-#pragma unroll
-    for (int i = 0; i < Sums::kValues; i++)
-      shared[(i * Traits::kRows + thread_row) * Traits::kColumns + piece * V + e] = sums[e].value[i];
-  __syncthreads();
-  const int column = column_block * Traits::kColumns + threadIdx.x;
-  if (threadIdx.x < Traits::kColumns && column < p.C) {
-    Sums total;
-    for (int r = 0; r < Traits::kRows; r++)
-      total.merge(
-          {{shared[r * Traits::kColumns + threadIdx.x], shared[(Traits::kRows + r) * Traits::kColumns + threadIdx.x]}});
-    p.partials.put(tile, column, total);
-  }
-  finish_partials<Traits::kThreads, Traits::kColumns>(
-      p.partials, tile, column_block, shared,
-      [&](int channel, const Sums& total) { write_gradient(p.dnorm, p.norm, p.count, channel, total); });
+  finish_rows<Traits>(p.partials, sums, shared, tile, column_block, [&](int channel, const Sums& total) {
+    write_gradient(p.dnorm, p.norm, p.count, channel, total);
+  });
 }
 
 // pooled [N*(H/2)*(W/2), C] in the workspace, rows on 16 bytes.

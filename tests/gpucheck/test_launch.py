@@ -126,3 +126,40 @@ def test_scalars():
     out = torch.zeros(1)
     Launch(text.replace(".u64 k_param_1", ".f32 k_param_1"), "k").run((1,), 1, [out, 0.1])
     assert out.item() == struct.unpack("f", struct.pack("f", 0.1))[0]
+
+
+@pytest.mark.parametrize(
+    ("access", "step", "expected"),  # of a thread's place; wavefronts for two warps, and without conflicts
+    [
+        ("ld.shared.b32 %r5, [%r4]", 4, (2, 2)),
+        ("ld.shared.b32 %r5, [%r4]", 0, (2, 2)),  # one word for all
+        ("ld.shared.b32 %r5, [%r4]", 8, (4, 2)),
+        ("ld.shared.u8 %rs0, [%r4]", 1, (2, 2)),
+        ("ld.shared.v2.b32 {%r5, %r6}, [%r4]", 8, (4, 4)),
+        ("ld.shared.v2.b32 {%r5, %r6}, [%r4]", 16, (8, 4)),
+        ("st.shared.v4.b32 [%r4], {%r0, %r0, %r0, %r0}", 16, (8, 8)),
+        ("st.shared.v4.b32 [%r4], {%r0, %r0, %r0, %r0}", 32, (16, 8)),
+        ("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r4]", 16, (8, 8)),
+        ("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r4]", 48, (8, 8)),
+        ("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r5, %r6, %r7, %r8}, [%r4]", 64, (32, 8)),
+    ],
+)
+def test_conflicts_of_banks(access, step, expected):
+    text = kernel(f"""
+	mov.u32 %r0, %tid.x;
+	mov.u32 %r1, tile;
+	mov.u32 %r2, 64;
+	mad.lo.u32 %r3, %r0, 16, %r1;
+fill:
+	st.shared.v4.b32 [%r3], {{%r0, %r0, %r0, %r0}};
+	add.u32 %r3, %r3, 1024;
+	sub.u32 %r2, %r2, 16;
+	setp.ne.u32 %p0, %r2, 0;
+	@%p0 bra fill;
+	bar.sync 0;
+	mad.lo.u32 %r4, %r0, {step}, %r1;
+	{access};
+	ret;
+""")
+    counts = Launch(text, "k").run((1,), 64, [None, None], banks=True)
+    assert counts.wavefronts[max(counts.wavefronts)] == expected

@@ -92,7 +92,8 @@ class Facts(NamedTuple):
 
 class Machine:
     """`order`: from the number of CTAs, the order in which they arrive; `replacement`: kernels to run instead, by
-    `stem`; `launches`: what was launched, and unless idle was run; `parameters`: of each, in `words`, if `noting`."""
+    `stem`; `launches`: what was launched, and unless idle was run; `parameters`: of each, in `words`, if `noting`;
+    `wavefronts`: of shared memory, by kernel and line of its PTX, if they are `counting`."""
 
     _LAUNCH = ctypes.CFUNCTYPE(
         None,
@@ -122,6 +123,7 @@ class Machine:
     def reset(self) -> None:
         self.launches: list[Launched] = []
         self.noting, self.parameters = False, []
+        self.counting, self.wavefronts = False, {}
         self.order = self.replacement = None
         self.set_idle(False)
         self.set_device(4, 232448)
@@ -186,7 +188,12 @@ class Machine:
         parameters = [Parameter(content, regions) for content in contents]
         before = [view.clone() for view in parameters[0].fields]
         order = None if self.order is None else self.order(launched.grid[0] * launched.grid[1] * launched.grid[2])
-        kernel.run(launched.grid, launched.block, parameters, launched.shared, order=order)
+        counts = kernel.run(
+            launched.grid, launched.block, parameters, launched.shared, order=order, banks=self.counting
+        )
+        for line, found in (counts.wavefronts or {}).items():
+            of_kernel = self.wavefronts.setdefault(name, {})
+            of_kernel[line] = of_kernel.get(line, ptx.Wavefronts()).plus(*found)
         for region, old, view in zip(regions, before, parameters[0].fields, strict=True):
             written_elsewhere = any(r.written and r.data < region.end and region.data < r.end for r in regions)
             assert region.written or written_elsewhere or torch.equal(old, view), f"{name} wrote what it only reads"

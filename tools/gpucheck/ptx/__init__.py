@@ -7,6 +7,7 @@ Tensors on the CPU stand for pointers and are changed in place; `Struct` stands 
 It has no memory model beyond the order described in `races`: asynchronous copies land where the kernel waits for them,
 and a wave of CTAs runs in lockstep. Races are found on executed paths only."""
 
+from .banks import Wavefronts
 from .faults import Divergence, Fault, Misaligned, MissingWait, OutOfBounds, Race, Unsupported, Unwritten
 from .launch import Counts, Launch
 from .memory import Struct
@@ -24,5 +25,6 @@ __all__ = [
     "Struct",
     "Unsupported",
     "Unwritten",
+    "Wavefronts",
     "entries",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from . import access, arithmetic, warp  # noqa: F401  (fill the table)
+from .banks import Wavefronts
 from .faults import Unsupported
 from .memory import Global, Struct
 from .parser import Instruction, bytes_of, parse
@@ -21,10 +22,13 @@ CONTROL = {"bra", "brx", "ret", "exit", "bar", "barrier", "trap"}
 
 
 class Counts:
-    """What a launch did: warp instructions by name, and bytes of global memory asked for, by tensor."""
+    """What a launch did: warp instructions by name; bytes of global memory asked for, by tensor; and, if the banks of
+    shared memory are watched, by line of the PTX the wavefronts that its accesses took, and how many would have been
+    enough without conflicts."""
 
-    def __init__(self) -> None:
+    def __init__(self, banks: bool = False) -> None:
         self.instructions: Counter[str] = Counter()
+        self.wavefronts: dict[int, Wavefronts] | None = {} if banks else None
         self._bytes: tuple[Counter[int], Counter[int]] = (Counter(), Counter())  # by storage: read, written
 
     def read(self, tensor: Tensor) -> int:
@@ -84,10 +88,11 @@ class Launch:
         *,
         order: Iterable[int] | None = None,
         unwritten: Iterable[Tensor] = (),
+        banks: bool = False,
     ) -> Counts:
         """Run every CTA. Tensors (on the CPU, any strides) are read and changed in place; `shared`: bytes of dynamic
         shared memory; `order`: the CTAs by number, in the order they shall arrive; `unwritten`: tensors whose elements
-        must not be read before they are written."""
+        must not be read before they are written; `banks`: whether to watch those of shared memory."""
         grid, block = _extents(grid), _extents((block,) if isinstance(block, int) else block)
         if self.kernel.threads not in (None, math.prod(block)):
             raise ValueError(f"{self.kernel.name}: got {math.prod(block)} threads, expected {self.kernel.threads}")
@@ -100,7 +105,7 @@ class Launch:
         ]
         for tensor in unwritten:
             memory.forget(tensor)
-        counts, ctas = Counts(), math.prod(grid)
+        counts, ctas = Counts(banks), math.prod(grid)
         threads = -(-math.prod(block) // 32) * 32
         size = self.kernel.shared_bytes + shared
         whole = Grid(self, grid, block, size, memory, parameters, Order(ctas, threads), counts)

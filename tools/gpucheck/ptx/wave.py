@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from . import access
+from . import access, banks
 from .faults import Divergence, Fault, MissingWait, Race, Unwritten
 from .memory import Global, Shared, Space
 from .parser import Instruction
@@ -181,6 +181,8 @@ class Wave:
                 self.counts.add(storage, width * count, write)
         else:
             at = self.shared.locate(address, self.slot[lanes], width)
+            if self.counts.wavefronts is not None:
+                banks.count(self.counts.wavefronts, self.order.lines[-1], lanes, address, width)
         units, me = space.units(at, width), self.thread[lanes][:, None]
         if space is self.shared:
             found = space.stamps.write[units]
