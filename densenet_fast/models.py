@@ -58,6 +58,8 @@ class DenseNet(Backbone):
             have, an unknown backend.
     """
 
+    block_class: type[DenseBlock] = DenseBlock
+
     def __init__(
         self,
         growth_rate: int = 12,
@@ -101,8 +103,9 @@ class DenseNet(Backbone):
         pooling = _pooling_transitions(len(block_config), small_inputs, output_stride)
         dilation, channels = 1, num_init_features
         for i, num_layers in enumerate(block_config, 1):
-            block = DenseBlock(
-                num_layers, channels, bn_size, growth_rate, drop_rate, efficient, backend, spatial_dims, dilation
+            sizes = num_layers, channels, bn_size, growth_rate
+            block = self.block_class(
+                *sizes, drop_rate, efficient, backend=backend, spatial_dims=spatial_dims, dilation=dilation
             )
             self.features.add_module(f"denseblock{i}", block)
             channels += num_layers * growth_rate

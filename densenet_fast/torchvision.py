@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from . import models
 from .configurations import LARGE_IMAGES
@@ -44,6 +45,54 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+class _DenseLayer(DenseLayer):
+    """A layer with torchvision's arguments; `options`: as `DenseLayer`."""
+
+    def __init__(
+        self,
+        num_input_features: int,
+        growth_rate: int,
+        bn_size: int | None,
+        drop_rate: float,
+        memory_efficient: bool = False,
+        **options: Any,
+    ):
+        super().__init__(num_input_features, growth_rate, bn_size, drop_rate, **options)
+        self.memory_efficient = memory_efficient
+
+    def bn_function(self, inputs: list[Tensor]) -> Tensor:
+        """The bottleneck's output [N, bn_size * k, H, W] from all channels before, by plain layers."""
+        x: Tensor = self.conv1(self.relu1(self.norm1(torch.cat(inputs, 1))))
+        return x
+
+
+class _DenseBlock(DenseBlock):
+    """A block with torchvision's arguments; it recomputes if any of its layers is told to."""
+
+    layer_class = _DenseLayer
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_input_features: int,
+        bn_size: int | None,
+        growth_rate: int,
+        drop_rate: float,
+        memory_efficient: bool = False,
+        **options: Any,
+    ):
+        super().__init__(num_layers, num_input_features, bn_size, growth_rate, drop_rate, memory_efficient, **options)
+
+    @property
+    def efficient(self) -> bool:
+        return any(getattr(layer, "memory_efficient", False) for layer in self.values())
+
+    @efficient.setter
+    def efficient(self, efficient: bool) -> None:
+        for layer in self.values():
+            setattr(layer, "memory_efficient", efficient)  # noqa: B010  (a module's attributes have no type)
+
+
 class DenseNet(models.DenseNet):
     """DenseNet-BC with torchvision's positional arguments, large stem and `kaiming_normal_` initialisation.
 
@@ -66,6 +115,8 @@ class DenseNet(models.DenseNet):
     Raises:
         ValueError: as `densenet_fast.DenseNet`.
     """
+
+    block_class = _DenseBlock
 
     def __init__(
         self,
@@ -101,36 +152,6 @@ class DenseNet(models.DenseNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-
-
-class _DenseLayer(DenseLayer):
-    """A layer with torchvision's arguments; recomputation is its block's business."""
-
-    def __init__(
-        self,
-        num_input_features: int,
-        growth_rate: int,
-        bn_size: int | None,
-        drop_rate: float,
-        memory_efficient: bool = False,
-    ):
-        super().__init__(num_input_features, growth_rate, bn_size, drop_rate)
-        self.memory_efficient = memory_efficient
-
-
-class _DenseBlock(DenseBlock):
-    """A block with torchvision's arguments."""
-
-    def __init__(
-        self,
-        num_layers: int,
-        num_input_features: int,
-        bn_size: int | None,
-        growth_rate: int,
-        drop_rate: float,
-        memory_efficient: bool = False,
-    ):
-        super().__init__(num_layers, num_input_features, bn_size, growth_rate, drop_rate, memory_efficient)
 
 
 _Transition = Transition

@@ -248,6 +248,25 @@ def test_names_that_people_import():
     ours._load_state_dict(ours.DenseNet(4, (1,), 4), Weights(), progress=False)
 
 
+def test_models_consist_of_the_names_that_people_import():
+    """Who looks for layers by their class finds them, and may tell each to recompute."""
+    found = []
+    for package in (stock.densenet, densenet_fast.torchvision):
+        model = package.DenseNet(4, (2, 1), 8)
+        kinds = package._DenseLayer, package._DenseBlock, package._Transition
+        found.append([[name for name, m in model.named_modules() if isinstance(m, kind)] for kind in kinds])
+        found[-1] += [[type(m).__name__ for m in model.features.denseblock1.modules()]]
+        layer, x = model.features.denseblock1.denselayer1, torch.ones(1, 8, 2, 2)
+        assert torch.equal(layer.bn_function([x]), layer.conv1(layer.relu1(layer.norm1(x))))
+    assert found[0] == found[1]
+    assert not model.features.denseblock1.efficient
+    layer.memory_efficient = True
+    assert model.features.denseblock1.efficient
+    assert not model.set_efficient(False).features.denseblock1.efficient
+    assert not layer.memory_efficient
+    assert model.set_efficient().features.denseblock2.denselayer1.memory_efficient
+
+
 def test_weights_may_be_elsewhere_until_they_are_needed():
     """As offloading has them: on the meta device, but while a forward that was set on the instance runs."""
     results, x = [], image()

@@ -85,6 +85,8 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             1, 2, 3, an unknown backend; on the call: what `functional.dense_stage` refuses.
     """
 
+    layer_class: type[DenseLayer] = DenseLayer
+
     def __init__(
         self,
         num_layers: int,
@@ -103,7 +105,8 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             channels = num_input_features + i * growth_rate
-            layer = DenseLayer(channels, growth_rate, bn_size, drop_rate, spatial_dims, dilation)
+            options = {"spatial_dims": spatial_dims, "dilation": dilation}
+            layer = self.layer_class(channels, growth_rate, bn_size, drop_rate, **options)
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 

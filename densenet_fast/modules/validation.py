@@ -29,16 +29,14 @@ def check_input(trunk: Any, x: Tensor, first: Any, passed: set[tuple[int, ...]])
             norm uses batch statistics.
         RuntimeError: wrong dtype or device.
     """
-    dims = x.dim() - 2
-    if dims != trunk.spatial_dims:
-        expected = stage.SHAPES[trunk.spatial_dims]
-        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected {expected}")
+    dims = trunk.spatial_dims
+    if first is not None or x.dim() != dims + 2:  # who converts images may be given those of any dtype
+        stage.check_image(x, dims)
     if first is not None:
-        if not x.is_floating_point():
-            raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
         if x.shape[1] != first.in_channels:
             raise ValueError(
-                f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels}"
+                f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels} "
+                "(a net for others is made with in_channels)"
             )
         if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
             stage.check_weight("conv0.weight", weight, x)

@@ -7,14 +7,13 @@ a stem, dropout.py draws, recompute.py differentiates again, operator.py is the 
 """
 
 from .alike import Alike
-from .checks import SHAPES, check_image, check_weight, is_autocast
+from .checks import check_image, check_weight, is_autocast
 from .dropout import drawn
 from .function import Result, run
 from .schedule import Wanted
 from .spec import ConsumerSpec, ConvolutionSpec, LayerSpec, StageSpec
 
 __all__ = [
-    "SHAPES",
     "Alike",
     "ConsumerSpec",
     "ConvolutionSpec",

@@ -36,9 +36,11 @@ def check_image(x: Tensor, dims: int = 2) -> None:
         RuntimeError: its dtype is not floating.
     """
     if x.dim() != dims + 2:
-        raise ValueError(f"wrong number of dimensions: got {list(x.shape)}, expected {SHAPES[dims]}")
+        raise ValueError(
+            f"wrong number of dimensions: got {list(x.shape)}, expected {SHAPES[dims]} (one image: x[None])"
+        )
     if not x.is_floating_point():
-        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype")
+        raise RuntimeError(f"wrong dtype: got input {x.dtype}, expected a floating dtype (x.float())")
 
 
 def check_stage(spec: StageSpec, x: Tensor, tensors: Sequence[Tensor], alike: Alike | None = None) -> None:

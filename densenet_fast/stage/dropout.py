@@ -40,7 +40,7 @@ def mask_of(masks: Tensor, layer: Layer, spec: StageSpec) -> Tensor:
 
 def _call(name: str, function: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.densenet_fast, name).default(x.detach(), x.new_empty(0), *arguments)
+        return getattr(torch.ops.densenet_fast, name).default(x.detach(), x.new_empty((0,)), *arguments)
     return function(*arguments)
 
 

@@ -176,7 +176,7 @@ class HalfByHalf:
         return layer.end < self._spec.total or self._spec.consumer is not None
 
     def _scratch(self, layer: Layer) -> Tensor:
-        return self._x.new_empty(aligned(self._values * layer.width))
+        return self._x.new_empty((aligned(self._values * layer.width),))
 
     def _recomputed(self, layer: Layer, one: Block, stats: Tensor) -> Tensor:
         """z, with norm2 on the statistics that it has: they are those of the group already."""
@@ -218,7 +218,7 @@ class HalfByHalf:
     def _packed(self, local: Tensor) -> Tensor:
         """[2 * c + 1], the last one the number of values; zeros of an empty batch, of which nothing was computed."""
         if self._values == 0:
-            return local.new_zeros(local.numel() + 1)
+            return local.new_zeros((local.numel() + 1,))
         return torch.cat([local.flatten(), local.new_full((1,), self._values)])
 
     def _unbiased(self, stats: Tensor) -> Tensor:
@@ -243,6 +243,6 @@ def _process_group(name: str) -> Any:
 def _gathered(packed: Tensor, group: str) -> Tensor:
     """Of every process of a group, in one row."""
     processes = _process_group(group)
-    flat = packed.new_empty(processes.size() * packed.numel())
+    flat = packed.new_empty((processes.size() * packed.numel(),))
     dist.all_gather_into_tensor(flat, packed, processes)
     return flat.view(processes.size(), -1)

@@ -133,18 +133,18 @@ def _stage(
     stage = _of(spec, backend, x, dtype, Wanted(wants_stats, layout=layout))
     y, y_stats, buffer, stats, z, reported = schedule.forward(stage, x, x_stats, tensors, seeds, keep_z)
     if spec.consumer is None and keep:
-        y = x.new_empty(0)  # the buffer is returned
+        y = x.new_empty((0,))  # the buffer is returned
     elif y.dim() > 3 or (y.dim() == 3 and not nhwc):
         y = handed_out(y, layout, shared=False)
     given = [tensors[i] for i in spec.given] if keep else []
     return (
         y,
-        stats.new_empty(0) if y_stats is None else y_stats,
-        (_with_rests(buffer) if spec.layers else buffer) if keep_buffer else y.new_empty(0),
+        stats.new_empty((0,)) if y_stats is None else y_stats,
+        (_with_rests(buffer) if spec.layers else buffer) if keep_buffer else y.new_empty((0,)),
         stats,
-        y.new_empty(0) if z is None else z,
-        torch.cat(given) if given else stats.new_empty(0),
-        reported if spec.synchronised else stats.new_empty(0),
+        y.new_empty((0,)) if z is None else z,
+        torch.cat(given) if given else stats.new_empty((0,)),
+        reported if spec.synchronised else stats.new_empty((0,)),
     )
 
 
@@ -180,19 +180,19 @@ def _fake_stage(
         of_transition = [s // 2 for s in size] if spec.consumer.pools else size
         of_kind = {"head": [], "transition": of_transition, "stem": [(s + 1) // 2 for s in size]}
         shape = (n, channels, *of_kind[spec.consumer.kind])
-    y = x.new_empty(0 if spec.consumer is None and keep else shape, dtype=dtype)
+    y = x.new_empty((0,) if spec.consumer is None and keep else shape, dtype=dtype)
     if nhwc and y.dim() > 2:
         y = dense(shape, y)
     row = row_stride(spec.total, dtype) if spec.layers else spec.total
     has_stats = wants_stats and spec.consumer is not None and spec.consumer.kind != "head"
     return (
         y,
-        x.new_empty((2, channels) if has_stats else 0, dtype=wide),
-        dense((n, row, *size), y) if keep_buffer else y.new_empty(0),
+        x.new_empty((2, channels) if has_stats else (0,), dtype=wide),
+        dense((n, row, *size), y) if keep_buffer else y.new_empty((0,)),
         x.new_empty((2, spec.statistics), dtype=wide),
-        y.new_empty(spec.z_size(n * prod(size)) if keep_z and spec.layers else 0),
-        x.new_empty(sum(spec.shapes[i][0] for i in spec.given) if keep else 0, dtype=wide),
-        x.new_empty((2, spec.statistics) if spec.synchronised else 0, dtype=wide),
+        y.new_empty((spec.z_size(n * prod(size)) if keep_z and spec.layers else 0,)),
+        x.new_empty((sum(spec.shapes[i][0] for i in spec.given) if keep else 0,), dtype=wide),
+        x.new_empty((2, spec.statistics) if spec.synchronised else (0,), dtype=wide),
     )
 
 

@@ -31,7 +31,7 @@ def _edge(tensor: Tensor) -> Tensor | None:
         return None
     # To autograd no view, as which it would follow the changes of the buffer that x begins.
     (edge,) = torch.unsafe_chunk(tensor, 1)
-    edge.data = tensor.new_empty(0)
+    edge.data = tensor.new_empty((0,))
     return edge
 
 

@@ -67,7 +67,7 @@ def forward(
     pixels = x.numel() // x.shape[1]
     x = buffer.started(x, spec.total, stage.extend)
     stats = x.new_zeros((2, spec.statistics), dtype=accumulator(x.dtype))
-    z = x.new_empty(spec.z_size(pixels)) if keep_z and spec.layers else None
+    z = x.new_empty((spec.z_size(pixels),)) if keep_z and spec.layers else None
     if spec.tracked:
         of_head = stats[:, : spec.channels]
         if x_stats is None:
@@ -103,7 +103,7 @@ def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) ->
     """Uninitialised, in NHWC memory: y is dense for others; for the next stage, it is the head of that one's buffer."""
     n, _, *size = x.shape
     if consumer.kind == "head":
-        return x.new_empty((n, consumer.outputs)), None
+        return x.new_empty_strided((n, consumer.outputs), (consumer.outputs, 1)), None
     rounds_up = consumer.kind == "stem"
     if consumer.pools:
         size = [(s + rounds_up) // 2 for s in size]
@@ -172,8 +172,8 @@ def backward(
         of_buffer = correction[:, spec.of_consumer] if spec.consumer.batch else None
         _, _, dgamma, dbeta, dweight = of_slots[spec.consumer_slots]
         dnorm = NormGradient(
-            stats.new_empty(spec.total) if dgamma is None else dgamma,
-            stats.new_empty(spec.total) if dbeta is None else dbeta,
+            stats.new_empty((spec.total,)) if dgamma is None else dgamma,
+            stats.new_empty((spec.total,)) if dbeta is None else dbeta,
             of_buffer,
         )
         norm, weight = _of_consumer(spec, slots, stats)

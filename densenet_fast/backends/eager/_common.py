@@ -94,7 +94,7 @@ class NormSums:
         torch.sub(rows(x), mean, out=rows(scratch))
         # BatchNorm's own reduction, of x - mean with mean 0 and deviation 1: it reads both inputs once.
         (wide_v, r), (wide_x, _) = folded(v), folded(scratch)
-        zero, one = mean.new_zeros(wide_v.shape[1]), mean.new_ones(wide_v.shape[1])
+        zero, one = mean.new_zeros((wide_v.shape[1],)), mean.new_ones((wide_v.shape[1],))
         _, vx, total = torch.ops.aten.native_batch_norm_backward(
             wide_v, wide_x, one, None, None, zero, one, True, 0.0, [False, True, True]
         )

@@ -153,7 +153,7 @@ def _norm_gradient(layer: Layer, number: int, correction: Tensor, gradients: lis
     """Where the gradient of norm1 or norm2 goes; to nowhere what is not wanted."""
     norm = layer.norm1 if number == 1 else layer.norm2
     dgamma, dbeta = (_gradient(layer, f"{name}{number}", gradients) for name in ("gamma", "beta"))
-    nowhere = correction.new_empty(correction.shape[1])
+    nowhere = correction.new_empty((correction.shape[1],))
     return NormGradient(
         nowhere if dgamma is None else dgamma,
         nowhere if dbeta is None else dbeta,
