@@ -277,4 +277,32 @@ FAULTS = [
         "rounded(second, bfloat16{}), uvec);",
         of("integers", "bf16 and conv1x1_bwd"),
     ),
+    Fault(
+        "the depth that tiles multiply not filled with zeros",
+        "csrc/cpu/conv1x1_fwd.h",
+        "if (missing > 0)",
+        "if (missing > 256)",
+        of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "the lower tiles of rows are the upper ones",
+        "csrc/cpu/gemm.h",
+        "tile_load<5>(a + kTileRows * a_row, a_bytes)",
+        "tile_load<5>(a, a_bytes)",
+        ("tests/native/test_amx.py", "-k", "trial"),
+    ),
+    Fault(
+        "rows of d transposed for tiles beyond the last",
+        "csrc/cpu/in_floats.h",
+        "pairs_of_rows(x + c, stride, r + kPair * i, rows)",
+        "pairs_of_rows(x + c, stride, r + kPair * i, deep)",
+        of("integers", "bf16 and conv1x1_bwd"),
+    ),
+    Fault(
+        "tiles that the system does not permit",
+        "csrc/amx.cpp",
+        "if (const int error = sources.ask_permission())",
+        "if (const int error = sources.ask_permission() * 0)",
+        ("tests/native/test_amx.py", "-k", "offer"),
+    ),
 ]
