@@ -9,10 +9,6 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
-inline factor* factors(int64_t count, Workspace& workspace) {
-  return reinterpret_cast<factor*>(workspace.floats(ceil_div(count, kPair)));
-}
-
 // A weight [K, C], its inputs side by side in memory, in panels of outputs [padded(K) / kPanel][C][kPanel], to
 // whole_depth(C).
 inline factor* pack_outputs(const Weight& weight, int64_t K, int64_t C, Workspace& workspace) {
@@ -35,13 +31,6 @@ inline factor* pack_inputs(const Weight& weight, int64_t K, int64_t C, float sca
       pack_panel(weight.data + n * kPanel, weight.stride[0], C - n * kPanel, K, scale, p + n * kPanel * depth);
   });
   return p;
-}
-
-// Zeros behind the `channels` of rows of A, which are a whole number of vectors, up to whole_depth(channels).
-inline void fill_depth(factor* a, int64_t a_stride, int64_t rows, int64_t channels) {
-  const int64_t filled = round_up(channels, kWidth), missing = whole_depth(channels) - filled;
-  if (missing > 0)
-    for (int64_t r = 0; r < rows; r++) memset(a + r * a_stride + filled, 0, missing * sizeof(factor));
 }
 
 // y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A, with zeros up to a

@@ -218,16 +218,21 @@ DENSENET_FAST_INLINE void multiply_panels(const number_t* a, int64_t a_row, int6
 }
 
 #if defined(DENSENET_FAST_TILES)
-// sums [R * kTileRows, kPanel] of each of N panels. Per kTileDepth it loads R + N tiles and multiplies R * N times.
+// Tiles 0 to 3 hold R x N tiles of sums, [row][column]; 4 and 5 are of A, 6 and 7 of P.
+template <int R, int N, class F>
+DENSENET_FAST_INLINE void each_sum(const F& f) {
+  f(Height<0>{}, 0, 0);
+  if constexpr (N > 1) f(Height<1>{}, 0, 1);
+  if constexpr (R > 1) f(Height<2>{}, 1, 0);
+  if constexpr (R > 1 && N > 1) f(Height<3>{}, 1, 1);
+}
+
+// Adds A [R * kTileRows, depth] times N panels to the sums: per kTileDepth R + N loads for R * N products.
 template <int R, int N>
-DENSENET_FAST_INLINE void multiply_tiles(const bfloat16* a, int64_t a_row, const bfloat16* p, int64_t panel,
-                                         int64_t depth, float sums[N][kHeight][kPanel], Prefetcher* prefetcher) {
-  constexpr int64_t kFloats = kPanel * sizeof(float), kPairs = kPair * kPanel * sizeof(bfloat16);
+DENSENET_FAST_INLINE void add_tiles(const bfloat16* a, int64_t a_row, const bfloat16* p, int64_t panel, int64_t depth,
+                                    Prefetcher* prefetcher) {
+  constexpr int64_t kPairs = kPair * kPanel * sizeof(bfloat16);
   const int64_t a_bytes = a_row * sizeof(bfloat16);
-  tile_zero<0>();
-  if constexpr (N > 1) tile_zero<1>();
-  if constexpr (R > 1) tile_zero<2>();
-  if constexpr (R > 1 && N > 1) tile_zero<3>();
   for (int64_t k = 0; k < depth; k += kTileDepth, a += kTileDepth, p += kTileDepth * kPanel) {
     if (prefetcher) prefetcher->step();
     tile_load<4>(a, a_bytes);
@@ -239,27 +244,29 @@ DENSENET_FAST_INLINE void multiply_tiles(const bfloat16* a, int64_t a_row, const
     if constexpr (R > 1) tile_multiply<2, 5, 6>();
     if constexpr (R > 1 && N > 1) tile_multiply<3, 5, 7>();
   }
-  tile_store<0>(sums[0][0], kFloats);
-  if constexpr (N > 1) tile_store<1>(sums[1][0], kFloats);
-  if constexpr (R > 1) tile_store<2>(sums[0][kTileRows], kFloats);
-  if constexpr (R > 1 && N > 1) tile_store<3>(sums[1][kTileRows], kFloats);
 }
 
-// The same of bfloat16 while tiles are in use: A's depth side by side, whole units of it, its rows readable up to a
-// multiple of kTileRows; P as for pairs.
-template <class EpilogueOf>
-DENSENET_FAST_INLINE void multiply_panels(const bfloat16* a, int64_t a_row, int64_t, const bfloat16* p, int64_t,
-                                          int64_t panel, int64_t rows, int64_t columns, int64_t depth,
-                                          Prefetcher* prefetcher, const EpilogueOf& epilogue_of) {
-  for (int64_t n = 0; n < columns; n += kBreadth, p += 2 * panel)
+// [rows, columns] block by block: add(Height<R>, Height<N>, row, column) adds to the sums of R tiles of rows and N of
+// columns, which then go through cache, where the epilogues find them strip by strip.
+template <class Add, class EpilogueOf>
+DENSENET_FAST_INLINE void multiply_blocks(int64_t rows, int64_t columns, const Add& add,
+                                          const EpilogueOf& epilogue_of) {
+  for (int64_t n = 0; n < columns; n += kBreadth)
     for (int64_t row = 0; row < rows; row += kHeight) {
-      const bfloat16* const from = a + row * a_row;
-      const bool two_high = rows - row > kTileRows, two_broad = columns - n > kPanel;
       alignas(64) float sums[2][kHeight][kPanel];
-      if (two_high && two_broad) multiply_tiles<2, 2>(from, a_row, p, panel, depth, sums, prefetcher);
-      else if (two_high) multiply_tiles<2, 1>(from, a_row, p, panel, depth, sums, prefetcher);
-      else if (two_broad) multiply_tiles<1, 2>(from, a_row, p, panel, depth, sums, prefetcher);
-      else multiply_tiles<1, 1>(from, a_row, p, panel, depth, sums, prefetcher);
+      const auto block = [&](auto high, auto broad) __attribute__((always_inline)) {
+        constexpr int R = decltype(high)::value, N = decltype(broad)::value;
+        each_sum<R, N>([](auto sum, int, int) { tile_zero<decltype(sum)::value>(); });
+        add(high, broad, row, n);
+        each_sum<R, N>([&](auto sum, int i, int j) {
+          tile_store<decltype(sum)::value>(sums[j][i * kTileRows], sizeof sums[0][0]);
+        });
+      };
+      const bool two_high = rows - row > kTileRows, two_broad = columns - n > kPanel;
+      if (two_high && two_broad) block(Height<2>{}, Height<2>{});
+      else if (two_high) block(Height<2>{}, Height<1>{});
+      else if (two_broad) block(Height<1>{}, Height<2>{});
+      else block(Height<1>{}, Height<1>{});
       for (int j = 0; j <= two_broad; j++) {
         const auto epilogue = epilogue_of(n + j * kPanel);
         for_strips(min(kHeight, rows - row), [&](auto mr, int64_t r) {
@@ -271,6 +278,21 @@ DENSENET_FAST_INLINE void multiply_panels(const bfloat16* a, int64_t a_row, int6
         });
       }
     }
+}
+
+// multiply_panels of bfloat16 while tiles are in use: A's depth side by side, whole units of it, its rows readable up
+// to a multiple of kTileRows; P as for pairs.
+template <class EpilogueOf>
+DENSENET_FAST_INLINE void multiply_panels(const bfloat16* a, int64_t a_row, int64_t, const bfloat16* p, int64_t,
+                                          int64_t panel, int64_t rows, int64_t columns, int64_t depth,
+                                          Prefetcher* prefetcher, const EpilogueOf& epilogue_of) {
+  multiply_blocks(
+      rows, columns,
+      [&](auto high, auto broad, int64_t row, int64_t n) __attribute__((always_inline)) {
+        add_tiles<decltype(high)::value, decltype(broad)::value>(a + row * a_row, a_row, p + n / kPanel * panel, panel,
+                                                                 depth, prefetcher);
+      },
+      epilogue_of);
 }
 #endif
 

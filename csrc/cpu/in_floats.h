@@ -25,6 +25,17 @@ inline Floats<const float> read_floats(const narrow* x, int64_t stride, int64_t 
   return {scratch, padded(columns)};
 }
 
+inline factor* factors(int64_t count, Workspace& workspace) {
+  return reinterpret_cast<factor*>(workspace.floats(ceil_div(count, kPair)));
+}
+
+// Zeros behind the `channels` of rows of A, which are a whole number of vectors, up to whole_depth(channels).
+inline void fill_depth(factor* a, int64_t a_stride, int64_t rows, int64_t channels) {
+  const int64_t filled = round_up(channels, kWidth), missing = whole_depth(channels) - filled;
+  if (missing > 0)
+    for (int64_t r = 0; r < rows; r++) memset(a + r * a_stride + filled, 0, missing * sizeof(factor));
+}
+
 // And of scratch for their factors.
 inline int64_t factors_of(int64_t columns) { return round_up(columns, max(kPanel, kDepthUnit)); }
 inline int64_t scratch_of_factors(int64_t columns) { return kPair == 1 ? 0 : factors_of(columns) / kPair; }
@@ -48,7 +59,8 @@ inline Floats<const float> rows_as_factors(const float* x, int64_t stride, int64
 }
 #if defined(DENSENET_FAST_PAIRS)
 // Rows r and r + 1, zero where x has no more.
-DENSENET_FAST_INLINE uvec pairs_of_rows(const float* x, int64_t stride, int64_t r, int64_t rows) {
+template <class number_t>
+DENSENET_FAST_INLINE uvec pairs_of_rows(const number_t* x, int64_t stride, int64_t r, int64_t rows) {
   const vec first = r < rows ? load(x + r * stride) : vec{};
   return pairs_of(first, r + 1 < rows ? load(x + (r + 1) * stride) : vec{});
 }
@@ -63,17 +75,23 @@ inline Floats<const bfloat16> rows_as_factors(const float* x, int64_t stride, in
 
 // And as the transposed operand of such a sum wants it: the same, or for tiles transposed.
 #if defined(DENSENET_FAST_TILES)
-inline Floats<const bfloat16> columns_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
-                                                 bfloat16* scratch) {
-  const int64_t deep = whole_depth(rows);
+// to [padded(columns)][deep], deep a multiple of whole units, with zeros behind the rows.
+template <class number_t>
+inline void transpose_factors(const number_t* x, int64_t stride, int64_t rows, int64_t columns, bfloat16* to,
+                              int64_t deep) {
   for (int64_t c = 0; c < padded(columns); c += kWidth)
     for (int64_t r = 0; r < deep; r += kPair * kWidth) {
       vec pairs[kWidth];
       for (int i = 0; i < kWidth; i++)
         pairs[i] = reinterpret_cast<vec>(pairs_of_rows(x + c, stride, r + kPair * i, rows));
       transpose(pairs);
-      for (int i = 0; i < kWidth; i++) store_pairs(scratch + (c + i) * deep + r, reinterpret_cast<uvec>(pairs[i]));
+      for (int i = 0; i < kWidth; i++) store_pairs(to + (c + i) * deep + r, reinterpret_cast<uvec>(pairs[i]));
     }
+}
+inline Floats<const bfloat16> columns_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
+                                                 bfloat16* scratch) {
+  const int64_t deep = whole_depth(rows);
+  transpose_factors(x, stride, rows, columns, scratch, deep);
   return {scratch, deep};
 }
 #else
