@@ -14,6 +14,7 @@
 #include <thread>
 #include <utility>
 
+#include "amx.h"
 #include "devices.h"
 
 namespace densenet_fast {
@@ -42,6 +43,12 @@ DENSENET_FAST_TABLES(portable)
 DENSENET_FAST_TABLE(portable_bf16, bfloat16)
 constexpr Tables portable_bf16{"portable_bf16", portable.of_float, &portable_bf16_bfloat16::kernels,
                                portable.of_float16};
+DENSENET_FAST_TABLE(portable_amx_bf16, bfloat16)
+namespace portable_amx_bf16_bfloat16 {
+bool tiles_multiply();
+}
+constexpr Tables portable_amx_bf16{"portable_amx_bf16", portable.of_float, &portable_amx_bf16_bfloat16::kernels,
+                                   portable.of_float16};
 #if defined(__x86_64__)
 DENSENET_FAST_TABLES(avx2)
 DENSENET_FAST_TABLES(avx512)
@@ -49,9 +56,18 @@ DENSENET_FAST_TABLES(avx512)
 DENSENET_FAST_TABLE(avx512_bf16, bfloat16)
 constexpr Tables avx512_bf16{"avx512_bf16", avx512.of_float, &avx512_bf16_bfloat16::kernels, avx512.of_float16};
 #endif
+#if defined(DENSENET_FAST_AMX_BF16)
+DENSENET_FAST_TABLE(amx_bf16, bfloat16)
+constexpr Tables amx_bf16{"amx_bf16", avx512.of_float, &amx_bf16_bfloat16::kernels, avx512.of_float16};
+namespace amx_bf16_bfloat16 {
+bool tiles_multiply();
+}
+#endif
 #endif
 
 }  // namespace cpu
+
+std::string why_not_amx();
 
 namespace {
 
@@ -73,7 +89,7 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
 
-#if defined(DENSENET_FAST_AVX512_BF16)
+#if defined(DENSENET_FAST_AVX512_BF16) || defined(DENSENET_FAST_AMX_BF16)
 bool multiplies_bfloat16() {
   unsigned a, b, c, d;
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1 << 5);  // AVX512_BF16
@@ -85,6 +101,9 @@ bool multiplies_bfloat16() {
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #if defined(__x86_64__)
+#if defined(DENSENET_FAST_AMX_BF16)
+      {cpu::amx_bf16, why_not_amx().empty(), true},
+#endif
 #if defined(DENSENET_FAST_AVX512_BF16)
       // AMD's processors multiply pairs at the rate of FMA, Intel's at half of it at best.
       {cpu::avx512_bf16, multiplies_bfloat16(), __builtin_cpu_is("amd") != 0},
@@ -94,6 +113,7 @@ const std::vector<Candidate>& candidates() {
 #endif
       {cpu::portable, true, true},
       {cpu::portable_bf16, true, false},  // computes as avx512_bf16 does, for tests
+      {cpu::portable_amx_bf16, cpu::portable_amx_bf16_bfloat16::tiles_multiply(), false},  // and as amx_bf16 does
   };
   return all;
 }
@@ -190,6 +210,17 @@ float* CpuContext::floats(int64_t count) {
   arena.used += count;
   arena.free += count;
   return arena.free - count;
+}
+
+std::string why_not_amx() {
+#if defined(DENSENET_FAST_AMX_BF16)
+  static const std::string reason = multiplies_bfloat16()
+                                        ? why_not_amx(this_machine(cpu::amx_bf16_bfloat16::tiles_multiply))
+                                        : "the processor, or its hypervisor, does not offer AVX512-BF16";
+  return reason;
+#else
+  return "it is not compiled in";
+#endif
 }
 
 std::string instruction_set_in_use() { return chosen()->name(); }

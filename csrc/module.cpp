@@ -17,6 +17,7 @@ std::vector<std::string> instruction_sets();
 std::vector<std::string> compiled_instruction_sets();
 std::string instruction_set_in_use();
 void use_instruction_set(const std::string& name);
+std::string why_not_amx();  // empty if it is used, or could be
 void use_threads(const std::string& whose);
 #ifdef DENSENET_FAST_CUDA
 std::string why_no_stream();  // of cuda_context.cpp; empty if there is one
@@ -120,8 +121,10 @@ PyObject* cuda_kernels(PyObject*, PyObject*) {
   return list;
 }
 
-PyObject* why_not_cuda(PyObject*, PyObject*) {
-  const std::string why = why_no_stream();
+// A reason; None if there is none.
+template <auto function>
+PyObject* reason(PyObject*, PyObject*) {
+  const std::string why = function();
   if (!why.empty()) return python(why);
   Py_INCREF(Py_None);
   return Py_None;
@@ -155,7 +158,7 @@ PyMethodDef functions[] = {
      "version and the architectures."},
     {"cuda_kernels", cuda_kernels, METH_NOARGS,
      "(kernel with its tile, architecture, registers, static shared memory, bytes spilled) of every CUDA kernel."},
-    {"why_not_cuda", why_not_cuda, METH_NOARGS,
+    {"why_not_cuda", reason<why_no_stream>, METH_NOARGS,
      "Why the CUDA kernels cannot be launched whatever the device, as a clause; None if they can."},
     {"compiled_instruction_sets", result_of<compiled_instruction_sets>, METH_NOARGS,
      "CPU instruction sets compiled in."},
@@ -163,6 +166,8 @@ PyMethodDef functions[] = {
     {"instruction_set_in_use", result_of<instruction_set_in_use>, METH_NOARGS, "The one the kernels use."},
     {"use_instruction_set", call_with<use_instruction_set>, METH_O,
      "Let the kernels use another one of instruction_sets()."},
+    {"why_not_amx", reason<why_not_amx>, METH_NOARGS,
+     "Why amx_bf16 is not one of instruction_sets(), as a clause; None if it is."},
     {"use_threads", call_with<use_threads>, METH_O,
      "Whose threads the kernels' parallel regions run on: 'pytorch' PyTorch's, 'own' the library's, or 'either', "
      "PyTorch's unless others keep the processors busy."},

@@ -56,12 +56,14 @@ def _library() -> list[str]:
     from . import _C
 
     facts = _C.build_facts()
+    no_amx = [f"  no amx_bf16: {reason}"] if (reason := _C.why_not_amx()) is not None else []
     no_cuda = [] if "nvcc" in facts else [f"  no CUDA kernels: {installation.why_left_out('CUDA')}"]
     return [
         f"compiled library: CPU kernels, {'with' if 'nvcc' in facts else 'no'} CUDA kernels",
         f"  compiler {facts['compiler']}, flags {facts['flags']}, against torch {facts['torch']}",
         f"  instruction sets compiled: {', '.join(_C.compiled_instruction_sets())}",
         f"  instruction sets that run here: {', '.join(_C.instruction_sets())}; in use: {_C.instruction_set_in_use()}",
+        *no_amx,
         *no_cuda,
         *(f"    {line}" for line in installation.said("CUDA")),
         *_cuda_kernels(facts, _C.cuda_kernels()),

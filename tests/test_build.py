@@ -36,6 +36,7 @@ def test_info_tells_the_build_and_every_backend():
         assert "cpu float32: native available" in shown
         from densenet_fast import _C
 
+        assert ("  no amx_bf16: " in shown) == ("amx_bf16" not in _C.instruction_sets())
         assert ("bn_relu_conv1x1_fwd_kernel<" in shown) == ("nvcc" in _C.build_facts())
         assert all(spilled == 0 for *_, spilled in _C.cuda_kernels())
         assert "cpu bfloat16: native available" in shown

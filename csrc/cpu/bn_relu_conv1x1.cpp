@@ -86,22 +86,23 @@ void apply_norm2(const element* u, int64_t u_stride, const element* z, int64_t z
 void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128;  // one tile of d and of a stays in L2
   const int64_t C = op.C, K = op.K, Cp = padded(C), d_stride = padded(K) + kPanel;
-  const RowBlocks blocks(op.M, kRowsTarget, kRows);
+  const RowBlocks blocks(op.M, kRowsTarget, kHeight);
   const Parts parts(blocks.count);
   const Affine bn(op.norm, C, workspace);
   const float* mean = padded_copy(op.norm.mean, C, workspace);
   const float* scale2 = Affine(op.norm2, K, workspace).scale;
   const Correction correction2 = padded_copy(op.correction2, K, workspace);
   const factor* packed = pack_inputs(op.weight, K, C, 1, workspace);
-  const int64_t depth = round_up(K, kPair);
+  const int64_t depth = whole_depth(K);
   const int64_t d_size = blocks.block * d_stride, a_size = blocks.block * kChannels, dw_size = K * Cp;
-  const int64_t even = round_up(blocks.block, kPair);  // rows
-  const int64_t size = d_size + a_size + even * (2 * scratch_of_factors(K) + scratch_of_factors(kChannels));
+  const int64_t whole = whole_depth(blocks.block);
+  const int64_t size = d_size + a_size + whole * (2 * scratch_of_factors(K) + scratch_of_factors(kChannels));
   float* scratch = workspace.floats(parts.workers * size);
   float* dw = op.dweight ? workspace.floats(parts.count * dw_size) : nullptr;
   PartialSums sums(parts.count, C, workspace);
 
   each_part(parts, [&](int64_t w, int64_t part) {
+    const TilesInUse tiles;
     float *d = scratch + w * size, *a = d + d_size, *my_dw = dw + part * dw_size;
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
@@ -110,11 +111,12 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
                   correction2, d, d_stride, rows, K);
       float* const narrow = a + a_size;
       const auto dz = as_factors(d, d_stride, rows, K, reinterpret_cast<factor*>(narrow));
-      auto* const dz_place = reinterpret_cast<factor*>(narrow + even * scratch_of_factors(K));
-      const auto dz_rows = rows_as_factors(d, d_stride, dw ? rows : 0, K, dz_place);
+      auto* const dz_place = reinterpret_cast<factor*>(narrow + whole * scratch_of_factors(K));
+      const auto dz_columns = columns_as_factors(d, d_stride, dw ? rows : 0, K, dz_place);
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
-        Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));
+        Prefetcher prefetcher(Prefetcher::steps_of_factors(rows, channels, K) +
+                              (dw ? Prefetcher::steps_of_factors(K, channels, rows) : 0));
         const bool last = c0 + kChannels >= Cp;
         if (!last || i + 1 < parts.end(part)) {
           const int64_t next_c = last ? 0 : c0 + kChannels, next = last ? row + rows : row;
@@ -126,34 +128,29 @@ void backward(const Conv1x1Bwd& op, int64_t channels, Workspace& workspace) {
             prefetcher.add(op.z.data + next * op.z.stride, op.z.stride, next_rows, K);
           }
         }
-        for (int64_t c = c0; c < c0 + channels; c += kPanel) {
-          const MaskAndScatter epilogue{op.x.data + row * op.x.stride + c,
-                                        op.x.stride,
-                                        op.dx.data + row * op.dx.stride + c,
-                                        op.dx.stride,
-                                        bn.scale + c,
-                                        bn.shift + c,
-                                        mean + c,
-                                        a + (c - c0) * rows,
-                                        sum_v + c,
-                                        sum_vx + c,
-                                        min(kPanel, C - c)};
-          for_strips(rows, [&](auto mr, int64_t r) {
-            constexpr int MR = decltype(mr)::value;
-            Accumulators<MR> acc;
-            epilogue.template begin<MR>(r, acc);
-            multiply<MR>(acc, dz.data + r * dz.stride, dz.stride, 1, packed + c * depth, kPanel, depth, &prefetcher);
-            epilogue.template end<MR>(r, acc);
-          });
-        }
+        multiply_panels(dz.data, dz.stride, 1, packed + c0 * depth, kPanel, depth * kPanel, rows, channels, depth,
+                        &prefetcher, [&](int64_t n) {
+                          const int64_t c = c0 + n;
+                          return MaskAndScatter{op.x.data + row * op.x.stride + c,
+                                                op.x.stride,
+                                                op.dx.data + row * op.dx.stride + c,
+                                                op.dx.stride,
+                                                bn.scale + c,
+                                                bn.shift + c,
+                                                mean + c,
+                                                a + n * rows,
+                                                sum_v + c,
+                                                sum_vx + c,
+                                                min(kPanel, C - c)};
+                        });
         if (dw) {
-          const int64_t depth_of_rows = round_up(rows, kPair);
-          auto* const place = reinterpret_cast<factor*>(narrow + 2 * even * scratch_of_factors(K));
+          const int64_t depth_of_rows = whole_depth(rows);
+          auto* const place = reinterpret_cast<factor*>(narrow + 2 * whole * scratch_of_factors(K));
           const factor* activated = nullptr;
           for (int64_t c = channels - kPanel; c >= 0; c -= kPanel)
             activated = rows_as_factors(a + c * rows, kPanel, rows, kPanel, place + c * depth_of_rows).data;
-          gemm_tn(dz_rows.data, dz_rows.stride, activated, kPanel, depth_of_rows * kPanel, my_dw + c0, Cp, K, channels,
-                  depth_of_rows, i > parts.begin(part), &prefetcher);
+          gemm_tn(dz_columns.data, dz_columns.stride, activated, kPanel, depth_of_rows * kPanel, my_dw + c0, Cp, K,
+                  channels, depth_of_rows, i > parts.begin(part), &prefetcher);
         }
       }
       sums.end_chunk(part);

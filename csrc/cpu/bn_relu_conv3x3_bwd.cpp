@@ -11,9 +11,13 @@
 #include "winograd.h"
 #include "conv3x3_filters.h"
 #include "conv3x3_direct.h"
+#if defined(DENSENET_FAST_TILES)
+#include "conv3x3_taps.h"  // is used instead
+#endif
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
+#if !defined(DENSENET_FAST_TILES)
 namespace {
 
 constexpr int64_t kChannels = 64;  // channels of x per pass: their 16 planes stay in L2
@@ -162,14 +166,10 @@ struct Conv3x3Backward {
     parallel_ranges(op.G, ceil_div(kGrain, 16 * parts * Cp), [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; g++)
         for (int64_t c = 0; c < op.C; c += kWidth) {
-          vec u[16], taps[9], columns[kWidth] = {};
+          vec u[16], taps[9];
           for (int e = 0; e < 16; e++) u[e] = sum_parts(dU + e * dU_plane + g * Cp + c, parts, dweight_size());
           winograd_weight_transposed(u, taps);
-          for (int first = 0; first < 9; first += kWidth) {
-            const int64_t n = min(kWidth, 9 - first);
-            for (int64_t t = 0; t < n; t++) columns[t] = taps[8 - first - t];
-            store_columns(op.dweight + (g * channels + c) * 9 + first, 9, min(kWidth, op.C - c), n, columns);
-          }
+          store_flipped(taps, min(kWidth, op.C - c), op.dweight + (g * channels + c) * 9);
         }
     });
   }
@@ -217,6 +217,7 @@ void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
 }
 
 }  // namespace
+#endif
 
 void bn_relu_conv3x3_bwd(const Conv3x3Bwd& op, Workspace& workspace) {
   if (op.shape.rows() > kFewRows) return backward(op, op.C, workspace);

@@ -10,9 +10,13 @@
 #include "winograd.h"
 #include "conv3x3_filters.h"
 #include "conv3x3_direct.h"
+#if defined(DENSENET_FAST_TILES)
+#include "conv3x3_taps.h"  // is used instead
+#endif
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
+#if !defined(DENSENET_FAST_TILES)
 namespace {
 
 constexpr int64_t kDepth = 128;  // input channels per pass: their 16 planes stay in L2
@@ -150,6 +154,7 @@ void forward(const Conv3x3Fwd& op, Workspace& workspace) {
 }
 
 }  // namespace
+#endif
 
 void bn_relu_conv3x3_fwd(const Conv3x3Fwd& op, Workspace& workspace) {
   if (op.shape.rows() > kFewRows || op.dropout.threshold) return forward(op, workspace);

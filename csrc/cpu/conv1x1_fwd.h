@@ -9,14 +9,10 @@
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
-inline factor* factors(int64_t count, Workspace& workspace) {
-  return reinterpret_cast<factor*>(workspace.floats(ceil_div(count, kPair)));
-}
-
-// A weight [K, C], its inputs side by side in memory, in panels of outputs [padded(K) / kPanel][C][kPanel]; C to whole
-// pairs.
+// A weight [K, C], its inputs side by side in memory, in panels of outputs [padded(K) / kPanel][C][kPanel], to
+// whole_depth(C).
 inline factor* pack_outputs(const Weight& weight, int64_t K, int64_t C, Workspace& workspace) {
-  const int64_t depth = round_up(C, kPair);
+  const int64_t depth = whole_depth(C);
   factor* p = factors(padded(K) * depth, workspace);
   parallel_ranges(padded(K) / kPanel, ceil_div(kGrain, C * kPanel), [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; n++)
@@ -26,9 +22,9 @@ inline factor* pack_outputs(const Weight& weight, int64_t K, int64_t C, Workspac
   return p;
 }
 
-// `scale` times the weight in panels of inputs [padded(C) / kPanel][K][kPanel]; K to whole pairs.
+// `scale` times the weight in panels of inputs [padded(C) / kPanel][K][kPanel], to whole_depth(K).
 inline factor* pack_inputs(const Weight& weight, int64_t K, int64_t C, float scale, Workspace& workspace) {
-  const int64_t depth = round_up(K, kPair);
+  const int64_t depth = whole_depth(K);
   factor* p = factors(padded(C) * depth, workspace);
   parallel_ranges(padded(C) / kPanel, ceil_div(kGrain, K * kPanel), [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; n++)
@@ -37,13 +33,13 @@ inline factor* pack_inputs(const Weight& weight, int64_t K, int64_t C, float sca
   return p;
 }
 
-// y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A, with zeros up to
-// padded(channels); prefetch(prefetcher, row, rows, c0, channels) adds to the prefetcher what prepare will read.
+// y [M, K] from C channels. prepare(row, rows, c0, channels, a, a_stride) writes that block of A, with zeros up to a
+// whole vector; prefetch(prefetcher, row, rows, c0, channels) adds to the prefetcher what prepare will read.
 template <class Prepare, class Prefetch>
 inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, Matrix y, Stats stats,
                         Workspace& workspace, const Prepare& prepare, const Prefetch& prefetch) {
-  constexpr int64_t kRowsTarget = 96, kDepth = 256, kStride = kDepth + kPanel;
-  const RowBlocks blocks(M, kRowsTarget, kRows);
+  constexpr int64_t kRowsTarget = 96, kDepth = 256, kStride = kDepth + (kDepthUnit > kPanel ? kDepthUnit : kPanel);
+  const RowBlocks blocks(M, kRowsTarget, kHeight);
   const Division division(blocks.count);
   const factor* packed = pack_outputs(weight, K, C, workspace);
   const int64_t a_size = blocks.block * kStride / kPair, size = a_size + blocks.block * scratch_of(K);
@@ -51,6 +47,7 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
   PartialStats partial(stats, blocks.count, K, workspace);
 
   share_tasks(division, workspace, [&](int64_t w, int64_t i, bool more) {
+    const TilesInUse tiles;
     float* const mine = scratch + w * size;
     factor* const a = reinterpret_cast<factor*>(mine);
     const int64_t row = blocks.begin(i), rows = blocks.size(i);
@@ -59,11 +56,12 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
     for (int64_t c0 = 0; c0 < C; c0 += kDepth) {
       const int64_t depth = min(kDepth, C - c0);
       prepare(row, rows, c0, depth, a, kStride);
-      Prefetcher prefetcher(Prefetcher::steps(rows, K, depth));
+      fill_depth(a, kStride, rows, depth);
+      Prefetcher prefetcher(Prefetcher::steps_of_factors(rows, K, depth));
       if (c0 + kDepth < C) prefetch(prefetcher, row, rows, c0 + kDepth, min(kDepth, C - c0 - kDepth));
       else if (more) prefetch(prefetcher, row + rows, blocks.size(i + 1), 0, min(kDepth, C));
-      gemm_nn(a, kStride, packed + c0 * kPanel, round_up(C, kPair) * kPanel, sum.data, sum.stride, rows, K,
-              round_up(depth, kPair), c0 > 0, &prefetcher);
+      gemm_nn(a, kStride, packed + c0 * kPanel, whole_depth(C) * kPanel, sum.data, sum.stride, rows, K,
+              whole_depth(depth), c0 > 0, &prefetcher);
     }
     write_floats(sum, out, y.stride, rows, K);
     if (partial.wanted()) partial.set(i, out, y.stride, rows);

@@ -2,6 +2,7 @@
 // panels of outputs.
 #pragma once
 
+#include "gemm.h"
 #include "winograd.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
@@ -11,6 +12,24 @@ struct PackedFilters {
   const float* data;  // [planes][padded(outputs) / kPanel][inputs][kPanel]
   int64_t plane;      // floats from one plane to the next
 };
+
+#if defined(DENSENET_FAST_TILES)
+// Filters in panels of outputs and pairs of inputs, one plane for each of the 9 taps.
+struct PackedPairs {
+  const bfloat16* data;  // [9][padded(outputs) / kPanel][depth][kPanel]
+  int64_t plane, depth;  // the inputs to a whole depth
+};
+#endif
+
+// Nine taps of some filters, flipped, where their inputs lie side by side: to [filters][9].
+inline void store_flipped(const vec taps[9], int64_t filters, element* to) {
+  for (int first = 0; first < 9; first += kWidth) {
+    vec columns[kWidth] = {};
+    const int64_t n = min(kWidth, 9 - first);
+    for (int64_t t = 0; t < n; t++) columns[t] = taps[8 - first - t];
+    store_columns(to + first, 9, filters, n, columns);
+  }
+}
 
 // The filters of the convolution with `weight` [G, C, 3, 3], outputs G and inputs C, or of the transposed convolution:
 // outputs C, inputs G, taps flipped in both axes.
@@ -36,6 +55,30 @@ class Filters {
   PackedFilters pack_direct(Workspace& workspace) const {
     return pack<9>(workspace, [](const vec g[9], vec u[9]) { memcpy(u, g, 9 * sizeof(vec)); });
   }
+
+#if defined(DENSENET_FAST_TILES)
+  // The taps, for products of pairs.
+  PackedPairs pack_pairs(Workspace& workspace) const {
+    const int64_t depth = whole_depth(inputs_), plane = padded(outputs_) * depth, blocks = depth / kWidth;
+    bfloat16* packed = reinterpret_cast<bfloat16*>(workspace.floats(9 * plane / kPair));
+    parallel_ranges(padded(outputs_) / kPanel * blocks, kGrain / (16 * kPanel * kWidth),
+                    [&](int64_t first, int64_t last) {
+                      for (int64_t i = first; i < last; i++)
+                        for (int64_t j = 0; j < kPanel; j += kWidth) {
+                          const int64_t n = i / blocks * kPanel, k = i % blocks * kWidth;
+                          vec taps[kWidth][9];
+                          const int64_t count = max(0, min(kWidth, inputs_ - k));
+                          if (count > 0) read(n + j, k, count, taps);
+                          memset(taps + count, 0, (kWidth - count) * sizeof taps[0]);
+                          for (int64_t in = 0; in < kWidth; in += kPair)
+                            for (int t = 0; t < 9; t++)
+                              store_pairs(packed + t * plane + n * depth + (k + in) * kPanel + kPair * j,
+                                          pairs_of(taps[in][t], taps[in + 1][t]));
+                        }
+                    });
+    return {packed, plane, depth};
+  }
+#endif
 
  private:
   // transform(g, u) makes the planes' values u from the taps g of kWidth filters.

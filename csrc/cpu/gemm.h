@@ -1,16 +1,21 @@
 // Products of small matrices in cache: a micro-kernel that holds a tile of kRows x kPanel results in registers.
 //
 // The second operand comes in panels of kPanel columns. What is done with a finished tile is the caller's choice, an
-// epilogue: its begin<MR>(row, acc) and end<MR>(row, acc) are inlined around the loop over the depth.
+// epilogue: its begin<MR>(row, acc) and end<MR>(row, acc) are inlined around the loop over the depth, or follow one of
+// which AMX's registers have held the results of more rows and columns (tiles.h).
 #pragma once
 
+#if defined(DENSENET_FAST_TILES)
+#include "tiles.h"
+#else
 #include "load.h"
+#endif
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // What the 1x1 convolutions' products multiply, y = A @ W^T and dA = dy @ W: floats, or bfloat16 where an instruction
 // multiplies pairs of them and adds both products up in fp32. The portable kernels do that too if they are told to, so
-// that it can be tested anywhere.
+// that it can be tested anywhere; with AMX's tiles, too.
 #if defined(DENSENET_FAST_PAIRS)
 using factor = bfloat16;
 inline constexpr int kPair = 2;
@@ -18,6 +23,19 @@ inline constexpr int kPair = 2;
 using factor = float;
 inline constexpr int kPair = 1;
 #endif
+
+// Of the 1x1 convolutions' products: their depth is made a multiple of kDepthUnit, with zeros in both operands; kHeight
+// rows and kBreadth columns are made at once, and the rows in memory are a multiple of kHeight.
+#if defined(DENSENET_FAST_TILES)
+inline constexpr int kDepthUnit = kTileDepth, kHeight = 2 * kTileRows, kBreadth = 2 * kPanel;
+#else
+inline constexpr int kDepthUnit = kPair, kHeight = kRows, kBreadth = kPanel;
+class TilesInUse {  // none
+ public:
+  TilesInUse() {}
+};
+#endif
+inline int64_t whole_depth(int64_t depth) { return round_up(depth, kDepthUnit); }
 
 // MR rows of a tile of results, in registers.
 template <int MR>
@@ -37,9 +55,12 @@ class Prefetcher {
  public:
   static constexpr int64_t kInterval = 16;  // steps along the depth between two calls of step()
 
-  // How often a product [rows, columns] of `depth` calls step().
+  // How often a product [rows, columns] of `depth` calls step(): of floats, and one of factors.
   static int64_t steps(int64_t rows, int64_t columns, int64_t depth) {
     return ceil_div(rows, kRows) * ceil_div(columns, kPanel) * ceil_div(depth, kInterval);
+  }
+  static int64_t steps_of_factors(int64_t rows, int64_t columns, int64_t depth) {
+    return ceil_div(rows, kHeight) * ceil_div(columns, kBreadth) * ceil_div(depth, max(kInterval, kDepthUnit));
   }
   explicit Prefetcher(int64_t steps) : steps_(steps) {}
 
@@ -179,21 +200,109 @@ struct StoreEpilogue {
   }
 };
 
+// A @ P, P in panels at a stride of `panel`; epilogue_of(n) is that of the panel of column n.
+template <class number_t, class EpilogueOf>
+DENSENET_FAST_INLINE void multiply_panels(const number_t* a, int64_t a_row, int64_t a_depth, const number_t* p,
+                                          int64_t p_depth, int64_t panel, int64_t rows, int64_t columns, int64_t depth,
+                                          Prefetcher* prefetcher, const EpilogueOf& epilogue_of) {
+  for (int64_t n = 0; n < columns; n += kPanel, p += panel) {
+    const auto epilogue = epilogue_of(n);
+    for_strips(rows, [&](auto mr, int64_t r) {
+      constexpr int MR = decltype(mr)::value;
+      Accumulators<MR> acc;
+      epilogue.template begin<MR>(r, acc);
+      multiply<MR>(acc, a + r * a_row, a_row, a_depth, p, p_depth, depth, prefetcher);
+      epilogue.template end<MR>(r, acc);
+    });
+  }
+}
+
+#if defined(DENSENET_FAST_TILES)
+// Tiles 0 to 3 hold R x N tiles of sums, [row][column]; 4 and 5 are of A, 6 and 7 of P.
+template <int R, int N, class F>
+DENSENET_FAST_INLINE void each_sum(const F& f) {
+  f(Height<0>{}, 0, 0);
+  if constexpr (N > 1) f(Height<1>{}, 0, 1);
+  if constexpr (R > 1) f(Height<2>{}, 1, 0);
+  if constexpr (R > 1 && N > 1) f(Height<3>{}, 1, 1);
+}
+
+// Adds A [R * kTileRows, depth] times N panels to the sums: per kTileDepth R + N loads for R * N products.
+template <int R, int N>
+DENSENET_FAST_INLINE void add_tiles(const bfloat16* a, int64_t a_row, const bfloat16* p, int64_t panel, int64_t depth,
+                                    Prefetcher* prefetcher) {
+  constexpr int64_t kPairs = kPair * kPanel * sizeof(bfloat16);
+  const int64_t a_bytes = a_row * sizeof(bfloat16);
+  for (int64_t k = 0; k < depth; k += kTileDepth, a += kTileDepth, p += kTileDepth * kPanel) {
+    if (prefetcher) prefetcher->step();
+    tile_load<4>(a, a_bytes);
+    tile_load<6>(p, kPairs);
+    tile_multiply<0, 4, 6>();
+    if constexpr (N > 1) tile_load<7>(p + panel, kPairs);
+    if constexpr (N > 1) tile_multiply<1, 4, 7>();
+    if constexpr (R > 1) tile_load<5>(a + kTileRows * a_row, a_bytes);
+    if constexpr (R > 1) tile_multiply<2, 5, 6>();
+    if constexpr (R > 1 && N > 1) tile_multiply<3, 5, 7>();
+  }
+}
+
+// [rows, columns] block by block: add(Height<R>, Height<N>, row, column) adds to the sums of R tiles of rows and N of
+// columns, which then go through cache, where the epilogues find them strip by strip.
+template <class Add, class EpilogueOf>
+DENSENET_FAST_INLINE void multiply_blocks(int64_t rows, int64_t columns, const Add& add,
+                                          const EpilogueOf& epilogue_of) {
+  for (int64_t n = 0; n < columns; n += kBreadth)
+    for (int64_t row = 0; row < rows; row += kHeight) {
+      alignas(64) float sums[2][kHeight][kPanel];
+      const auto block = [&](auto high, auto broad) __attribute__((always_inline)) {
+        constexpr int R = decltype(high)::value, N = decltype(broad)::value;
+        each_sum<R, N>([](auto sum, int, int) { tile_zero<decltype(sum)::value>(); });
+        add(high, broad, row, n);
+        each_sum<R, N>([&](auto sum, int i, int j) {
+          tile_store<decltype(sum)::value>(sums[j][i * kTileRows], sizeof sums[0][0]);
+        });
+      };
+      const bool two_high = rows - row > kTileRows, two_broad = columns - n > kPanel;
+      if (two_high && two_broad) block(Height<2>{}, Height<2>{});
+      else if (two_high) block(Height<2>{}, Height<1>{});
+      else if (two_broad) block(Height<1>{}, Height<2>{});
+      else block(Height<1>{}, Height<1>{});
+      for (int j = 0; j <= two_broad; j++) {
+        const auto epilogue = epilogue_of(n + j * kPanel);
+        for_strips(min(kHeight, rows - row), [&](auto mr, int64_t r) {
+          constexpr int MR = decltype(mr)::value;
+          Accumulators<MR> acc;
+          epilogue.template begin<MR>(row + r, acc);
+          memcpy(&acc, sums[j][r], sizeof acc);
+          epilogue.template end<MR>(row + r, acc);
+        });
+      }
+    }
+}
+
+// multiply_panels of bfloat16 while tiles are in use: A's depth side by side, whole units of it, its rows readable up
+// to a multiple of kTileRows; P as for pairs.
+template <class EpilogueOf>
+DENSENET_FAST_INLINE void multiply_panels(const bfloat16* a, int64_t a_row, int64_t, const bfloat16* p, int64_t,
+                                          int64_t panel, int64_t rows, int64_t columns, int64_t depth,
+                                          Prefetcher* prefetcher, const EpilogueOf& epilogue_of) {
+  multiply_blocks(
+      rows, columns,
+      [&](auto high, auto broad, int64_t row, int64_t n) __attribute__((always_inline)) {
+        add_tiles<decltype(high)::value, decltype(broad)::value>(a + row * a_row, a_row, p + n / kPanel * panel, panel,
+                                                                 depth, prefetcher);
+      },
+      epilogue_of);
+}
+#endif
+
 // C [rows, columns] = or += A [rows, depth] @ P, P in panels [columns / kPanel][depth][kPanel] at a stride of `panel`.
 template <class number_t>
 DENSENET_FAST_INLINE void gemm_nn(const number_t* a, int64_t a_stride, const number_t* p, int64_t panel, float* c,
                                   int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
                                   Prefetcher* prefetcher = nullptr) {
-  for (int64_t n = 0; n < columns; n += kPanel, p += panel) {
-    const StoreEpilogue epilogue{c + n, c_stride, columns - n, add};
-    for_strips(rows, [&](auto mr, int64_t r) {
-      constexpr int MR = decltype(mr)::value;
-      Accumulators<MR> acc;
-      epilogue.template begin<MR>(r, acc);
-      multiply<MR>(acc, a + r * a_stride, a_stride, 1, p, kPanel, depth, prefetcher);
-      epilogue.template end<MR>(r, acc);
-    });
-  }
+  multiply_panels(a, a_stride, 1, p, kPanel, panel, rows, columns, depth, prefetcher,
+                  [&](int64_t n) { return StoreEpilogue{c + n, c_stride, columns - n, add}; });
 }
 
 // C [rows, columns] = or += A [depth, rows]^T @ E [depth, columns]; panel j of E at e + j * panel with row stride
@@ -203,17 +312,18 @@ DENSENET_FAST_INLINE void gemm_tn(const number_t* a, int64_t a_stride, const num
                                   int64_t panel, float* c, int64_t c_stride, int64_t rows, int64_t columns,
                                   int64_t depth, bool add, Prefetcher* prefetcher = nullptr) {
   constexpr int64_t kStep = sizeof(float) / sizeof(number_t);
-  for (int64_t n = 0; n < columns; n += kPanel, e += panel) {
-    const StoreEpilogue epilogue{c + n, c_stride, kPanel, add};
-    for_strips(rows, [&](auto mr, int64_t r) {
-      constexpr int MR = decltype(mr)::value;
-      Accumulators<MR> acc;
-      epilogue.template begin<MR>(r, acc);
-      multiply<MR>(acc, a + r * kStep, kStep, a_stride, e, e_stride, depth, prefetcher);
-      epilogue.template end<MR>(r, acc);
-    });
-  }
+  multiply_panels(a, kStep, a_stride, e, e_stride, panel, rows, columns, depth, prefetcher,
+                  [&](int64_t n) { return StoreEpilogue{c + n, c_stride, kPanel, add}; });
 }
+
+#if defined(DENSENET_FAST_TILES)
+// The same of bfloat16 for tiles, A^T [rows, depth] given.
+DENSENET_FAST_INLINE void gemm_tn(const bfloat16* a, int64_t a_stride, const bfloat16* e, int64_t, int64_t panel,
+                                  float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
+                                  Prefetcher* prefetcher = nullptr) {
+  gemm_nn(a, a_stride, e, panel, c, c_stride, rows, columns, depth, add, prefetcher);
+}
+#endif
 
 // Packs w [depth, columns], times `scale`, as one panel [depth][kPanel] of P, zero past `columns`.
 inline void pack_panel(const element* w, int64_t stride, int64_t columns, int64_t depth, float scale, float* p) {
@@ -237,26 +347,28 @@ inline void pack_panel_transposed(const element* w, int64_t stride, int64_t colu
 }
 
 #if defined(DENSENET_FAST_PAIRS)
-// Pairs of two rows' values, to memory.
-DENSENET_FAST_INLINE void store_pairs(bfloat16* p, vec first, vec second) {
-  *reinterpret_cast<pairs_in_memory*>(p) = __builtin_convertvector(rounded(first, bfloat16{}), uvec) |
-                                           __builtin_convertvector(rounded(second, bfloat16{}), uvec) << 16;
+// Pairs of two rows' values.
+DENSENET_FAST_INLINE uvec pairs_of(vec first, vec second) {
+  return __builtin_convertvector(rounded(first, bfloat16{}), uvec) |
+         __builtin_convertvector(rounded(second, bfloat16{}), uvec) << 16;
 }
+DENSENET_FAST_INLINE void store_pairs(bfloat16* p, uvec pairs) { *reinterpret_cast<pairs_in_memory*>(p) = pairs; }
 
-// Both for products of pairs: zero also in the second row of a last pair of which the depth has only the first.
+// Both for products of pairs: zero also in the rows that the depth lacks of whole units.
 inline void pack_panel(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, float scale, bfloat16* p) {
-  for (int64_t k = 0; k < depth; k += kPair, w += kPair * stride, p += kPair * kPanel)
+  for (int64_t k = 0; k < whole_depth(depth); k += kPair, w += kPair * stride, p += kPair * kPanel)
     for (int j = 0; j < kPanel; j += kWidth) {
       const FirstLanes lanes{static_cast<int>(max(0, min(kWidth, columns - j)))};
-      const vec first = load(w + j, lanes), second = k + 1 < depth ? load(w + stride + j, lanes) : vec{};
-      store_pairs(p + kPair * j, first * scale, second * scale);
+      const vec first = k < depth ? load(w + j, lanes) : vec{};
+      const vec second = k + 1 < depth ? load(w + stride + j, lanes) : vec{};
+      store_pairs(p + kPair * j, pairs_of(first * scale, second * scale));
     }
 }
 
 inline void pack_panel_transposed(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, bfloat16* p) {
   for (int j = 0; j < kPanel; j += kWidth)
-    for (int64_t k = 0; k < depth; k += kPair * kWidth) {
-      const int64_t count = min(kPair * kWidth, depth - k);
+    for (int64_t k = 0; k < whole_depth(depth); k += kPair * kWidth) {
+      const int64_t count = max(0, min(kPair * kWidth, depth - k));
       vec rows[kWidth];  // of pairs
       for (int i = 0; i < kWidth; i++) {
         uvec row = {};
@@ -264,8 +376,8 @@ inline void pack_panel_transposed(const bfloat16* w, int64_t stride, int64_t col
         rows[i] = reinterpret_cast<vec>(row);
       }
       transpose(rows);
-      for (int64_t i = 0; i < ceil_div(count, kPair); i++)
-        *reinterpret_cast<pairs_in_memory*>(p + (k + kPair * i) * kPanel + kPair * j) = reinterpret_cast<uvec>(rows[i]);
+      for (int64_t i = 0; i < kWidth && k + kPair * i < whole_depth(depth); i++)
+        store_pairs(p + (k + kPair * i) * kPanel + kPair * j, reinterpret_cast<uvec>(rows[i]));
     }
 }
 #endif

@@ -25,31 +25,79 @@ inline Floats<const float> read_floats(const narrow* x, int64_t stride, int64_t 
   return {scratch, padded(columns)};
 }
 
-// And of scratch for their factors.
-inline int64_t scratch_of_factors(int64_t columns) { return kPair == 1 ? 0 : padded(columns) / kPair; }
+inline factor* factors(int64_t count, Workspace& workspace) {
+  return reinterpret_cast<factor*>(workspace.floats(ceil_div(count, kPair)));
+}
 
-// x [rows, columns] as products of factors want it; scratch [rows, padded(columns)] of them if they are narrow.
+// Zeros behind the `channels` of rows of A, which are a whole number of vectors, up to whole_depth(channels).
+inline void fill_depth(factor* a, int64_t a_stride, int64_t rows, int64_t channels) {
+  const int64_t filled = round_up(channels, kWidth), missing = whole_depth(channels) - filled;
+  if (missing > 0)
+    for (int64_t r = 0; r < rows; r++) memset(a + r * a_stride + filled, 0, missing * sizeof(factor));
+}
+
+// And of scratch for their factors.
+inline int64_t factors_of(int64_t columns) { return round_up(columns, max(kPanel, kDepthUnit)); }
+inline int64_t scratch_of_factors(int64_t columns) { return kPair == 1 ? 0 : factors_of(columns) / kPair; }
+
+// x [rows, columns], with zeros up to a whole vector, as products of factors want it; scratch [rows,
+// factors_of(columns)] of them if they are narrow.
 inline Floats<const float> as_factors(const float* x, int64_t stride, int64_t, int64_t, float*) { return {x, stride}; }
 template <class narrow>
 inline Floats<const narrow> as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns, narrow* scratch) {
+  const int64_t wide = factors_of(columns);
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < padded(columns); c += kWidth)
-      store(scratch + r * padded(columns) + c, load(x + r * stride + c));
-  return {scratch, padded(columns)};
+    for (int64_t c = 0; c < wide; c += kWidth)
+      store(scratch + r * wide + c, c < columns ? load(x + r * stride + c) : vec{});
+  return {scratch, wide};
 }
 
 // x [rows, columns] as a sum of products over its rows wants it: as it is, or rows r and r + 1 interleaved in scratch,
-// with zeros for the row that an odd number lacks.
+// with zeros for the rows that whole units of depth lack.
 inline Floats<const float> rows_as_factors(const float* x, int64_t stride, int64_t, int64_t, float*) {
   return {x, stride};
 }
 #if defined(DENSENET_FAST_PAIRS)
+// Rows r and r + 1, zero where x has no more.
+template <class number_t>
+DENSENET_FAST_INLINE uvec pairs_of_rows(const number_t* x, int64_t stride, int64_t r, int64_t rows) {
+  const vec first = r < rows ? load(x + r * stride) : vec{};
+  return pairs_of(first, r + 1 < rows ? load(x + (r + 1) * stride) : vec{});
+}
 inline Floats<const bfloat16> rows_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
                                               bfloat16* scratch) {
-  for (int64_t r = 0; r < rows; r += kPair, x += kPair * stride)
+  for (int64_t r = 0; r < whole_depth(rows); r += kPair)
     for (int64_t c = 0; c < padded(columns); c += kWidth)
-      store_pairs(scratch + r * padded(columns) + kPair * c, load(x + c), r + 1 < rows ? load(x + stride + c) : vec{});
+      store_pairs(scratch + r * padded(columns) + kPair * c, pairs_of_rows(x + c, stride, r, rows));
   return {scratch, padded(columns)};
+}
+#endif
+
+// And as the transposed operand of such a sum wants it: the same, or for tiles transposed.
+#if defined(DENSENET_FAST_TILES)
+// to [padded(columns)][deep], deep a multiple of whole units, with zeros behind the rows.
+template <class number_t>
+inline void transpose_factors(const number_t* x, int64_t stride, int64_t rows, int64_t columns, bfloat16* to,
+                              int64_t deep) {
+  for (int64_t c = 0; c < padded(columns); c += kWidth)
+    for (int64_t r = 0; r < deep; r += kPair * kWidth) {
+      vec pairs[kWidth];
+      for (int i = 0; i < kWidth; i++)
+        pairs[i] = reinterpret_cast<vec>(pairs_of_rows(x + c, stride, r + kPair * i, rows));
+      transpose(pairs);
+      for (int i = 0; i < kWidth; i++) store_pairs(to + (c + i) * deep + r, reinterpret_cast<uvec>(pairs[i]));
+    }
+}
+inline Floats<const bfloat16> columns_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
+                                                 bfloat16* scratch) {
+  const int64_t deep = whole_depth(rows);
+  transpose_factors(x, stride, rows, columns, scratch, deep);
+  return {scratch, deep};
+}
+#else
+inline Floats<const factor> columns_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
+                                               factor* scratch) {
+  return rows_as_factors(x, stride, rows, columns, scratch);
 }
 #endif
 

@@ -102,11 +102,11 @@ struct TransitionBackward {
 void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   constexpr int64_t kRowsTarget = 96, kChannels = 128, kStride = kChannels + kPanel;
   const int64_t C = op.C, K = op.K, Cp = padded(C), M = op.shape.N * (op.shape.H / 2) * (op.shape.W / 2);
-  const RowBlocks blocks(M, kRowsTarget, kRows);
+  const RowBlocks blocks(M, kRowsTarget, kHeight);
   const Parts parts(blocks.count);
   const TransitionBackward backward{op, Affine(op.norm, C, workspace), padded_copy(op.norm.mean, C, workspace)};
   const factor* packed = pack_inputs(op.weight, K, C, .25f, workspace);
-  const int64_t depth = round_up(K, kPair);
+  const int64_t depth = whole_depth(K);
   const int64_t v_size = blocks.block * kStride, a_size = blocks.block * kChannels, dw_size = K * Cp;
   const int64_t floats = v_size + a_size + blocks.block * scratch_of(K);
   const int64_t size = floats + blocks.block * scratch_of_factors(K);
@@ -115,6 +115,7 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
   PartialSums sums(parts.count, C, workspace);
 
   each_part(parts, [&](int64_t w, int64_t part) {
+    const TilesInUse tiles;
     float *v = scratch + w * size, *a = v + v_size, *my_dw = dw + part * dw_size;
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const int64_t row = blocks.begin(i), rows = blocks.size(i);
@@ -123,7 +124,8 @@ void transition_bwd(const TransitionBwd& op, Workspace& workspace) {
       float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
       for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {
         const int64_t channels = min(kChannels, Cp - c0);
-        Prefetcher prefetcher(Prefetcher::steps(rows, channels, K) + (dw ? Prefetcher::steps(K, channels, rows) : 0));
+        Prefetcher prefetcher(Prefetcher::steps_of_factors(rows, channels, K) +
+                              (dw ? Prefetcher::steps(K, channels, rows) : 0));
         const bool last = c0 + kChannels >= Cp;
         if (!last || i + 1 < parts.end(part)) {
           const int64_t next = last ? i + 1 : i, c = last ? 0 : c0 + kChannels, count = min(kChannels, C - c);

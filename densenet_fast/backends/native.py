@@ -1,7 +1,7 @@
 """The native backend: kernels in C++ (csrc/), registered by the compiled library when it is imported.
 
-In float32, bfloat16 and float16. For the CPU, AVX2, AVX-512 or portable kernels are chosen when the library is loaded;
-those for CUDA are there where it was built with nvcc.
+In float32, bfloat16 and float16. For the CPU, the best kernels that the processor runs are chosen when they are first
+used; those for CUDA are there where it was built with nvcc.
 """
 
 from .. import _C  # noqa: F401  (registers `densenet_fast::<op>.native`)

@@ -5,7 +5,7 @@ from . import Fault, contract
 MODES = contract("native and freeze_every_second", "test_modes.py")
 DROPOUT = contract("native and stock_layers", "test_dropout.py")
 STATISTICS, SUMS = "csrc/cpu/statistics.h", "csrc/cpu/sums.h"
-LOAD = "csrc/cpu/load.h"
+LOAD, TAPS = "csrc/cpu/load.h", "csrc/cpu/conv3x3_taps.h"
 OPERATIONS = "tests/native/test_operations.py"
 
 THREADS = ("tests/native/test_threads.py", "-k")
@@ -110,7 +110,7 @@ FAULTS = [
     ),
     Fault(
         "the taps of dweight not turned round",
-        "csrc/cpu/bn_relu_conv3x3_bwd.cpp",
+        "csrc/cpu/conv3x3_filters.h",
         "taps[8 - first - t]",
         "taps[first + t]",
         of("conv3x3_bwd"),
@@ -244,30 +244,30 @@ FAULTS = [
     Fault(
         "sums of bfloat16 rounded after each pass over the depth",
         "csrc/cpu/conv1x1_fwd.h",
-        "kPair), c0 > 0, &prefetcher);\n",
-        "kPair), c0 > 0, &prefetcher);\n      write_floats(sum, out, y.stride, rows, K);\n"
+        "whole_depth(depth), c0 > 0, &prefetcher);\n",
+        "whole_depth(depth), c0 > 0, &prefetcher);\n      write_floats(sum, out, y.stride, rows, K);\n"
         "      read_floats(out, y.stride, rows, K, mine + a_size);\n",
         of("integers", "bf16 and conv1x1_fwd"),
     ),
     Fault(
         "panels of an odd number of inputs overlap by half a pair",
         "csrc/cpu/conv1x1_fwd.h",
-        "packed + c0 * kPanel, round_up(C, kPair) * kPanel",
+        "packed + c0 * kPanel, whole_depth(C) * kPanel",
         "packed + c0 * kPanel, C * kPanel",
         of("integers", "bf16 and conv1x1_fwd"),
     ),
     Fault(
         "panels of an odd number of outputs overlap by half a pair",
         "csrc/cpu/bn_relu_conv1x1.cpp",
-        "packed + c * depth",
-        "packed + c * K",
+        "packed + c0 * depth, kPanel, depth * kPanel, rows",
+        "packed + c0 * depth, kPanel, K * kPanel, rows",
         of("integers", "bf16 and conv1x1_bwd"),
     ),
     Fault(
         "the row that an odd number lacks is read",
         "csrc/cpu/in_floats.h",
-        "r + 1 < rows ? load(x + stride + c) : vec{}",
-        "load(x + stride + c)",
+        "r + 1 < rows ? load(x + (r + 1) * stride) : vec{}",
+        "load(x + (r + 1) * stride)",
         of("integers", "bf16 and conv1x1_bwd"),
     ),
     Fault(
@@ -276,5 +276,61 @@ FAULTS = [
         "rounded(second, bfloat16{}), uvec) << 16;",
         "rounded(second, bfloat16{}), uvec);",
         of("integers", "bf16 and conv1x1_bwd"),
+    ),
+    Fault(
+        "the depth that tiles multiply not filled with zeros",
+        "csrc/cpu/in_floats.h",
+        "if (missing > 0)",
+        "if (missing > 256)",
+        of("integers", "bf16 and conv1x1_fwd"),
+    ),
+    Fault(
+        "the lower tiles of rows are the upper ones",
+        "csrc/cpu/gemm.h",
+        "tile_load<5>(a + kTileRows * a_row, a_bytes)",
+        "tile_load<5>(a, a_bytes)",
+        ("tests/native/test_amx.py", "-k", "trial"),
+    ),
+    Fault(
+        "rows of d transposed for tiles beyond the last",
+        "csrc/cpu/in_floats.h",
+        "pairs_of_rows(x + c, stride, r + kPair * i, rows)",
+        "pairs_of_rows(x + c, stride, r + kPair * i, deep)",
+        of("integers", "bf16 and conv1x1_bwd"),
+    ),
+    Fault(
+        "rows of taps taken for columns",
+        TAPS,
+        "return t / 3 * step + t % 3;",
+        "return t % 3 * step + t / 3;",
+        of("integers", "bf16 and conv3x3_fwd"),
+    ),
+    Fault(
+        "the pixel between two rows is none of zeros",
+        TAPS,
+        "(inside ? 1 : step) * stride",
+        "(inside ? 0 : step) * stride",
+        of("integers", "bf16 and conv3x3_fwd"),
+    ),
+    Fault(
+        "what is no pixel counts for the weight gradient",
+        TAPS,
+        "store(a + (row + i) * kPanel + c, activated);",
+        "if (at >= 0) store(a + (row + i) * kPanel + c, activated);",
+        of("integers", "bf16 and conv3x3_bwd"),
+    ),
+    Fault(
+        "taps of the weight gradient not flipped",
+        TAPS,
+        "gemm_tn(transposed + chunks.tap(t)",
+        "gemm_tn(transposed + chunks.tap(8 - t)",
+        of("integers", "bf16 and conv3x3_bwd"),
+    ),
+    Fault(
+        "tiles that the system does not permit",
+        "csrc/amx.cpp",
+        "if (const int error = sources.ask_permission())",
+        "if (const int error = sources.ask_permission() * 0)",
+        ("tests/native/test_amx.py", "-k", "offer"),
     ),
 ]

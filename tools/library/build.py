@@ -21,15 +21,21 @@ SETUPTOOLS = "setuptools>=77"  # reads pyproject.toml's licence
 # Instruction sets and types of the activations of the kernels in csrc/cpu, each pair compiled into a namespace of its
 # own; csrc/dispatch.cpp chooses.
 _PAIRS = "-DDENSENET_FAST_PAIRS"  # products of pairs of bfloat16
-_FLAG = "-mavx512bf16"  # which older compilers do not know
-INSTRUCTION_SETS: dict[str, list[str]] = {"portable": [], "portable_bf16": [_PAIRS]}
+_TILES = "-DDENSENET_FAST_TILES"  # and these by tiles
+_BF16, _AMX = "-mavx512bf16", ["-mamx-tile", "-mamx-bf16"]  # which older compilers do not know
+INSTRUCTION_SETS: dict[str, list[str]] = {
+    "portable": [],
+    "portable_bf16": [_PAIRS],
+    "portable_amx_bf16": [_PAIRS, _TILES],
+}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = [
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"),
         "-mprefer-vector-width=512",
     ]
-    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], _FLAG, _PAIRS]
+    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], _BF16, _PAIRS]
+    INSTRUCTION_SETS["amx_bf16"] = [*INSTRUCTION_SETS["avx512_bf16"], *_AMX, _TILES]
 ELEMENTS = {
     name: ["bfloat16"] if _PAIRS in flags else ["float", "bfloat16", "float16"]
     for name, flags in INSTRUCTION_SETS.items()
@@ -167,8 +173,9 @@ def _cxx(*flags: str) -> tuple[str, ...]:
 
 
 def instruction_sets() -> dict[str, list[str]]:
-    """Those that the compiler knows: g++ has AVX512-BF16 since version 10."""
-    return {name: flags for name, flags in INSTRUCTION_SETS.items() if _FLAG not in flags or _takes(_FLAG)}
+    """Those that the compiler knows: g++ has AVX512-BF16 since version 10, AMX since 11."""
+    unknown = {flag for flag in (_BF16, *_AMX) if not _takes(flag)} if "avx512" in INSTRUCTION_SETS else set()
+    return {name: flags for name, flags in INSTRUCTION_SETS.items() if unknown.isdisjoint(flags)}
 
 
 @cache
@@ -247,7 +254,7 @@ def _compile_rest(torch: Torch, version: str, cuda: Cuda | None, folder: Path) -
     command = _cxx(
         *(f'-DDENSENET_FAST_{name}="{fact}"' for name, fact in facts.items()),
         "-DPy_LIMITED_API=0x030A0000",  # csrc/module.cpp keeps to that of Python 3.10
-        *(["-DDENSENET_FAST_AVX512_BF16"] if "avx512_bf16" in instruction_sets() else []),
+        *(f"-DDENSENET_FAST_{name.upper()}" for name in ("avx512_bf16", "amx_bf16") if name in instruction_sets()),
         *(["-DUSE_CUDA"] if cuda is not None else []),  # PyTorch's own name: the stable ABI shows its CUDA part
         *("-isystem", str(torch.folder / "include"), f"-I{surroundings.python_headers()}"),
     )
