@@ -34,9 +34,13 @@ def _stem_fwd(a: Arguments, grid: Grid) -> list[Access]:
 
 
 def _stem_bwd(a: Arguments, grid: Grid) -> list[Access]:
-    """Of four pixels, 25 loads to find the maxima again and four more; nine of the windows' gradients."""
-    pixels = a["M"] // (a["P"] * a["Q"]) * a["H"] * a["W"]
-    x, dy = Access("x", pixels * a["C"], repeats=29 / 4), Access("dy", a["M"] * a["C"], repeats=9)
+    """A step loads twelve pixels for four, and two of the windows' gradients; two steps come before a program's own."""
+    if "M" in a:  # an older one: 25 loads to find the maxima again and four more; nine of the windows' gradients
+        pixels, windows, of_x, of_dy = a["M"] // (a["P"] * a["Q"]) * a["H"] * a["W"], a["M"], 29 / 4, 9.0
+    else:
+        pixels, windows, steps = a["count"], a["columns"] * a["P"], 1 + 2 * (grid[2] - 1) / a["P"]
+        of_x, of_dy = 12 / 4 * steps, 2 * steps
+    x, dy = Access("x", pixels * a["C"], repeats=of_x), Access("dy", windows * a["C"], repeats=of_dy)
     return [x, dy, Access("dx", pixels * a["C"], written=True)]
 
 
@@ -93,7 +97,7 @@ ROWS: dict[str, Callable[[Arguments, Grid], tuple[int, int]]] = {
     "bn_relu_conv3x3_dgrad_kernel": lambda a, grid: (cdiv(a["M"], a["BLOCK_M"]), a["C"]),
     "channel_stats_kernel": lambda a, grid: (grid[0], a["C"]),
     "stem_fwd_kernel": lambda a, grid: (grid[0], a["C"]),
-    "stem_bwd_kernel": lambda a, grid: (grid[1], a["C"]),
+    "stem_bwd_kernel": lambda a, grid: (grid[1] * grid[2], a["C"]),
     "transition_fwd_kernel": lambda a, grid: (grid[0], a["K"]),
     "transition_dgrad_kernel": lambda a, grid: (grid[0], a["C"]),
     "head_bwd_kernel": lambda a, grid: (grid[1], a["C"]),

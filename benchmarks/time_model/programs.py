@@ -33,6 +33,12 @@ def _tiles_of_split(a: Arguments, grid: tuple[int, int, int]) -> int:
     return cdiv(cdiv(a["M"], a["BLOCK_M"]), grid[1])
 
 
+def _stem_bwd(a: Arguments, grid: tuple[int, int, int]) -> int:
+    if "M" in a:  # an older one, whose programs have tiles
+        return _tiles_of_split(a, grid)
+    return min(a["depth"] + 2 * (grid[2] > 1), a["P"] + 1)
+
+
 # How often a program goes through its own loop, or its own loops.
 TRIPS: dict[str, Callable[[Arguments, tuple[int, int, int]], int]] = {
     "bn_relu_conv1x1_fwd_kernel": lambda a, grid: cdiv(a["C"], a["BLOCK_C"]),
@@ -45,7 +51,7 @@ TRIPS: dict[str, Callable[[Arguments, tuple[int, int, int]], int]] = {
     "transition_wgrad_kernel": lambda a, grid: cdiv(cdiv(a["Q"], a["BLOCK_M"]), grid[2]),
     "head_fwd_kernel": lambda a, grid: cdiv(a["pixels"], a["BLOCK_M"]),
     "head_bwd_kernel": _tiles_of_split,
-    "stem_bwd_kernel": _tiles_of_split,
+    "stem_bwd_kernel": _stem_bwd,
     "merge_stats_kernel": lambda a, grid: cdiv(a.get("R", a.get("T")), a.get("BLOCK_R", a.get("BLOCK_T"))),
     "finish_bwd_kernel": lambda a, grid: cdiv(a["R"], a["BLOCK_R"]),
     "sum_weight_kernel": lambda a, grid: cdiv(a["splits"], SPLITS),

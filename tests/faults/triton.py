@@ -290,6 +290,27 @@ FAULTS = [
         kernel("stem"),
     ),
     Fault(
+        "a stem's row without the gradients of the windows above",
+        f"{FOLDER}/stem.py",
+        "v += begun[j]",
+        "v += 0.0",
+        kernel("stem"),
+    ),
+    Fault(
+        "a stem's program that begins one step late",
+        f"{FOLDER}/stem.py",
+        "tl.maximum(begin - 2, 0)",
+        "tl.maximum(begin - 1, 0)",
+        kernel("stem"),
+    ),
+    Fault(
+        "a stem's row below the image among the windows",
+        f"{FOLDER}/stem.py",
+        'tl.where(p * 2 + 1 < H, lower[right], float("-inf"))',
+        "lower[right]",
+        kernel("stem"),
+    ),
+    Fault(
         "the head's average over whole tiles",
         f"{FOLDER}/head.py",
         "(values - shift[None, :]) * scale[None, :] + b[None, :]), 0.0)",

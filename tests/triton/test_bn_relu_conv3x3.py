@@ -37,8 +37,9 @@ VARIANTS = [
     ("plain_fwd", {}),
     ("plain_bwd", {"drop_rate": 0.3, "affine": False}),
 ]
-# What a machine other than INTERPRETER would be given: fewer taps and shorter strips.
+# What a machine other than INTERPRETER would be given: fewer taps and shorter strips, or strips of one pixel.
 OTHERS = [(name, {}, Geometry(1, 6, 9, 1, 160, 40), "bfloat16", Device(80, 5)) for name, _ in (FORWARD, BACKWARD)]
+OTHERS += [(name, {}, WIDE, "bfloat16", Device(90, 132)) for name in ("conv3x3_fwd", "plain_fwd")]
 CASES = [
     *((*variant, geometry, "float32", None) for variant in (FORWARD, BACKWARD) for geometry in GEOMETRIES),
     *((*variant, SMALL, form, None) for variant in VARIANTS for form in FORMATS),

@@ -67,6 +67,15 @@ def test_conv3x3_forward_reads_a_strip_once(architecture, size):
     assert asked <= 3 * 6 / 4
 
 
+@pytest.mark.parametrize(("size", "strip"), [(56, 4), (28, 4), (14, 1), (7, 1)])
+def test_conv3x3_forward_of_few_programs_has_strips_of_one_pixel(size, strip):
+    """At batch 32, where 28 and 7 programs of four pixels would leave most of 132 multiprocessors empty."""
+    net = plans.Net(32, size, STAGES[size][0], G, None, layers=1)
+    forward, _ = plans.step(net, plans.DEVICES[90], plans.FORMS["bf16"], train=True)
+    (launch,) = (found for found in forward if found.kernel.fn.__name__ == "bn_relu_conv3x3_fwd_kernel")
+    assert launch.arguments["STRIP"] == strip
+
+
 @pytest.mark.parametrize("size", STAGES)
 @pytest.mark.parametrize("architecture", plans.DEVICES)
 def test_conv3x3_backward(architecture, size):

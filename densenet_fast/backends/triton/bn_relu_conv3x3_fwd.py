@@ -139,6 +139,9 @@ def conv3x3(
     # As many accumulators as fit in registers, or in tensor memory.
     narrow = tile.outputs <= 32 or tiles.family(plan.device) == 90
     strip = 1 if plan.kind == tiles.FP32 or not in_words else 4 if narrow else 2
+    programs = cdiv(check.N * check.H * cdiv(check.W, strip), tile.pixels)
+    if tile.outputs <= 32 and programs * strip < plan.device.processors:
+        strip = 1  # so few programs that there is a multiprocessor for each pixel's
     per_row = cdiv(check.W, strip)
     strips = check.N * check.H * per_row
     grid = cdiv(strips, tile.pixels), cdiv(growth, tile.outputs)

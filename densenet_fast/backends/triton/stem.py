@@ -18,22 +18,16 @@ from .plan import Planner, planned
 
 @triton.jit
 def load_activated(
-    x,  # [N*H*W, C] from a tile's first pixel on
-    pixel,  # [BLOCK_M] rows of x from there
-    inside,  # [BLOCK_M] which of them are in the image
-    c,  # [BLOCK_C]
-    C,
-    x_stride,
+    x_at,  # [BLOCK_M, BLOCK_C] addresses
+    mask,  # [BLOCK_M, BLOCK_C] which of them are read
     shift,  # [BLOCK_C]
     scale,  # [BLOCK_C]
     b,  # [BLOCK_C]
 ):
-    """relu(bn(x)) rounded, -inf outside the image; and x - mean. [BLOCK_M, BLOCK_C], float32."""
-    mask = inside[:, None] & (c < C)[None, :]
-    values = tl.load(x + pixel[:, None] * x_stride + c[None, :], mask=mask, other=0.0)
+    """relu(bn(x)) rounded; and x - mean. [BLOCK_M, BLOCK_C], float32."""
+    values = tl.load(x_at, mask=mask, other=0.0)
     centred = values.to(tl.float32) - shift[None, :]
-    activated = relu(centred * scale[None, :] + b[None, :]).to(values.dtype).to(tl.float32)
-    return tl.where(mask, activated, float("-inf")), centred
+    return relu(centred * scale[None, :] + b[None, :]).to(values.dtype).to(tl.float32), centred
 
 
 @triton.jit
@@ -72,8 +66,10 @@ def stem_fwd_kernel(
     for i in tl.static_range(3):
         for j in tl.static_range(3):
             inside = (start + m < M) & (h + i >= 1) & (h + i <= H) & (w + j >= 1) & (w + j <= W)
-            at = pixel + (i - 1) * W + j - 1
-            value, _ = load_activated(x + row_offset(first, x_stride), at, inside, c, C, x_stride, shift, scale, b)
+            at = (pixel + (i - 1) * W + j - 1)[:, None] * x_stride + c[None, :]
+            mask = inside[:, None] & (c < C)[None, :]
+            value, _ = load_activated(x + row_offset(first, x_stride) + at, mask, shift, scale, b)
+            value = tl.where(mask, value, float("-inf"))
             best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
     n = tl.minimum(M - start, BLOCK_M)
     mask = (m < n)[:, None] & (c < C)[None, :]
@@ -117,6 +113,40 @@ def stem_fwd(plan: Planner, x: Tensor, norm: Norm, y: Tensor, stats: Tensor | No
 
 
 @triton.jit
+def row_maxima(
+    x_at,  # [BLOCK_M, BLOCK_C] addresses of a row's pixels 2q
+    inside,  # [BLOCK_M] whether the image has them
+    w,  # [BLOCK_M] 2q
+    W,
+    c,  # [BLOCK_C]
+    C,
+    x_stride,
+    shift,  # [BLOCK_C]
+    scale,  # [BLOCK_C]
+    b,  # [BLOCK_C]
+):
+    """Of the three pixels that the row has of each of the windows q and q + 1: their maximum, -inf outside the image,
+    and its place (0 to 2); x - mean of the pixels 2q and 2q + 1. Pairs of [BLOCK_M, BLOCK_C]."""
+    zeros = tl.zeros(x_at.shape, dtype=tl.float32)
+    maxima, places, centred = (zeros,) * 2, (zeros.to(tl.int32),) * 2, (zeros,) * 2
+    for j in tl.static_range(5):  # columns 2q - 1 + j
+        mask = (inside & (w + j >= 1) & (w + j <= W))[:, None] & (c < C)[None, :]
+        value, deviation = load_activated(x_at + (j - 1) * x_stride, mask, shift, scale, b)
+        if j % 2 == 0:  # the others are the windows' middle columns: there are those or no window
+            value = tl.where(mask, value, float("-inf"))
+        if j == 1 or j == 2:
+            centred = replaced(centred, j - 1, deviation)
+        for right in tl.static_range(max(j - 1, 0) // 2, min(j // 2, 1) + 1):  # windows q + right have the column
+            if j == 2 * right:
+                maxima = replaced(maxima, right, value)
+            else:
+                taken = (value > maxima[right]) | (value != value)
+                maxima = replaced(maxima, right, tl.where(taken, value, maxima[right]))
+                places = replaced(places, right, tl.where(taken, j - 2 * right, places[right]))
+    return maxima, places, centred
+
+
+@triton.jit
 def stem_bwd_kernel(
     dy,  # [N*P*Q, C]
     x,  # [N*H*W, C]
@@ -130,7 +160,9 @@ def stem_bwd_kernel(
     arrivals,
     a,  # [C] added to, or None
     b,  # [C] added to, or None
-    M,  # N * P * Q
+    columns,  # N * Q
+    depth,  # rows of windows for each program, of P + 1
+    count,  # N * H * W
     H,
     W,
     P,
@@ -142,60 +174,70 @@ def stem_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One program for BLOCK_C channels and every splits-th tile of quads.
+    """One program for BLOCK_C channels and BLOCK_M columns of windows, `depth` rows of them from top to bottom.
 
-    Quad (p, q), the pixels 2p, 2p + 1 by 2q, 2q + 1, has its gradients from the windows p, p + 1 by q, q + 1, whose
-    maxima are found again among the 5x5 pixels they cover.
+    Each step finds the maxima of the windows (p, q) and (p, q + 1) again, whose rows of pixels are 2p - 1, 2p and
+    2p + 1. With them the gradients of the pixels of the first two, in the columns 2q and 2q + 1, are complete. The last
+    is the first of the next step, which takes over its maxima and what its gradients have so far. Two steps before the
+    program's own provide these.
     """
-    split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m = tl.arange(0, BLOCK_M)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = m < columns
+    n, q = m // Q, m % Q
     shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
-    for start in range(split * BLOCK_M, M, tl.num_programs(1) * BLOCK_M):
-        exists = start + m < M
-        row = (start + m) // Q
-        p, q = row % P, (start + m) % Q
-        first = (start // Q // P * H + start // Q % P * 2) * W
-        pixel = (row // P * H + p * 2) * W + q * 2 - first
-        x_at = x + row_offset(first, x_stride)
-        best = (tl.full((BLOCK_M, BLOCK_C), float("-inf"), dtype=tl.float32),) * 4
-        position = (tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.int32),) * 4
-        for i in tl.static_range(5):  # rows 2p - 1 + i
-            for j in tl.static_range(5):
-                h, w = p * 2 + i, q * 2 + j
-                inside = exists & (h >= 1) & (h <= H) & (w >= 1) & (w <= W)
-                at = pixel + (i - 1) * W + j - 1
-                value, _ = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, offset)
-                for down in tl.static_range(max(i - 1, 0) // 2, min(i // 2, 1) + 1):  # windows p + down cover row i
-                    for right in tl.static_range(max(j - 1, 0) // 2, min(j // 2, 1) + 1):
-                        taken = (value > best[2 * down + right]) | (value != value)
-                        greater = tl.where(taken, value, best[2 * down + right])
-                        best = replaced(best, 2 * down + right, greater)
-                        here = tl.where(taken, (i - 2 * down) * 3 + j - 2 * right, position[2 * down + right])
-                        position = replaced(position, 2 * down + right, here)
-        for i in tl.static_range(2):
+    dy_at = dy + row_offset(n * P * Q + q, dy_stride)[:, None] + c[None, :]
+    x_at = x + row_offset(n * H * W + q * 2, x_stride)[:, None] + c[None, :]
+    dx_at = dx + row_offset(n * H * W + q * 2, dx_stride)[:, None] + c[None, :]
+    zeros = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+    sum_v, sum_vx = zeros, zeros
+    upper, upper_places, begun = (zeros - float("inf"),) * 2, (zeros.to(tl.int32),) * 2, (zeros,) * 2
+    begin = tl.program_id(2) * depth
+    for p in range(tl.maximum(begin - 2, 0), tl.minimum(begin + depth, P + 1)):
+        row = x_at + row_offset(p * 2 * W, x_stride)
+        inside = exists & (p < P)
+        middle, middle_places, centred = row_maxima(row, inside, q * 2, W, c, C, x_stride, shift, scale, offset)
+        row += row_offset(W, x_stride)
+        inside = exists & (p * 2 + 1 < H)
+        lower, lower_places, _ = row_maxima(row, inside, q * 2, W, c, C, x_stride, shift, scale, offset)
+        gradients, positions, waiting = (zeros,) * 2, (zeros.to(tl.int32),) * 2, (zeros,) * 2
+        for right in tl.static_range(2):
+            taken = (middle[right] > upper[right]) | (middle[right] != middle[right])
+            best = tl.where(taken, middle[right], upper[right])
+            position = tl.where(taken, middle_places[right] + 3, upper_places[right])
+            lower = replaced(lower, right, tl.where(p * 2 + 1 < H, lower[right], float("-inf")))
+            taken = (lower[right] > best) | (lower[right] != lower[right])
+            best = tl.where(taken, lower[right], best)
+            positions = replaced(positions, right, tl.where(taken, lower_places[right] + 6, position))
+            mask = (exists & (p < P) & (q + right < Q))[:, None] & (c < C)[None, :]
+            gradient = tl.load(dy_at + row_offset(p * Q, dy_stride) + right * dy_stride, mask=mask, other=0.0)
+            passed = tl.where(best <= 0.0, 0.0, gradient.to(tl.float32))  # NaN's gradient, too, as in PyTorch
+            gradients = replaced(gradients, right, passed)
+        for i in tl.static_range(3):
             for j in tl.static_range(2):
-                v = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
-                for down in tl.static_range(i + 1):
-                    for right in tl.static_range(j + 1):
-                        mask = (exists & (p + down < P) & (q + right < Q))[:, None] & (c < C)[None, :]
-                        window = m + down * Q + right
-                        dy_at = dy + row_offset(start, dy_stride) + window[:, None] * dy_stride + c[None, :]
-                        chosen = position[2 * down + right] == (i + 1 - 2 * down) * 3 + j + 1 - 2 * right
-                        v += tl.where(chosen, tl.load(dy_at, mask=mask, other=0.0).to(tl.float32), 0.0)
-                inside = exists & (p * 2 + i < H) & (q * 2 + j < W)
-                at = pixel + i * W + j
-                value, centred = load_activated(x_at, at, inside, c, C, x_stride, shift, scale, offset)
-                v = tl.where(value <= 0.0, 0.0, v)  # passes NaN's gradient, as PyTorch
-                dx_at = dx + row_offset(first, dx_stride) + at[:, None] * dx_stride + c[None, :]
-                written = inside[:, None] & (c < C)[None, :]
-                tl.store(dx_at, (scale[None, :] * v).to(dx.dtype.element_ty), mask=written)
-                sum_v += tl.sum(v, 0)
-                sum_vx += tl.sum(v * centred, 0)
-    rows, slab, count, exists = tl.num_programs(1), tl.program_id(0), M // (P * Q) * H * W, c < C
-    finish_norm(into, arrivals, a, b, split, rows, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C)
+                v = tl.where(positions[0] == 3 * i + j + 1, gradients[0], 0.0)
+                if j == 1:
+                    v += tl.where(positions[1] == 3 * i, gradients[1], 0.0)
+                if i == 2:
+                    waiting = replaced(waiting, j, v)
+                else:
+                    h = p * 2 - 1 + i
+                    mask = (exists & (p >= begin) & (h >= 0) & (h < H) & (q * 2 + j < W))[:, None] & (c < C)[None, :]
+                    deviation = centred[j]
+                    if i == 0:  # to load x again takes less than to keep it
+                        v += begun[j]
+                        again = tl.load(x_at + row_offset(h * W + j, x_stride), mask=mask, other=0.0)
+                        deviation = again.to(tl.float32) - shift[None, :]
+                    dx_row = dx_at + row_offset(h * W + j, dx_stride)
+                    tl.store(dx_row, (scale[None, :] * v).to(dx.dtype.element_ty), mask=mask)
+                    sum_v += v
+                    sum_vx += v * deviation
+        sum_v, sum_vx = tl.where(p < begin, 0.0, sum_v), tl.where(p < begin, 0.0, sum_vx)
+        upper, upper_places, begun = lower, lower_places, waiting
+    part = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    parts, slab, exists = tl.num_programs(1) * tl.num_programs(2), tl.program_id(0), c < C
+    sum_v, sum_vx = tl.sum(sum_v, 0), tl.sum(sum_vx, 0)
+    finish_norm(into, arrivals, a, b, part, parts, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C)
 
 
 @planned("stem_bwd")
@@ -205,19 +247,23 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
     height, width = (check.H + 1) // 2, (check.W + 1) // 2
     dy_stride = check.image("dy", dy, check.C, height, width)
     dx_stride = check.image("dx", dx, check.C)
-    quads, slabs = check.N * height * width, cdiv(check.C, 64)
-    splits = tiles.splits(plan.device, slabs, quads, 16, quads, resident=8)
-    into = sums_into(plan, dnorm, splits, slabs)
+    columns, slabs = check.N * width, cdiv(check.C, 64)
+    strips, steps = cdiv(columns, 8), height + 1  # the last for the last row of pixels, if that is odd
+    depth = cdiv(steps, tiles.splits(plan.device, slabs * strips, steps, 8, steps, resident=4))
+    grid = slabs, strips, cdiv(steps, depth)
+    into = sums_into(plan, dnorm, grid[1] * grid[2], slabs)
     plan.launch(
         stem_bwd_kernel,
-        (slabs, splits),
+        grid,
         num_warps=8,
         dy=dy,
         x=x,
         **norm._asdict(),
         dx=dx,
         **into,
-        M=quads,
+        columns=columns,
+        depth=depth,
+        count=check.M,
         H=check.H,
         W=check.W,
         P=height,
@@ -226,7 +272,7 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
         dy_stride=dy_stride,
         x_stride=check.stride,
         dx_stride=dx_stride,
-        BLOCK_M=16,
+        BLOCK_M=8,
         BLOCK_C=64,
     )
     finish_bwd(plan, norm, check.M, **into)
