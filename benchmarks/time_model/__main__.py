@@ -1,17 +1,22 @@
-"""python -m benchmarks.time_model MODEL IMAGE BATCH[,BATCH] DTYPE [--against CHECKOUT] [--save]"""
+"""python -m benchmarks.time_model MODEL IMAGE BATCH[,BATCH] DTYPE [--backend native] [--against CHECKOUT] [--save]"""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import checkouts
 from ..table import Table
-from . import measured, plans
+from . import measured, native, plans
 from .measured import Correction
-from .model import Line, lines, total
+from .model import TRITON, Backend, Line, lines, total
 
-RESULTS = Path(__file__).parents[1] / "results" / "time_model.json"
+RESULTS = Path(__file__).parents[1] / "results"
+# Whose launches, the file of the results, how they are planned and modelled.
+BACKENDS: dict[str, tuple[str, str, Callable[..., Any], Backend]] = {
+    "triton": ("Triton's", "time_model.json", plans.step, TRITON),
+    "native": ("the native", "time_model_native.json", native.plans.step, native.NATIVE),
+}
 COLUMNS = ("ms", "programs", "DRAM", "L2", "tensor", "shared", "issue")  # of `Bounds`: the time first
 TELLS = """\
 ms: modelled time, of each launch the longest of programs, DRAM and L2, and the way to the next launch. programs: on the
@@ -74,24 +79,26 @@ def main() -> None:
     parser.add_argument("image", type=int)
     parser.add_argument("batches", help="one, or several with commas between them")
     parser.add_argument("dtype", help="bfloat16, float16 or float32")
+    parser.add_argument("--backend", choices=BACKENDS, default="triton")
     parser.add_argument("--against", type=Path, help="another checkout of this repository")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/time_model.json")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/time_model*.json")
     options = parser.parse_args()
+    whose, file, step, backend = BACKENDS[options.backend]
     saved = {}
     for batch in map(int, options.batches.split(",")):
         settings = {"model": options.model, "image": options.image, "batch": batch, "dtype": options.dtype}
         trees = checkouts.here_and(options.against)
-        found = {name: lines(plans.step(tree, **settings)) for name, tree in trees.items()}
-        known = measured.find(settings)
+        found = {name: lines(step(tree, **settings), backend) for name, tree in trees.items()}
+        known = measured.find(settings, options.backend)
         correction = measured.correct(known, found["here"]) if known else None
-        step = f"a training step of {batch} images, {options.image} on a side, {options.dtype}"
-        print(f"{options.model}, {step}: Triton's launches on an H200")
+        training = f"a training step of {batch} images, {options.image} on a side, {options.dtype}"
+        print(f"{options.model}, {training}: {whose} launches on an H200")
         print(f"A model and no measurement; {_told(correction)}.\n")
         print(table(found["here"], found.get("there"), correction).text(), end="\n\n")
         saved[f"{options.model} {options.image} {batch} {options.dtype}"] = {n: _raw(each) for n, each in found.items()}
     print(TELLS)
     if options.save:
-        checkouts.save(RESULTS, options.against, milliseconds=saved)
+        checkouts.save(RESULTS / file, options.against, milliseconds=saved)
 
 
 def _told(correction: Correction | None) -> str:

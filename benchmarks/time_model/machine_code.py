@@ -7,12 +7,13 @@ bits 105 to 125 hold it (Jia et al. 2018, arXiv:1804.06826, section 2.1).
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 LINE = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;\s+/\* 0x[0-9a-f]{16} \*/")
 SECOND_HALF = re.compile(r"\s+/\* 0x([0-9a-f]{16}) \*/")
-LABEL = re.compile(r"\s*(\.L_x_\d+):")
-PREDICATE = re.compile(r"@!?U?P\w+\s+")
+LABEL = re.compile(r"\s*([.$][\w$]+):")
+PREDICATE = re.compile(r"@(!?U?P\w+)\s+")
 BRANCH = re.compile(r"BRA(?:\.\w+)?\s+(.*)`\((\.L_x_\d+)\)")
 NO_BARRIER = 7
 
@@ -25,6 +26,7 @@ class Instruction(NamedTuple):
     read: int  # while operands are still read
     waits: int  # mask of barriers
     target: int | None = None  # of a branch: an instruction's place
+    guard: str = ""  # its predicate
 
     @property
     def name(self) -> str:
@@ -42,6 +44,7 @@ Trips = Mapping[Loop, int]  # how often a program goes through a loop
 class Code(NamedTuple):
     instructions: list[Instruction]
     loops: list[Loop]  # in the order in which they lie there
+    labels: Mapping[str, int] = MappingProxyType({})  # places by name
 
 
 def parse(text: str) -> Code:
@@ -63,15 +66,17 @@ def parse(text: str) -> Code:
     for i, name in targets.items():
         found[i] = found[i]._replace(target=labels[name])
     backward = ((i.target, last) for last, i in enumerate(found) if i.target is not None and i.target < last)
-    return Code(found, sorted(Loop(first, last) for first, last in backward if first is not None))
+    return Code(found, sorted(Loop(first, last) for first, last in backward if first is not None), labels)
 
 
 def _instruction(text: str, control: int) -> Instruction:
-    body = PREDICATE.sub("", text, count=1)
+    guard = PREDICATE.match(text)
+    body = text[guard.end() :] if guard else text
     branch = BRANCH.search(body)
     conditional = body != text or bool(branch and branch[1].strip())  # a uniform predicate is an operand
     fields = control & 15, control >> 5 & 7, control >> 8 & 7, control >> 11 & 63
-    return Instruction("NOP" if text.startswith("@!PT ") else body, conditional, *fields)
+    name = "NOP" if text.startswith("@!PT ") else body
+    return Instruction(name, conditional, *fields, None, guard[1] if guard else "")
 
 
 def trace(code: Code, trips: Trips) -> list[int]:

@@ -31,8 +31,8 @@ class Correction(NamedTuple):
         return sum(time * self.factors.get(operation, 1.0) for operation, time in line.by_operation.items())
 
 
-def find(settings: dict[str, Any], root: Path = results.ROOT) -> Measured | None:
-    """The newest results of these settings (model, image, batch, dtype) from a GPU, if there are any."""
+def find(settings: dict[str, Any], backend: str, root: Path = results.ROOT) -> Measured | None:
+    """A backend's newest results of these settings (model, image, batch, dtype) from a GPU, if there are any."""
     found = [
         contents
         for contents in results.read(root)
@@ -41,7 +41,7 @@ def find(settings: dict[str, Any], root: Path = results.ROOT) -> Measured | None
         and contents["settings"].items() >= settings.items()
     ]
     for contents in sorted(found, key=lambda contents: contents["machine"]["date"], reverse=True):
-        records = [r for r in contents["records"] if r["variant"] == "triton" and r["seconds"]]
+        records = [r for r in contents["records"] if r["variant"] == backend and r["seconds"]]
         if records:
             machine = contents["machine"]
             where = f"{machine['model']}, {machine['date']}, commit {machine['commit']}"

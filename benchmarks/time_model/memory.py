@@ -6,13 +6,13 @@ apart read the same; through the L2 cache goes what all programs ask for, and we
 stay there. Vectors of channels are left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from tests.triton.traffic import KERNELS, Access, Grid
 
 from . import device
-from .plans import Operand, Planned
+from .plans import Planned
 
 Arguments = dict[str, Any]
 FLOAT32 = 4
@@ -110,21 +110,26 @@ ROWS: dict[str, Callable[[Arguments, Grid], tuple[int, int]]] = {
 def moved(launch: Planned) -> Moved:
     a, grid = launch.arguments, launch.grid
     accesses = ACTIVATIONS[launch.kernel](a, grid) if launch.kernel in ACTIVATIONS else []
-    read = [access for access in accesses if not access.written]
-    asked = sum(access.elements * access.repeats for access in read)
-    new = sum(access.elements for access in read) / asked if asked else 1.0
-    dram = through = 0
-    for access in accesses:
-        tensor: Operand = a[access.tensor]
-        size = access.elements * tensor.itemsize
-        dram += size * (1 if access.reach <= device.PROCESSORS else access.programs)
-        through += round(size * access.programs * access.repeats)
+    more = FLOAT32 * _added(a)
     if launch.kernel in WEIGHTS:
-        through += WEIGHTS[launch.kernel](a) * a["weight"].itemsize * launch.programs
+        more += WEIGHTS[launch.kernel](a) * a["weight"].itemsize * launch.programs
     if launch.kernel in ROWS:
         rows, columns = ROWS[launch.kernel](a, grid)
-        through += 2 * FLOAT32 * rows * columns
-    return Moved(dram, through + FLOAT32 * _added(a), new)
+        more += 2 * FLOAT32 * rows * columns
+    return summed(((access, a[access.tensor].itemsize) for access in accesses), more)
+
+
+def summed(accesses: Iterable[tuple[Access, int]], more: int) -> Moved:
+    """Of accesses with the bytes of their elements, and more bytes that go through the L2 cache alone."""
+    dram, through, asked, new = 0, more, 0.0, 0
+    for access, itemsize in accesses:
+        size = access.elements * itemsize
+        dram += size * (1 if access.reach <= device.PROCESSORS else access.programs)
+        through += round(size * access.programs * access.repeats)
+        if not access.written:
+            asked += access.elements * access.repeats
+            new += access.elements
+    return Moved(dram, through, new / asked if asked else 1.0)
 
 
 def _added(a: Arguments) -> int:

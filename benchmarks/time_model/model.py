@@ -1,7 +1,7 @@
 """The time of a launch: what its programs take on the busiest multiprocessor, or longer if its bytes take longer."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from tools.gpucheck.triton import sass
 
 from . import device, machine_code, memory, multiprocessor
-from .machine_code import Code, Trips
+from .machine_code import Code
 from .memory import cdiv
 from .multiprocessor import PRODUCT, Latency, Operation
-from .plans import Compiled, Planned, Step
+from .plans import Compiled
 from .programs import Programs, programs
 
 FEW, MORE = 4, 6  # times through a loop that are simulated; of a loop that runs longer the rest is extrapolated
@@ -35,11 +35,15 @@ class Kernel:
         """Programs that fit on a multiprocessor."""
         return resident(self.registers, self.warps, self.shared)
 
-    def operations(self, trips: Trips, latency: Latency) -> list[Operation]:
-        places = machine_code.trace(self.code, trips)
-        return [multiprocessor.operation(self.code.instructions[i], latency) for i in places]
+    def places(self, trips: Any) -> list[list[int]]:
+        """The instructions that a program executes, of each of a scheduler's warps."""
+        return [machine_code.trace(self.code, trips)] * cdiv(self.warps, device.SCHEDULERS)
 
-    def cycles(self, kinds: Sequence[tuple[Trips, int]], latency: Latency) -> float:
+    def operations(self, trips: Any, latency: Latency) -> list[list[Operation]]:
+        instructions = self.code.instructions
+        return [[multiprocessor.operation(instructions[i], latency) for i in each] for each in self.places(trips)]
+
+    def cycles(self, kinds: Sequence[tuple[Any, int]], latency: Latency) -> float:
         """Of programs on one multiprocessor, so many with these trips through their loops. Beyond three times those of
         the last kind that fit, and beyond MORE trips, it goes on as it went."""
         fit, (*first, (trips, number)) = self.resident, kinds
@@ -51,22 +55,30 @@ class Kernel:
             for loop, times in trips.items():
                 if times > MORE:
                     few, more = (
-                        self.cycles([*kinds[:i], ({**trips, loop: n}, number), *kinds[i + 1 :]], latency)
+                        self.cycles([*kinds[:i], (trips | {loop: n}, number), *kinds[i + 1 :]], latency)
                         for n in (FEW, MORE)
                     )
                     return few + (times - FEW) * (more - few) / (MORE - FEW)
-        key = tuple((tuple(trips.items()), number) for trips, number in kinds), latency
+        key = tuple((self.key(trips), number) for trips, number in kinds), latency
         if key not in self._cycles:
             each = [operations for trips, n in kinds for operations in [self.operations(trips, latency)] * n]
-            self._cycles[key] = multiprocessor.cycles(each, cdiv(self.warps, device.SCHEDULERS), fit)
+            self._cycles[key] = multiprocessor.cycles(each, fit)
         return self._cycles[key]
 
-    def work(self, trips: Trips) -> "Work":
+    def key(self, trips: Any) -> Any:
+        """The same for programs that do the same."""
+        return tuple(trips.items())
+
+    def times(self, trips: Any) -> Iterable[tuple[float, Iterable[int]]]:
+        """How often a program's warp executes which instructions, on average over its warps."""
+        yield 1, machine_code.trace(self.code, dict.fromkeys(trips, 1))
+        for loop, times in trips.items():
+            yield times - 1, range(loop.first, loop.last + 1)
+
+    def work(self, trips: Any) -> "Work":
         """Cycles of a scheduler's tensor core, share of the shared memory and issue slots for a program's warp."""
         code, found = self.code.instructions, Work(0.0, 0.0, 0.0)
-        parts = [(1, machine_code.trace(self.code, dict.fromkeys(trips, 1)))]
-        parts += [(times - 1, list(range(loop.first, loop.last + 1))) for loop, times in trips.items()]
-        for times, places in parts:
+        for times, places in self.times(trips):
             for o in (multiprocessor.operation(code[i], FROM_L2) for i in places):
                 tensor = o.busy if o.kind == PRODUCT or o.pipe == "tensor" else 0.0
                 shared = o.shared * device.SCHEDULERS / device.SHARED_BYTES
@@ -100,9 +112,19 @@ class Bounds(NamedTuple):
     time: float
 
 
-def bounds(launch: Planned, kernel: Kernel) -> Bounds:
-    moved = memory.moved(launch)
-    kinds = programs(launch, kernel.code)
+class Backend(NamedTuple):
+    """What differs between those whose kernels are modelled."""
+
+    kernel: Callable[[Any], Kernel]  # of a variant
+    programs: Callable[[Any, Any], list[Programs]]  # of a launch and its kernel
+    moved: Callable[[Any], memory.Moved]  # by a launch
+
+
+TRITON = Backend(Kernel, lambda launch, kernel: programs(launch, kernel.code), memory.moved)
+
+
+def bounds(launch: Any, kernel: Kernel, backend: Backend = TRITON) -> Bounds:
+    moved, kinds = backend.moved(launch), backend.programs(launch, kernel)
     far = device.GLOBAL_LATENCY if moved.dram else device.L2_LATENCY
     # What is read again comes from the L1 cache, unless it is copied past it.
     new = 1.0 if kernel.copies else moved.new
@@ -114,9 +136,9 @@ def bounds(launch: Planned, kernel: Kernel) -> Bounds:
     return Bounds(dram, l2, *evenly, simulated, max(dram, l2, simulated) + device.LAUNCH)
 
 
-def _on_busiest(kinds: Sequence[Programs]) -> list[tuple[Trips, int]]:
+def _on_busiest(kinds: Sequence[Programs]) -> list[tuple[Any, int]]:
     """How many of each kind the multiprocessor has that has most, if they are dealt out in turn."""
-    found: list[tuple[Trips, int]] = []
+    found: list[tuple[Any, int]] = []
     begin = 0  # programs dealt out so far
     for kind in kinds:
         end = begin + kind.number
@@ -144,15 +166,15 @@ class Line(NamedTuple):
     by_operation: dict[str, float]  # of the time
 
 
-def lines(step: Step) -> list[Line]:
+def lines(step: Any, backend: Backend = TRITON) -> list[Line]:
     """Longest first."""
-    kernels = [Kernel(variant) for variant in step.variants]
-    by_kernel: dict[str, list[Planned]] = defaultdict(list)
+    kernels = [backend.kernel(variant) for variant in step.variants]
+    by_kernel: dict[str, list[Any]] = defaultdict(list)
     for launch in step.launches:
         by_kernel[launch.kernel].append(launch)
     found = []
     for name, launches in by_kernel.items():
-        each = [bounds(launch, kernels[launch.variant]) for launch in launches]
+        each = [bounds(launch, kernels[launch.variant], backend) for launch in launches]
         fits = [kernels[launch.variant].resident for launch in launches]
         waves = [launch.programs / device.PROCESSORS / fit for launch, fit in zip(launches, fits, strict=True)]
         by_operation: dict[str, float] = defaultdict(float)

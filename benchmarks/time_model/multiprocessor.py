@@ -62,7 +62,7 @@ def operation(instruction: Instruction, memory: Latency) -> Operation:
         return Operation(instruction, "memory", device.SHUFFLE, device.SPECIAL_LATENCY)
     if kind in CONTROL:
         return _control(instruction, kind)
-    if instruction.name == "MEMBAR.ALL.GPU":
+    if instruction.name in ("MEMBAR.ALL.GPU", "MEMBAR.SC.GPU"):
         return Operation(instruction, latency=memory.copy)
     if kind in SPECIALS:
         return Operation(instruction, "special", device.SPECIAL, device.SPECIAL_LATENCY)
@@ -109,8 +109,8 @@ def _width(kind: str, modifiers: Sequence[str]) -> int:
 
 
 class _Warp:
-    def __init__(self, program: int, time: float):
-        self.program, self.ready, self.place = program, time, 0
+    def __init__(self, program: int, operations: Sequence[Operation], time: float):
+        self.program, self.operations, self.ready, self.place = program, operations, time, 0
         self.barriers = [0.0] * 6
         self.copied, self.multiplied = 0.0, 0.0  # when the last copy and the last product issued are done
         self.copies: list[float] = []  # groups, oldest first
@@ -127,9 +127,9 @@ class _Warp:
         return time
 
 
-def cycles(programs: Sequence[Sequence[Operation]], warps: int, resident: int) -> float:
-    """Until all programs, of which `resident` fit at a time and the first start first, have executed their operations;
-    `warps` of each belong to the scheduler."""
+def cycles(programs: Sequence[Sequence[Sequence[Operation]]], resident: int) -> float:
+    """Until all programs, of which `resident` fit at a time and the first start first, have executed the operations of
+    those of their warps that belong to the scheduler."""
     waiting: list[tuple[float, int, _Warp]] = []
     parked: dict[int, list[_Warp]] = {}  # warps that wait for the others of their program
     running: dict[int, int] = {}  # warps of each program that have not ended
@@ -140,18 +140,26 @@ def cycles(programs: Sequence[Sequence[Operation]], warps: int, resident: int) -
     def start(time: float) -> None:
         nonlocal order, started
         if started < len(programs):
-            running[started] = warps
-            for _ in range(warps):
+            running[started] = len(programs[started])
+            for operations in programs[started]:
                 order += 1
-                heapq.heappush(waiting, (time, order, _Warp(started, time)))
+                heapq.heappush(waiting, (time, order, _Warp(started, operations, time)))
             started += 1
+
+    def release(program: int, time: float) -> None:
+        """The warps that wait for each other, if all have come that have not ended."""
+        nonlocal order
+        if len(parked.get(program, ())) == running[program]:
+            for other in parked.pop(program, ()):
+                other.ready = max(other.ready, time)
+                order += 1
+                heapq.heappush(waiting, (other.ready, order, other))
 
     for _ in range(resident):
         start(0.0)
     while waiting:
         now, _, warp = heapq.heappop(waiting)
-        operations = programs[warp.program]
-        operation = operations[warp.place]
+        operation = warp.operations[warp.place]
         time = max(warp.may_issue(operation), free, pipes.get(operation.pipe, 0.0))
         order += 1
         if time > now:
@@ -182,18 +190,15 @@ def cycles(programs: Sequence[Sequence[Operation]], warps: int, resident: int) -
             read = now + operation.busy + device.READ_LATENCY
             warp.barriers[instruction.read] = max(warp.barriers[instruction.read], read)
         warp.place += 1
-        if warp.place == len(operations):
+        if warp.place == len(warp.operations):
             running[warp.program] -= 1
             if not running[warp.program]:
                 start(now + 1)
+            else:
+                release(warp.program, now + device.BARRIER_LATENCY)
         elif kind == TOGETHER:
-            others = parked.setdefault(warp.program, [])
-            others.append(warp)
-            if len(others) == warps:
-                for other in parked.pop(warp.program):
-                    other.ready = max(other.ready, now + device.BARRIER_LATENCY)
-                    order += 1
-                    heapq.heappush(waiting, (other.ready, order, other))
+            parked.setdefault(warp.program, []).append(warp)
+            release(warp.program, now + device.BARRIER_LATENCY)
         else:
             heapq.heappush(waiting, (warp.ready, order, warp))
     return end

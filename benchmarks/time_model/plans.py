@@ -45,15 +45,19 @@ class Step(NamedTuple):
 
 def step(tree: Path, model: str, image: int, batch: int, dtype: str) -> Step:
     """Planned and compiled by the checkout itself, in a process of its own."""
-    command = [sys.executable, str(SCRIPT), model, str(image), str(batch), dtype]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, check=True)
-    launches, variants = pickle.loads(answer.stdout)
+    launches, variants = pickle.loads(run(tree, SCRIPT, model, str(image), str(batch), dtype))
     return Step(
         [Planned(*about, operands(arguments), variant) for *about, arguments, variant in launches],
         [Compiled(*variant) for variant in variants],
     )
+
+
+def run(tree: Path, script: Path, *arguments: str) -> bytes:
+    """What a script prints, of this checkout, that is run in another."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, check=True).stdout
 
 
 def operands(value: Any) -> Any:

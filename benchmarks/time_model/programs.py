@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from densenet_fast.backends.triton._partial import ELEMENTS
 
-from .machine_code import Code, Loop, Trips
+from .machine_code import Code, Loop
 from .memory import ROWS, cdiv
 from .plans import Planned
 
@@ -21,8 +21,8 @@ Arguments = dict[str, Any]
 
 class Programs(NamedTuple):
     number: int
-    trips: Trips
-    last: Trips | None = None  # of the one that arrives last and merges
+    trips: Any  # `Trips`, or native's way
+    last: Any = None  # of the one that arrives last and merges
 
 
 def _conv1x1_bwd(a: Arguments, grid: tuple[int, int, int]) -> int:

@@ -130,7 +130,7 @@ def instruction(text, stall=1, written=7, waits=0):
 
 def cycles(code, programs=1, warps=1, resident=1):
     operations = [multiprocessor.operation(i, LATENCY) for i in code]
-    return multiprocessor.cycles([operations] * programs, warps, resident)
+    return multiprocessor.cycles([[operations] * warps] * programs, resident)
 
 
 def test_waves_and_their_tail():
@@ -194,7 +194,7 @@ def test_long_loops_and_many_programs_are_extrapolated():
     assert kernel.resident == 2
     (loop, _), operations = kernel.code.loops, kernel.operations
     for trips, number in (({loop: 50}, 1), ({loop: 3}, 40), ({loop: 20}, 31)):
-        exact = multiprocessor.cycles([operations(trips, LATENCY)] * number, 1, kernel.resident)
+        exact = multiprocessor.cycles([operations(trips, LATENCY)] * number, kernel.resident)
         assert kernel.cycles([(trips, number)], LATENCY) == pytest.approx(exact, rel=1e-3)
 
 
@@ -268,14 +268,15 @@ def measurement(tmp_path):
 
 
 def test_what_a_gpu_has_measured_corrects_the_model(measurement):
-    found = measured.find(SETTINGS, measurement)
+    found = measured.find(SETTINGS, "triton", measurement)
     assert found == ("Card of 2026-12-02, 2026-12-02, commit abc", {"block_fwd": 0.006})
     correction = measured.correct(found, LINES)
     assert correction.factors == {"block_fwd": pytest.approx(2)}
     assert [correction.corrected(line) for line in LINES] == pytest.approx([0.007, 0.001])
     *_, last = table(LINES, None, correction).rows
     assert last[-2:] == ["1.60", "8.000"]
-    assert measured.find(SETTINGS | {"batch": 32}, measurement) is None
+    assert measured.find(SETTINGS, "native", measurement).seconds == {"block_fwd": 1.0}
+    assert measured.find(SETTINGS | {"batch": 32}, "triton", measurement) is None
 
 
 def test_the_table_has_both_checkouts():

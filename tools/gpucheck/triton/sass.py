@@ -40,8 +40,15 @@ def _run(tool: str, cubin: bytes, *options: str) -> str:
 
 
 def usage(cubin: bytes) -> Usage:
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", _run("cuobjdump", cubin, "-res-usage"))
-    return Usage(*map(int, found.groups()))
+    """Of the only kernel."""
+    (found,) = usages(cubin).values()
+    return found
+
+
+def usages(cubin: bytes) -> dict[str, Usage]:
+    """By kernel."""
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", _run("cuobjdump", cubin, "-res-usage"))
+    return {kernel: Usage(*map(int, each)) for kernel, *each in found}
 
 
 def assembled(text: str) -> str:
