@@ -145,15 +145,15 @@ FAULTS = [
     Fault(
         "rows past the end counted in the statistics",
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
-        "slab, values, valid, n, k,",
-        "slab, values, valid, BLOCK_M + 0 * n, k,",
+        "size, one = n.to(tl.float32), (m < n)",
+        "size, one = n.to(tl.float32), (m < BLOCK_M)",
         kernel("operations", "stored_values and conv1x1"),
     ),
     Fault(
         "statistics of values that are not rounded",
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
-        "tl.program_id(1), rounded.to(tl.float32)",
-        "tl.program_id(1), acc",
+        "values = rounded.to(tl.float32) * one",
+        "values = acc * one",
         kernel("operations", "stored_values and conv1x1"),
     ),
     Fault(
@@ -161,6 +161,20 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
         "    valid = (k < K)[:, None] & (m < n)[None, :]\n    tl.store(z",
         "    valid = (k < K)[:, None] & (m < n + 1)[None, :]\n    tl.store(z",
+        kernel("ptx", "conv1x1_fwd and 37"),
+    ),
+    Fault(
+        "an x behind the last pixel read",
+        f"{FOLDER}/bn_relu_conv1x1_fwd.py",
+        "tl.minimum(m, n - 1)[:, None]",
+        "m[:, None]",
+        kernel("ptx", "conv1x1_fwd and 37"),
+    ),
+    Fault(
+        "a weight behind the last output read",
+        f"{FOLDER}/bn_relu_conv1x1_fwd.py",
+        "tl.minimum(k, K - 1)[:, None]",
+        "k[:, None]",
         kernel("ptx", "conv1x1_fwd and 37"),
     ),
     Fault(

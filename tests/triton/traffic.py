@@ -41,7 +41,8 @@ def _taps(a: dict) -> float:
 
 
 def _conv1x1_fwd(a: dict, grid: Grid) -> list[Access]:
-    return [Access("x", a["M"] * a["C"]).along(grid, 1), Access("z", a["M"] * a["K"], written=True)]
+    again = grid[0] * a["BLOCK_M"] / a["M"]  # the last pixel in place of those behind it
+    return [Access("x", a["M"] * a["C"], repeats=again).along(grid, 1), Access("z", a["M"] * a["K"], written=True)]
 
 
 def _conv1x1_bwd(a: dict, grid: Grid) -> list[Access]:
