@@ -192,6 +192,13 @@ FAULTS = [
         MODES,
     ),
     Fault(
+        "pixels that do not exist have a gradient at z",
+        f"{FOLDER}/bn_relu_conv1x1_bwd.py",
+        "(dz * exists.to(tl.float32)[:, None])",
+        "dz",
+        kernel("bn_relu_conv1x1", "twice and conv1x1_bwd and bfloat16"),
+    ),
+    Fault(
         "padding in front of the ReLU",
         f"{FOLDER}/bn_relu_conv3x3_fwd.py",
         "tl.where(mask, normed, 0.0).to(activated.dtype)  # padding follows the ReLU",
