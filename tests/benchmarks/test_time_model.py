@@ -176,6 +176,8 @@ def test_programs_of_a_launch():
     code = machine_code.parse(SASS)
     (conv,) = programs.programs(CONV1X1, code._replace(loops=code.loops[:1]))
     assert conv == (3, {code.loops[0]: 2}, None)
+    (unrolled,) = programs.programs(CONV1X1, code._replace(loops=[]))
+    assert unrolled == (3, {}, None)
     adding, correcting = programs.programs(CORRECT, code._replace(loops=code.loops[:1]))
     assert adding == (2, {code.loops[0]: 2}, None)
     assert correcting == (4, {}, None)

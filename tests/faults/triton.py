@@ -243,9 +243,16 @@ FAULTS = [
     Fault(
         "the gradient's border one row off",
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
-        "(h_d >= 0) & (h_d < H) & (w_d >= 0)",
-        "(h_d >= 0) & (h_d <= H) & (w_d >= 0)",
+        "tl.where(h < H - 1, 0x1FF, 0x1F8)",
+        "tl.where(h < H, 0x1FF, 0x1F8)",
         kernel("bn_relu_conv3x3", "integers and bwd"),
+    ),
+    Fault(
+        "an x behind the input gradient's last pixel read",
+        f"{FOLDER}/bn_relu_conv3x3_bwd.py",
+        "rows = tl.minimum(m, M - start - 1)[None, :]",
+        "rows = m[None, :]",
+        kernel("ptx", "conv3x3_bwd and 37 and bfloat16"),
     ),
     Fault(
         "the weight gradient's border one column off",
@@ -299,8 +306,8 @@ FAULTS = [
     Fault(
         "dx of a layer without bottleneck overwritten",
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
-        "(before + scale[:, None] * v.to(tl.float32))",
-        "(scale[:, None] * v.to(tl.float32))",
+        "(before + scale[:, None] * v)",
+        "(scale[:, None] * v)",
         kernel("bn_relu_conv3x3", "plain_bwd"),
     ),
     Fault(

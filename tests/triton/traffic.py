@@ -74,7 +74,8 @@ def _conv3x3_correct(a: dict, grid: Grid) -> list[Access]:
 def _conv3x3_dgrad(a: dict, grid: Grid) -> list[Access]:
     added = [Access("u", a["M"] * a["C"])] * a["ACCUMULATE"]
     d = Access("d", a["M"] * a["D"], repeats=_taps(a)).along(grid, 1)
-    return [d, Access("x", a["M"] * a["C"]), *added, Access("u", a["M"] * a["C"], written=True)]
+    again = triton.cdiv(a["M"], a["BLOCK_M"]) * a["BLOCK_M"] / a["M"]  # the last pixel in place of those behind it
+    return [d, Access("x", a["M"] * a["C"], repeats=again), *added, Access("u", a["M"] * a["C"], written=True)]
 
 
 def _conv3x3_wgrad(a: dict, grid: Grid) -> list[Access]:

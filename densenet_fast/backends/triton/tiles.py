@@ -150,6 +150,7 @@ TABLE |= {
     ("bn_relu_conv3x3_fwd", 90, HALF): ((32, Tile(64, 32, 32, 4, 3)), (ANY, Tile(64, 64, 32, 8, 3))),
     ("bn_relu_conv3x3_fwd", 90, TF32): ((32, Tile(64, 32, 16, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
     ("bn_relu_conv3x3_fwd", 90, FP32): ((ANY, Tile(64, 32, 32, 8, 3)),),
+    ("bn_relu_conv3x3_dgrad", 90, HALF): ((64, Tile(128, 64, 64, 8, 3)), (ANY, Tile(128, 64, 128, 4, 3))),
     # Three stages: 48 KiB exactly, which are too many beside sm_90's own and which Triton does not ask for.
     ("bn_relu_conv3x3_dgrad", 90, FP32): ((ANY, Tile(64, 32, 64, 8, 4)),),
     ("bn_relu_conv3x3_wgrad", 90, HALF): ((32, Tile(64, 32, 128, 8, 3)), (ANY, Tile(32, 64, 64, 8, 3))),
