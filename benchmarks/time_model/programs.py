@@ -89,6 +89,7 @@ def programs(launch: Planned, code: Code) -> list[Programs]:
     elif launch.kernel == "finish_bwd_kernel" and a.get("weights") is not None:  # an older one adds them up behind
         count = number - cdiv(a["C"], a["BLOCK_C"])
         adding = [Programs(count, {left.pop(): cdiv(a["S"], a["BLOCK_S"])})]
+    own = own if len(left) not in (0, 4) else 0  # a loop that is unrolled whole is none
     trips = {loop: TRIPS[launch.kernel](a, grid) for loop in left[:own]}
     merging, last = left[own:], None
     if len(trips) != own or len(merging) not in (0, 4):

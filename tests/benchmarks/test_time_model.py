@@ -24,9 +24,9 @@ def launch(kernel, grid, **arguments):
     return Planned(f"{kernel}_kernel", "block_fwd", grid, arguments, 0)
 
 
-# 300 pixels of 64 channels, 96 of the 128 outputs of a tile; three tiles of pixels.
+# 300 pixels of 64 channels, 96 of the 128 outputs of a tile; three tiles of 128 pixels.
 CONV1X1 = launch("bn_relu_conv1x1_fwd", (3, 1, 1), x=HALF, z=HALF, weight=HALF, M=300, C=64, K=96, BLOCK_K=128)
-CONV1X1.arguments["BLOCK_C"] = 32
+CONV1X1.arguments.update(BLOCK_C=32, BLOCK_M=128)
 # Two images of 4x4, of which windows see 7.25 times as many values; 8 channels, two programs. And as it is today: three
 # times as many, in two parts twice that.
 OLD_STEM = launch("stem_bwd", (1, 2, 1), x=HALF, dy=HALF, dx=HALF, M=8, H=4, W=4, P=2, Q=2, C=8, BLOCK_M=4)
@@ -39,8 +39,9 @@ CORRECT.arguments.update(weights=HALF, dweight=HALF, splits=9, weight_stride=100
 @pytest.mark.parametrize(
     ("case", "dram", "l2", "new"),
     [
-        # x and z; for each program a slab of the weight, 64 x 128; mean and squares of 96 outputs in float32.
-        (CONV1X1, (300 * 64 + 300 * 96) * 2, (300 * 64 + 300 * 96 + 3 * 64 * 128) * 2 + 3 * 96 * 2 * 4, 1),
+        # x, the last pixel again to the tiles' end, and z; for each program a slab of the weight, 64 x 128; mean and
+        # squares of 96 outputs in float32.
+        (CONV1X1, (300 * 64 + 300 * 96) * 2, (384 * 64 + 300 * 96 + 3 * 64 * 128) * 2 + 3 * 96 * 2 * 4, 300 / 384),
         (OLD_STEM, 576 * 2, (256 * 29 // 4 + 64 * 9 + 256) * 2 + 2 * 8 * 2 * 4, 320 / (256 * 29 / 4 + 64 * 9)),
         (STEM, 576 * 2, (256 * 6 + 64 * 4 + 256) * 2 + 2 * 8 * 2 * 4, 320 / (256 * 6 + 64 * 4)),
         (CORRECT, 40 * (24 + 24 + 32) * 2, 40 * (24 + 24 + 32) * 2 + 9 * 1000 * 4, 1),
@@ -178,6 +179,8 @@ def test_programs_of_a_launch():
     code = machine_code.parse(SASS)
     (conv,) = programs.programs(CONV1X1, code._replace(loops=code.loops[:1]))
     assert conv == (3, {code.loops[0]: 2}, None)
+    (unrolled,) = programs.programs(CONV1X1, code._replace(loops=[]))
+    assert unrolled == (3, {}, None)
     adding, correcting = programs.programs(CORRECT, code._replace(loops=code.loops[:1]))
     assert adding == (2, {code.loops[0]: 2}, None)
     assert correcting == (4, {}, None)

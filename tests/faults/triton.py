@@ -145,15 +145,15 @@ FAULTS = [
     Fault(
         "rows past the end counted in the statistics",
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
-        "slab, values, valid, n, k,",
-        "slab, values, valid, BLOCK_M + 0 * n, k,",
+        "size, one = n.to(tl.float32), (m < n)",
+        "size, one = n.to(tl.float32), (m < BLOCK_M)",
         kernel("operations", "stored_values and conv1x1"),
     ),
     Fault(
         "statistics of values that are not rounded",
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
-        "tl.program_id(1), rounded.to(tl.float32)",
-        "tl.program_id(1), acc",
+        "values = rounded.to(tl.float32) * one",
+        "values = acc * one",
         kernel("operations", "stored_values and conv1x1"),
     ),
     Fault(
@@ -161,6 +161,20 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv1x1_fwd.py",
         "    valid = (k < K)[:, None] & (m < n)[None, :]\n    tl.store(z",
         "    valid = (k < K)[:, None] & (m < n + 1)[None, :]\n    tl.store(z",
+        kernel("ptx", "conv1x1_fwd and 37"),
+    ),
+    Fault(
+        "an x behind the last pixel read",
+        f"{FOLDER}/bn_relu_conv1x1_fwd.py",
+        "tl.minimum(m, n - 1)[:, None]",
+        "m[:, None]",
+        kernel("ptx", "conv1x1_fwd and 37"),
+    ),
+    Fault(
+        "a weight behind the last output read",
+        f"{FOLDER}/bn_relu_conv1x1_fwd.py",
+        "tl.minimum(k, K - 1)[:, None]",
+        "k[:, None]",
         kernel("ptx", "conv1x1_fwd and 37"),
     ),
     Fault(
@@ -176,6 +190,13 @@ FAULTS = [
         " - a[None, :] - b[None, :] * centred",
         "",
         MODES,
+    ),
+    Fault(
+        "pixels that do not exist have a gradient at z",
+        f"{FOLDER}/bn_relu_conv1x1_bwd.py",
+        "(dz * exists.to(tl.float32)[:, None])",
+        "dz",
+        kernel("bn_relu_conv1x1", "twice and conv1x1_bwd and bfloat16"),
     ),
     Fault(
         "padding in front of the ReLU",
@@ -222,9 +243,16 @@ FAULTS = [
     Fault(
         "the gradient's border one row off",
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
-        "(h_d >= 0) & (h_d < H) & (w_d >= 0)",
-        "(h_d >= 0) & (h_d <= H) & (w_d >= 0)",
+        "tl.where(h < H - 1, 0x1FF, 0x1F8)",
+        "tl.where(h < H, 0x1FF, 0x1F8)",
         kernel("bn_relu_conv3x3", "integers and bwd"),
+    ),
+    Fault(
+        "an x behind the input gradient's last pixel read",
+        f"{FOLDER}/bn_relu_conv3x3_bwd.py",
+        "rows = tl.minimum(m, M - start - 1)[None, :]",
+        "rows = m[None, :]",
+        kernel("ptx", "conv3x3_bwd and 37 and bfloat16"),
     ),
     Fault(
         "the weight gradient's border one column off",
@@ -278,8 +306,8 @@ FAULTS = [
     Fault(
         "dx of a layer without bottleneck overwritten",
         f"{FOLDER}/bn_relu_conv3x3_bwd.py",
-        "(before + scale[:, None] * v.to(tl.float32))",
-        "(scale[:, None] * v.to(tl.float32))",
+        "(before + scale[:, None] * v)",
+        "(scale[:, None] * v)",
         kernel("bn_relu_conv3x3", "plain_bwd"),
     ),
     Fault(

@@ -41,7 +41,8 @@ def _taps(a: dict) -> float:
 
 
 def _conv1x1_fwd(a: dict, grid: Grid) -> list[Access]:
-    return [Access("x", a["M"] * a["C"]).along(grid, 1), Access("z", a["M"] * a["K"], written=True)]
+    again = grid[0] * a["BLOCK_M"] / a["M"]  # the last pixel in place of those behind it
+    return [Access("x", a["M"] * a["C"], repeats=again).along(grid, 1), Access("z", a["M"] * a["K"], written=True)]
 
 
 def _conv1x1_bwd(a: dict, grid: Grid) -> list[Access]:
@@ -73,7 +74,8 @@ def _conv3x3_correct(a: dict, grid: Grid) -> list[Access]:
 def _conv3x3_dgrad(a: dict, grid: Grid) -> list[Access]:
     added = [Access("u", a["M"] * a["C"])] * a["ACCUMULATE"]
     d = Access("d", a["M"] * a["D"], repeats=_taps(a)).along(grid, 1)
-    return [d, Access("x", a["M"] * a["C"]), *added, Access("u", a["M"] * a["C"], written=True)]
+    again = triton.cdiv(a["M"], a["BLOCK_M"]) * a["BLOCK_M"] / a["M"]  # the last pixel in place of those behind it
+    return [d, Access("x", a["M"] * a["C"], repeats=again), *added, Access("u", a["M"] * a["C"], written=True)]
 
 
 def _conv3x3_wgrad(a: dict, grid: Grid) -> list[Access]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...contract import Norm
 from ._common import cdiv, load_norm, relu, row_offset
-from ._reduce import merge_stats, stats_into, tile_stats
+from ._reduce import finish_stats, merge_stats, stats_into
 from .arguments import NO_NORM, Arguments, Pair
 
 
@@ -46,13 +46,15 @@ def bn_relu_conv1x1_fwd_kernel(
     m = tl.arange(0, BLOCK_M)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     n = tl.minimum(M - start, BLOCK_M)
-    x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride
+    # The last pixel and output in place of those behind them, which takes less than to mask: they are not stored.
+    x_at = x + row_offset(start, x_stride) + tl.minimum(m, n - 1)[:, None] * x_stride
+    w_at = weight + tl.minimum(k, K - 1)[:, None] * C
     acc = tl.zeros((BLOCK_K, BLOCK_M), dtype=tl.float32)
     for first in range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         exists = c < C
-        values = tl.load(x_at + c[None, :], mask=(m < n)[:, None] & exists[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
-        w = tl.load(weight + k[:, None] * C + c[None, :], mask=(k < K)[:, None] & exists[None, :], other=0.0)
+        values = tl.load(x_at + c[None, :], mask=exists[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
+        w = tl.load(w_at + c[None, :], mask=exists[None, :], other=0.0)
         shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, exists)
         activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
         acc = tl.dot(w, tl.trans(activated.to(w.dtype)), acc, input_precision=PRECISION)
@@ -63,8 +65,14 @@ def bn_relu_conv1x1_fwd_kernel(
     valid = (k < K)[:, None] & (m < n)[None, :]
     tl.store(z + row_offset(start, K) + k[:, None] + m[None, :] * K, rounded, mask=valid)
     if stats is not None:
-        rows, slab, values = tl.num_programs(0), tl.program_id(1), rounded.to(tl.float32)
-        tile_stats(stats, arrivals, tile, rows, slab, values, valid, n, k, k < K, K, 1, BLOCK_K)
+        # As in `tile_stats`, but the copies of the last pixel are multiplied by 0: that takes less than to select.
+        size, one = n.to(tl.float32), (m < n).to(tl.float32)[None, :]
+        values = rounded.to(tl.float32) * one
+        mean = tl.sum(values, 1) / size
+        deviation = values - mean[:, None] * one
+        squares = tl.sum(deviation * deviation, 1)
+        rows, slab = tl.num_programs(0), tl.program_id(1)
+        finish_stats(stats, arrivals, tile, rows, slab, mean, squares, size, k, k < K, K, BLOCK_K)
 
 
 def conv1x1(check: Arguments, norm: Norm, weight: Tensor, z_norm: Norm | None, z: Tensor, z_stats: Pair | None) -> None:

@@ -118,6 +118,9 @@ def bn_relu_conv3x3_dgrad_kernel(
         c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
         w = (start + m) % W
         h = (start + m) // W % H
+        # A bit for each tap whose neighbour is in the image: those of a row of taps are three next to each other.
+        inside = tl.where(m < M - start, 0x1FF, 0) & tl.where(h < H - 1, 0x1FF, 0x1F8) & tl.where(h > 0, 0x1FF, 0x03F)
+        inside &= tl.where(w < W - 1, 0x1FF, 0x1B6) & tl.where(w > 0, 0x1FF, 0x0DB)
         d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride
         acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
         for first in range(0, 9 * D, BLOCK_K):
@@ -126,9 +129,7 @@ def bn_relu_conv3x3_dgrad_kernel(
             g = k % D
             dh = 1 - tap // 3
             dw = 1 - tap % 3
-            h_d = h[:, None] + dh[None, :]
-            w_d = w[:, None] + dw[None, :]
-            d_mask = (m < M - start)[:, None] & (tap < 9)[None, :] & (h_d >= 0) & (h_d < H) & (w_d >= 0) & (w_d < W)
+            d_mask = (inside[:, None] >> tap[None, :]) & 1 != 0
             offset = (dh * W + dw) * d_stride + g
             shifted = tl.load(d_at + offset[None, :], mask=d_mask, other=0.0)  # [BLOCK_M, BLOCK_K]
             w_mask = (c < C)[:, None] & ((tap < 9) & (g < G))[None, :]
@@ -139,20 +140,20 @@ def bn_relu_conv3x3_dgrad_kernel(
         acc = acc.to(u.dtype.element_ty).to(tl.float32)
         mask = (c < C)[:, None] & (m < M - start)[None, :]
         shift, scale, bias = load_norm(mean, var, gamma, beta, eps, c, c < C)
-        x_at = x + row_offset(start, x_stride) + m[None, :] * x_stride + c[:, None]
-        centred = tl.load(x_at, mask=mask, other=0.0).to(tl.float32) - shift[:, None]
+        rows = tl.minimum(m, M - start - 1)[None, :]  # the last pixel in place of those behind it, where acc is 0
+        x_at = x + row_offset(start, x_stride) + (rows * x_stride + c[:, None])
+        centred = tl.load(x_at, mask=(c < C)[:, None], other=0.0).to(tl.float32) - shift[:, None]
         # NaN > 0 is false, and so is NaN <= 0: ReLU passes NaN's gradient, as in PyTorch.
-        stopped = (centred * scale[:, None] + bias[:, None] <= 0.0) | ~mask
-        v = tl.where(stopped, 0.0, acc).to(u.dtype.element_ty)
-        u_at = u + row_offset(start, u_stride) + m[None, :] * u_stride + c[:, None]
+        v = tl.where(centred * scale[:, None] + bias[:, None] <= 0.0, 0.0, acc)
+        sum_vx, sum_v = tl.sum(v * centred, 1), tl.sum(v, 1)  # in this order: the other one spills
+        u_at = u + row_offset(start, u_stride) + (rows * u_stride + c[:, None])
         if ACCUMULATE:
             before = tl.load(u_at, mask=mask, other=0.0).to(tl.float32)
-            tl.store(u_at, (before + scale[:, None] * v.to(tl.float32)).to(u.dtype.element_ty), mask=mask)
+            tl.store(u_at, (before + scale[:, None] * v).to(u.dtype.element_ty), mask=mask)
         else:
-            tl.store(u_at, v, mask=mask)
-        rows, slab = tl.num_programs(0) - adding, tl.program_id(1)
-        sum_v, sum_vx = tl.sum(v.to(tl.float32), 1), tl.sum(v.to(tl.float32) * centred, 1)
-        finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
+            tl.store(u_at, v.to(u.dtype.element_ty), mask=mask)
+        programs, slab = tl.num_programs(0) - adding, tl.program_id(1)
+        finish_norm(into, arrivals, a, b, tile, programs, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
 
 @triton.jit

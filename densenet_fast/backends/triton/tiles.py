@@ -51,7 +51,7 @@ for _architecture in (80, 90, 100):
             (ANY, Tile(64, 256, 64, 8, 3)),
         ),
         ("bn_relu_conv1x1_fwd", _architecture, TF32): (
-            (64, Tile(128, 64, 32, 8 if _architecture == 80 else 4, 3)),
+            (64, Tile(128, 64, 32, 4 if _architecture == 90 else 8, 3)),
             (128, Tile(128, 128, 32, 8, 3)),
             (ANY, Tile(64, 256, 32, 8, 3)),
         ),
@@ -133,6 +133,12 @@ for _architecture, _stages in ((80, 2), (90, 2), (100, 1)):
 # On sm_90 the copies of a loop with two stages mostly start behind its last product and are waited for at once: three,
 # where as many programs are then on a multiprocessor as with two. What must be otherwise: tests/triton/variants.py.
 TABLE |= {
+    # With four warps of 255 registers two programs are on a multiprocessor.
+    ("bn_relu_conv1x1_fwd", 90, HALF): (
+        (64, Tile(128, 64, 64, 8, 3)),
+        (128, Tile(128, 128, 64, 4, 3)),
+        (ANY, Tile(64, 256, 64, 8, 3)),
+    ),
     ("bn_relu_conv1x1_fwd", 90, FP32): ((64, Tile(64, 64, 32, 4, 2)), (ANY, Tile(64, 128, 32, 8, 3))),
     ("bn_relu_conv1x1_grads", 90, HALF): ((ANY, Tile(64, 64, 128, 8, 3)),),
     ("bn_relu_conv1x1_grads", 90, TF32): ((ANY, Tile(32, 64, 128, 8, 3)),),
@@ -146,6 +152,7 @@ TABLE |= {
     ("bn_relu_conv3x3_fwd", 90, HALF): ((32, Tile(64, 32, 32, 4, 3)), (ANY, Tile(64, 64, 32, 8, 3))),
     ("bn_relu_conv3x3_fwd", 90, TF32): ((32, Tile(64, 32, 16, 4, 3)), (ANY, Tile(64, 64, 16, 8, 3))),
     ("bn_relu_conv3x3_fwd", 90, FP32): ((ANY, Tile(64, 32, 32, 8, 3)),),
+    ("bn_relu_conv3x3_dgrad", 90, HALF): ((64, Tile(128, 64, 64, 8, 3)), (ANY, Tile(128, 64, 128, 4, 3))),
     # Three stages: 48 KiB exactly, which are too many beside sm_90's own and which Triton does not ask for.
     ("bn_relu_conv3x3_dgrad", 90, FP32): ((ANY, Tile(64, 32, 64, 8, 4)),),
     ("bn_relu_conv3x3_wgrad", 90, HALF): ((32, Tile(64, 32, 128, 8, 3)), (ANY, Tile(32, 64, 64, 8, 3))),
