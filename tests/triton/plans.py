@@ -54,6 +54,7 @@ class Net(NamedTuple):
 # a bottleneck, a growth that is a multiple of nothing, and convolutions that are frozen.
 NETS = (
     Net(32, 56, 64, 32, "transition"),
+    Net(32, 14, 256, 32, None),
     Net(32, 7, 512, 32, "head"),
     Net(32, 28, 192, 48, "transition"),
     Net(64, 32, 24, 12, "transition", drop_rate=0.2),

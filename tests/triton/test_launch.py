@@ -4,6 +4,7 @@ import mmap
 import subprocess
 import sys
 from collections import Counter
+from math import prod
 
 import pytest
 import torch
@@ -171,6 +172,14 @@ def test_grids_fit_whatever_the_batch():
         launches += others
         for launch in launches:
             assert all(size <= 65535 for size in launch.grid[1:]), (launch.kernel.__name__, launch.grid)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(56, 64), (28, 128), (14, 256), (7, 512)])
+def test_small_batches_fill_half_of_an_h200(size, channels):
+    """The 1x1 forward of DenseNet-121 at batch 32, whose tiles at 7x7 would be 13."""
+    launches = forward(meta(32, channels, size, size), 128, H200)
+    (first,) = (launch for launch in launches if launch.kernel.__name__ == "bn_relu_conv1x1_fwd_kernel")
+    assert prod(first.grid) > 132 // 2
 
 
 def test_running_statistics_take_one_launch_for_32_norms():

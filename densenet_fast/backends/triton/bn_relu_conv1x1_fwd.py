@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...contract import Norm
+from . import tiles
 from ._common import cdiv, load_norm, relu, row_offset
 from ._reduce import finish_stats, merge_stats, stats_into
 from .arguments import NO_NORM, Arguments, Pair
@@ -79,7 +80,10 @@ def conv1x1(check: Arguments, norm: Norm, weight: Tensor, z_norm: Norm | None, z
     """z [M, K] dense, through `z_norm` and ReLU if one is given, and its statistics if they are wanted."""
     plan, outputs = check.plan, weight.shape[0]
     tile = plan.tile("bn_relu_conv1x1_fwd", outputs)
-    tile = tile if check.in_words() else tile.unpipelined()
+    if not check.in_words():
+        tile = tile.unpipelined()
+    elif tiles.family(plan.device) == 90 and plan.kind == tiles.HALF and tile.outputs == 128:  # which leaves room
+        tile = tile.spread(plan.device, check.M, outputs)
     grid = cdiv(check.M, tile.pixels), cdiv(outputs, tile.outputs)
     stats = stats_into(plan, z_stats, *grid)
     of_z = z_norm or NO_NORM

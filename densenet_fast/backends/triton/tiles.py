@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._common import cdiv
 from .launch import Device
 
 HALF, TF32, FP32 = "half", "tf32", "fp32"  # kinds of product: 16-bit operands, TF32, three TF32 products
@@ -33,6 +34,18 @@ class Tile(NamedTuple):
     def unpipelined(self) -> "Tile":
         """A smaller tile with one stage, for rows that are not copied asynchronously."""
         return self._replace(pixels=max(16, self.pixels // 2), num_stages=1)
+
+    def spread(self, device: Device, pixels: int, outputs: int) -> "Tile":
+        """Smaller tiles, with more channels on their way, where these leave half of the multiprocessors idle."""
+        tile = self
+        if 2 * tile.programs(pixels, outputs) <= device.processors:
+            tile = tile._replace(pixels=tile.pixels // 2, channels=tile.channels * 2)
+        if 2 * tile.programs(pixels, outputs) <= device.processors:
+            tile = tile._replace(pixels=tile.pixels // 2, outputs=tile.outputs // 2)
+        return tile
+
+    def programs(self, pixels: int, outputs: int) -> int:
+        return cdiv(pixels, self.pixels) * cdiv(outputs, self.outputs)
 
     def blocks(self, precision: str) -> dict[str, Any]:
         """The constants of a 1x1 kernel."""
