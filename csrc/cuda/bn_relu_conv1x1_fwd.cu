@@ -79,15 +79,20 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
   const input_t* const weight = static_cast<const input_t*>(p.weight) + n0 * p.weight_stride;
 
   const auto load = [&](int k_tile) {
-    unsigned char* const stage = shared + k_tile % Traits::kStages * Traits::kStageBytes;
+    unsigned char* const stage =
+        shared + k_tile % Traits::kStages * Traits::kStageBytes + tid / 4 * kPitch + tid % 4 * 16;
+    const int c = k_tile * Traits::kBlockK + tid % 4 * V;
+    // As many rows for each thread: unrolled, unlike a loop that starts at the thread's number.
 #pragma unroll
-    for (int i = tid; i < (Traits::kBlockM + Traits::kBlockN) * 4; i += Traits::kThreads) {
-      const int row = i / 4, c = k_tile * Traits::kBlockK + i % 4 * V;
-      unsigned char* const to = stage + row * kPitch + i % 4 * 16;
-      if (row < Traits::kBlockM) copy_piece(to, x + row * p.x_stride + c, row < rows ? p.C - c : 0, p.x_granule);
-      else
-        copy_piece(to, weight + (row - Traits::kBlockM) * p.weight_stride + c,
-                   n0 + row - Traits::kBlockM < p.K ? p.C - c : 0, p.weight_granule);
+    for (int r = 0; r < Traits::kBlockM; r += Traits::kThreads / 4) {
+      const int row = r + tid / 4;
+      copy_piece(stage + r * kPitch, x + row * p.x_stride + c, row < rows ? p.C - c : 0, p.x_granule);
+    }
+#pragma unroll
+    for (int r = 0; r < Traits::kBlockN; r += Traits::kThreads / 4) {
+      const int row = r + tid / 4;
+      copy_piece(stage + (Traits::kBlockM + r) * kPitch, weight + row * p.weight_stride + c,
+                 n0 + row < p.K ? p.C - c : 0, p.weight_granule);
     }
   };
 #pragma unroll
