@@ -65,14 +65,19 @@ def backward(x, width, device, growth=32, halves=Half.BOTH):
 
 def test_a_variant_is_compiled_once_for_all_sizes():
     """Neither the batch nor the image nor the depth of a layer is compiled in, only divisibility by 8. (Of so many
-    programs that a launch of its own merges what they leave, there is another.)"""
+    programs that a launch of its own merges what they leave, and of so few that they get smaller tiles, there are
+    others.)"""
 
     def variant(x):
         return next(e for e in forward(x, 128, H200) if e.kernel.__name__.startswith("bn_relu")).specialization
 
     first = variant(meta(32, 128, 56, 56))
-    for x in (meta(16, 128, 56, 56), meta(1, 992, 7, 7), meta(3, 232, 1, 2), meta(2, 256, 9, 9)[:, :96]):
+    for x in (meta(16, 128, 56, 56), meta(32, 992, 28, 28), meta(9, 232, 35, 38), meta(60, 256, 17, 17)[:, :96]):
         assert variant(x) == first
+    few = variant(meta(1, 992, 7, 7))
+    assert few != first
+    for x in (meta(3, 232, 1, 2), meta(2, 256, 9, 9)[:, :96]):
+        assert variant(x) == few
     assert variant(meta(32, 131, 56, 56)) != first
     assert variant(meta(32, 160, 56, 56)[:, 4:132]) != first
 
