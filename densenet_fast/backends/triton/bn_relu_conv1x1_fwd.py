@@ -49,13 +49,13 @@ def bn_relu_conv1x1_fwd_kernel(
     n = tl.minimum(M - start, BLOCK_M)
     # The last pixel and output in place of those behind them, which takes less than to mask: they are not stored.
     x_at = x + row_offset(start, x_stride) + tl.minimum(m, n - 1)[:, None] * x_stride
-    w_at = weight + tl.minimum(k, K - 1)[:, None] * C
+    row = tl.minimum(k, K - 1)[:, None] * C
     acc = tl.zeros((BLOCK_K, BLOCK_M), dtype=tl.float32)
     for first in range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
         exists = c < C
         values = tl.load(x_at + c[None, :], mask=exists[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
-        w = tl.load(w_at + c[None, :], mask=exists[None, :], other=0.0)
+        w = tl.load(weight + (row + c[None, :]), mask=exists[None, :], other=0.0)
         shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, exists)
         activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
         acc = tl.dot(w, tl.trans(activated.to(w.dtype)), acc, input_precision=PRECISION)

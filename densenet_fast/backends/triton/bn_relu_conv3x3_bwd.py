@@ -141,12 +141,12 @@ def bn_relu_conv3x3_dgrad_kernel(
         mask = (c < C)[:, None] & (m < M - start)[None, :]
         shift, scale, bias = load_norm(mean, var, gamma, beta, eps, c, c < C)
         rows = tl.minimum(m, M - start - 1)[None, :]  # the last pixel in place of those behind it, where acc is 0
-        x_at = x + row_offset(start, x_stride) + (rows * x_stride + c[:, None])
+        x_at = x + row_offset(start, x_stride) + rows * x_stride + c[:, None]
         centred = tl.load(x_at, mask=(c < C)[:, None], other=0.0).to(tl.float32) - shift[:, None]
         # NaN > 0 is false, and so is NaN <= 0: ReLU passes NaN's gradient, as in PyTorch.
         v = tl.where(centred * scale[:, None] + bias[:, None] <= 0.0, 0.0, acc)
         sum_vx, sum_v = tl.sum(v * centred, 1), tl.sum(v, 1)  # in this order: the other one spills
-        u_at = u + row_offset(start, u_stride) + (rows * u_stride + c[:, None])
+        u_at = u + row_offset(start, u_stride) + rows * u_stride + c[:, None]
         if ACCUMULATE:
             before = tl.load(u_at, mask=mask, other=0.0).to(tl.float32)
             tl.store(u_at, (before + scale[:, None] * v).to(u.dtype.element_ty), mask=mask)
