@@ -97,7 +97,7 @@ ROWS: dict[str, Callable[[Arguments, Grid], tuple[int, int]]] = {
     "bn_relu_conv3x3_dgrad_kernel": lambda a, grid: (cdiv(a["M"], a["BLOCK_M"]), a["C"]),
     "channel_stats_kernel": lambda a, grid: (grid[0], a["C"]),
     "stem_fwd_kernel": lambda a, grid: (grid[0], a["C"]),
-    "stem_bwd_kernel": lambda a, grid: (grid[1] * grid[2], a["C"]),
+    "stem_bwd_kernel": lambda a, grid: (grid[1] if "M" in a else grid[0] * grid[2], a["C"]),
     "transition_fwd_kernel": lambda a, grid: (grid[0], a["K"]),
     "transition_dgrad_kernel": lambda a, grid: (grid[0], a["C"]),
     "head_bwd_kernel": lambda a, grid: (grid[1], a["C"]),

@@ -163,6 +163,7 @@ def test_grids_fit_whatever_the_batch():
     """The second and third axes of a grid hold 65535 programs."""
     x, half, c, k = meta(4096, 64, 56, 56), meta(4096, 128, 28, 28), 64, 128
     weight, dnorm = meta(k, c, 1, 1), NormGradient(norm(c).gamma, norm(c).beta, pair(c))
+    large = meta(16384, c, 112, 112)
     for device in (A100, H200):
         launches = forward(meta(4096, 96, 56, 56), 128, device) + backward(meta(4096, 96, 56, 56), 128, device)
         with recorded(device) as others:
@@ -170,6 +171,7 @@ def test_grids_fit_whatever_the_batch():
             operations.transition_bwd(half, x, norm(c), weight, x, dnorm, weight)
             operations.stem_fwd(x, norm(c), half[:, :c], pair(c))
             operations.stem_bwd(half[:, :c], x, norm(c), x, dnorm)
+            operations.stem_bwd(meta(16384, c, 56, 56), large, norm(c), large, dnorm)
             operations.head_fwd(x, norm(c), meta(4096, c))
             operations.head_bwd(meta(4096, c), x, norm(c), x, dnorm)
             operations.channel_stats(x, pair(c))

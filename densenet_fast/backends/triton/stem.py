@@ -181,8 +181,8 @@ def stem_bwd_kernel(
     is the first of the next step, which takes over its maxima and what its gradients have so far. Two steps before the
     program's own provide these.
     """
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = m < columns
     n, q = m // Q, m % Q
     shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
@@ -234,8 +234,8 @@ def stem_bwd_kernel(
                     sum_vx += v * deviation
         sum_v, sum_vx = tl.where(p < begin, 0.0, sum_v), tl.where(p < begin, 0.0, sum_vx)
         upper, upper_places, begun = lower, lower_places, waiting
-    part = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    parts, slab, exists = tl.num_programs(1) * tl.num_programs(2), tl.program_id(0), c < C
+    part = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    parts, slab, exists = tl.num_programs(0) * tl.num_programs(2), tl.program_id(1), c < C
     sum_v, sum_vx = tl.sum(sum_v, 0), tl.sum(sum_vx, 0)
     finish_norm(into, arrivals, a, b, part, parts, slab, sum_v, sum_vx, var, gamma, eps, c, exists, C, count, BLOCK_C)
 
@@ -250,8 +250,8 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
     columns, slabs = check.N * width, cdiv(check.C, 64)
     strips, steps = cdiv(columns, 8), height + 1  # the last for the last row of pixels, if that is odd
     depth = cdiv(steps, tiles.splits(plan.device, slabs * strips, steps, 8, steps, resident=4))
-    grid = slabs, strips, cdiv(steps, depth)
-    into = sums_into(plan, dnorm, grid[1] * grid[2], slabs)
+    grid = strips, slabs, cdiv(steps, depth)
+    into = sums_into(plan, dnorm, grid[0] * grid[2], slabs)
     plan.launch(
         stem_bwd_kernel,
         grid,
