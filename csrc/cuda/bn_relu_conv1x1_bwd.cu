@@ -36,6 +36,8 @@ struct Conv1x1BwdTraits {
   static constexpr int kThreads = kWarpsM1 * kWarpsN1 * 32;
   static constexpr int kTilesM1 = kBlockM / kWarpsM1 / 16, kTilesN1 = kSlab / kWarpsN1 / 8;
   static constexpr int kTilesM2 = kK / kWarpsM2 / 16, kTilesN2 = kSlab / kWarpsN2 / 8;
+  static constexpr bool kKeepsWeight = sizeof(input_t) == 2 && kTilesN1 == 2;
+  static constexpr int kKept = kKeepsWeight ? kK / kKStep<input_t> : 1;
   // Bytes from row to row: what ldmatrix meets no bank conflict with; of the slab in fp32, which ldmatrix cannot
   // transpose, what lanes that read single elements and write pairs of them do.
   static constexpr int kPitchK = kK * sizeof(input_t) + 16, kPitchC = kSlab * sizeof(input_t) + 8 * sizeof(input_t);
@@ -46,9 +48,9 @@ struct Conv1x1BwdTraits {
   static constexpr int kWeight = kStages * kStageBytes, kNorm = kWeight + kK * kPitchC, kNormZ = kNorm + 3 * kSlab * 4;
   static constexpr int kReduce = kNormZ + 4 * kK * 4, kSharedBytes = kReduce + kWarpsM1 * kSlab * 8;
   static_assert(kWarpsM1 * kWarpsN1 == kWarpsM2 * kWarpsN2 && kTilesN1 % 2 == 0 && kTilesN2 % 2 == 0, "warps");
-  static_assert(kBlockM % 16 == 0 && kThreads % (kK / kVector<input_t>) == 0 &&
-                    kThreads % (kSlab / kVector<input_t>) == 0,
-                "every thread keeps its piece of a row");
+  static constexpr int kRowsK = kThreads / (kK / kVector<input_t>), kRowsC = kThreads / (kSlab / kVector<input_t>);
+  static_assert(kBlockM % 16 == 0 && kBlockM % kRowsK == 0 && kBlockM % kRowsC == 0 && kK % kRowsC == 0,
+                "every thread has a piece of as many rows");
 };
 
 template <class input_t>
@@ -75,52 +77,51 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) bn_relu_conv1x1_bwd_kerne
 
   // A thread copies the same piece of K and the same piece of the slab of every row it meets.
   constexpr int kPiecesK = Traits::kK / V, kPiecesC = Traits::kSlab / V;
-  constexpr int kRowsK = Traits::kThreads / kPiecesK, kRowsC = Traits::kThreads / kPiecesC;
+  constexpr int kRowsK = Traits::kRowsK, kRowsC = Traits::kRowsC;
   const int k_piece = tid % kPiecesK * V, k_row = tid / kPiecesK, k_count = p.K - p.first_k - k_piece;
-  const int c_piece = tid % kPiecesC * V, c_row = tid / kPiecesC, c_count = p.C - c0 - c_piece;
-  const input_t* const u = static_cast<const input_t*>(p.u) + m0 * p.u_stride + p.first_k + k_piece;
-  const input_t* const z = static_cast<const input_t*>(p.z) + m0 * p.z_stride + p.first_k + k_piece;
-  const input_t* const x = static_cast<const input_t*>(p.x) + m0 * p.x_stride + c0 + c_piece;
-  input_t* const dx = static_cast<input_t*>(p.dx) + m0 * p.dx_stride + c0 + c_piece;
+  const int c_piece = tid % kPiecesC * V, c_row = tid / kPiecesC, c = c0 + c_piece, c_count = p.C - c;
 
+  // Addresses are found anew for every tile: to keep them would take registers that the products need.
   const auto load = [&](int tile) {
     unsigned char* const stage = shared + tile % Traits::kStages * Traits::kStageBytes;
-    const int64_t row0 = static_cast<int64_t>(tile) * Traits::kBlockM;
-    const int left = rows - static_cast<int>(row0);
-#pragma unroll
-    for (int r = k_row; r < Traits::kBlockM; r += kRowsK) {
-      unsigned char* const to = stage + r * kPitchK + k_piece * kSize;
-      const int count = r < left ? k_count : 0;
-      copy_piece(to, u + (row0 + r) * p.u_stride, count, p.u_granule);
-      if (p.z != nullptr) copy_piece(to + Traits::kZ, z + (row0 + r) * p.z_stride, count, p.z_granule);
-    }
-#pragma unroll
-    for (int r = c_row; r < Traits::kBlockM; r += kRowsC) {
-      unsigned char* const to = stage + r * kPitchC + c_piece * kSize;
-      const int count = r < left ? c_count : 0;
-      copy_piece(to + Traits::kX, x + (row0 + r) * p.x_stride, count, p.x_granule);
-      if (p.accumulate) copy_piece(to + Traits::kDx, dx + (row0 + r) * p.dx_stride, count, p.dx_granule);
-    }
+    const int64_t row0 = m0 + static_cast<int64_t>(tile) * Traits::kBlockM;
+    const int left = rows - tile * Traits::kBlockM;
+    const auto copy_k = [&](int at, const void* from, int64_t stride, int granule) {
+      copy_rows<Traits::kBlockM, kRowsK, kPitchK>(
+          stage + at + k_row * kPitchK + k_piece * kSize,
+          static_cast<const input_t*>(from) + (row0 + k_row) * stride + p.first_k + k_piece, stride, left - k_row,
+          k_count, granule);
+    };
+    const auto copy_c = [&](int at, const void* from, int64_t stride, int granule) {
+      copy_rows<Traits::kBlockM, kRowsC, kPitchC>(stage + at + c_row * kPitchC + c_piece * kSize,
+                                                  static_cast<const input_t*>(from) + (row0 + c_row) * stride + c,
+                                                  stride, left - c_row, c_count, granule);
+    };
+    copy_k(0, p.u, p.u_stride, p.u_granule);
+    if (p.z != nullptr) copy_k(Traits::kZ, p.z, p.z_stride, p.z_granule);
+    copy_c(Traits::kX, p.x, p.x_stride, p.x_granule);
+    if (p.accumulate) copy_c(Traits::kDx, p.dx, p.dx_stride, p.dx_granule);
   };
-  const input_t* const weight = static_cast<const input_t*>(p.weight) + p.first_k * p.weight_stride + c0 + c_piece;
-  for (int k = c_row; k < Traits::kK; k += kRowsC)
-    copy_piece(shared + Traits::kWeight + k * kPitchC + c_piece * kSize, weight + k * p.weight_stride,
-               p.first_k + k < p.K ? c_count : 0, p.weight_granule);
+  const input_t* const weight = static_cast<const input_t*>(p.weight) + (p.first_k + c_row) * p.weight_stride + c;
+  copy_rows<Traits::kK, kRowsC, kPitchC>(shared + Traits::kWeight + c_row * kPitchC + c_piece * kSize, weight,
+                                         p.weight_stride, p.K - p.first_k - c_row, c_count, p.weight_granule);
+  cp_async_commit();
   load(0);
   cp_async_commit();
-  for (int i = tid; i < Traits::kSlab; i += Traits::kThreads) {
-    const float2 coefficients = affine(p.norm, c0 + i, p.C);
-    norm[i] = coefficients.x, norm[Traits::kSlab + i] = coefficients.y;
-    norm[2 * Traits::kSlab + i] = p.norm.mean != nullptr && c0 + i < p.C ? p.norm.mean[c0 + i] : 0.f;
-  }
-  if (p.z != nullptr)
-    for (int i = tid; i < Traits::kK; i += Traits::kThreads) {
-      const int k = p.first_k + i;
-      norm_z[i] = affine(p.norm2, k, p.K).x;
-      norm_z[Traits::kK + i] = k < p.K ? p.correction2.mean[k] : 0.f;
-      norm_z[2 * Traits::kK + i] = k < p.K ? p.correction2.a[k] : 0.f;
-      norm_z[3 * Traits::kK + i] = k < p.K ? p.correction2.b[k] : 0.f;
+  for (int i = tid; i < Traits::kSlab + (p.z != nullptr ? Traits::kK : 0); i += Traits::kThreads) {
+    if (i < Traits::kSlab) {
+      const float2 coefficients = affine(p.norm, c0 + i, p.C);
+      norm[i] = coefficients.x, norm[Traits::kSlab + i] = coefficients.y;
+      norm[2 * Traits::kSlab + i] = p.norm.mean != nullptr && c0 + i < p.C ? p.norm.mean[c0 + i] : 0.f;
+    } else {
+      const int k = p.first_k + i - Traits::kSlab;
+      float* const to = norm_z + i - Traits::kSlab;
+      to[0] = affine(p.norm2, k, p.K).x;
+      to[Traits::kK] = k < p.K ? p.correction2.mean[k] : 0.f;
+      to[2 * Traits::kK] = k < p.K ? p.correction2.a[k] : 0.f;
+      to[3 * Traits::kK] = k < p.K ? p.correction2.b[k] : 0.f;
     }
+  }
   __syncthreads();
 
   acc_t dweight[Traits::kTilesM2][Traits::kTilesN2][4] = {};
@@ -130,43 +131,82 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) bn_relu_conv1x1_bwd_kerne
   const int row2 = warp % Traits::kWarpsM2 * Traits::kTilesM2 * 16;
   const int col2 = warp / Traits::kWarpsM2 * Traits::kTilesN2 * 8;
 
-#pragma unroll 1
-  for (int tile = 0; tile < tiles; tile++) {
-    unsigned char* const stage = shared + tile % Traits::kStages * Traits::kStageBytes;
+  // The weight's operands stay in registers where these suffice.
+  uint32_t kept[Traits::kKept][Traits::kTilesN1][2];
+  if constexpr (Traits::kKeepsWeight) {
+    cp_async_wait<1>();
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < Traits::kKept; i++)
+#pragma unroll
+      for (int j = 0; j < Traits::kTilesN1; j += 2)
+        load_b_transposed<input_t, kPitchC>(
+            kept[i][j], kept[i][j + 1], shared + Traits::kWeight + i * kStep * kPitchC + (col1 + j * 8) * kSize, lane);
+  }
+
+  // What is left to do of a tile once dz, relu(bn(x)) and the sum lie in its stage.
+  const auto finish = [&](int tile) {
+    const unsigned char* const stage = shared + tile % Traits::kStages * Traits::kStageBytes;
+    const int64_t row0 = m0 + static_cast<int64_t>(tile) * Traits::kBlockM;
     const int left = rows - tile * Traits::kBlockM;
-    cp_async_wait<0>();
-    if (p.z != nullptr) {
-      // dz over u: every thread the pieces it copied, four channels at a time. Of the two halves of a piece of 16-bit
-      // numbers half of the lanes take the second one first, so that no two that are served at once meet in a bank.
-      const int first = V > 4 ? (((k_row + k_piece / V) >> 2 ^ lane >> 3) & 1) * 4 : 0;
-#pragma unroll 1
-      for (int half = 0; half < V; half += 4) {
-        const int k = k_piece + (half ^ first);
-        const float4 scale = *reinterpret_cast<const float4*>(norm_z + k);
-        const float4 mean = *reinterpret_cast<const float4*>(norm_z + Traits::kK + k);
-        const float4 a = *reinterpret_cast<const float4*>(norm_z + 2 * Traits::kK + k);
-        const float4 b = *reinterpret_cast<const float4*>(norm_z + 3 * Traits::kK + k);
-        const auto dz = [](float u, float z, float scale, float mean, float a, float b) {
-          return fmaf(scale, u, fmaf(-b, z - mean, -a));
-        };
-#pragma unroll 2
-        for (int r = k_row; r < Traits::kBlockM; r += kRowsK) {
-          unsigned char* const piece = stage + r * kPitchK + k * kSize;
-          auto* const at = reinterpret_cast<Quad<input_t>*>(piece);
-          const Quad<input_t> us = *at, zs = *reinterpret_cast<const Quad<input_t>*>(piece + Traits::kZ);
-          const float2 u0 = us.pair[0].unpack(), u1 = us.pair[1].unpack();
-          const float2 z0 = zs.pair[0].unpack(), z1 = zs.pair[1].unpack();
-          const bool inside = r < left;  // rows past the end contribute nothing
-          Quad<input_t> result;
-          result.pair[0] = Pair<input_t>::pack(inside ? dz(u0.x, z0.x, scale.x, mean.x, a.x, b.x) : 0.f,
-                                               inside ? dz(u0.y, z0.y, scale.y, mean.y, a.y, b.y) : 0.f);
-          result.pair[1] = Pair<input_t>::pack(inside ? dz(u1.x, z1.x, scale.z, mean.z, a.z, b.z) : 0.f,
-                                               inside ? dz(u1.y, z1.y, scale.w, mean.w, a.w, b.w) : 0.f);
-          *at = result;
+    if (p.dweight_partials != nullptr) {
+#pragma unroll
+      for (int m = 0; m < Traits::kBlockM; m += kStep) {
+        uint32_t b[Traits::kTilesN2][2];
+#pragma unroll
+        for (int j = 0; j < Traits::kTilesN2; j += 2)
+          load_b_transposed<input_t, kPitchC>(b[j], b[j + 1], stage + Traits::kX + m * kPitchC + (col2 + j * 8) * kSize,
+                                              lane);
+#pragma unroll
+        for (int i = 0; i < Traits::kTilesM2; i++) {
+          uint32_t raw[4];
+          load_a_transposed<input_t, kPitchK>(raw, stage + m * kPitchK + (row2 + i * 16) * kSize, lane);
+          const Fragment<math_t, 4> a(raw);
+#pragma unroll
+          for (int j = 0; j < Traits::kTilesN2; j++) mma(dweight[i][j], a, Fragment<math_t, 2>(b[j]));
         }
       }
     }
-    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < Traits::kBlockM; r += kRowsC)
+      if (r + c_row < left)
+        store_piece(static_cast<input_t*>(p.dx) + (row0 + r + c_row) * p.dx_stride + c,
+                    stage + Traits::kDx + (r + c_row) * kPitchC + c_piece * kSize, c_count, p.dx_granule);
+  };
+
+#pragma unroll 1
+  for (int tile = 0; tile <= tiles; tile++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile has landed, and the one before it is ready to be finished
+    if (tile > 0) finish(tile - 1);
+    if (tile == tiles) break;
+    unsigned char* const stage = shared + tile % Traits::kStages * Traits::kStageBytes;
+    const int left = rows - tile * Traits::kBlockM;
+    if (p.z != nullptr) {
+      // dz over u: every thread the same four channels of every row it meets.
+      constexpr int kQuads = Traits::kK / 4;
+      const int k = tid % kQuads * 4, first = tid / kQuads;
+      const float4 scale = *reinterpret_cast<const float4*>(norm_z + k);
+      const float4 mean = *reinterpret_cast<const float4*>(norm_z + Traits::kK + k);
+      const float4 a = *reinterpret_cast<const float4*>(norm_z + 2 * Traits::kK + k);
+      const float4 b = *reinterpret_cast<const float4*>(norm_z + 3 * Traits::kK + k);
+      const auto dz = [](float u, float z, float scale, float mean, float a, float b) {
+        return fmaf(scale, u, fmaf(-b, z - mean, -a));
+      };
+#pragma unroll
+      for (int r = 0; r < Traits::kBlockM; r += Traits::kThreads / kQuads) {
+        unsigned char* const quad = stage + (r + first) * kPitchK + k * kSize;
+        auto* const at = reinterpret_cast<Quad<input_t>*>(quad);
+        const Quad<input_t> us = *at, zs = *reinterpret_cast<const Quad<input_t>*>(quad + Traits::kZ);
+        const float2 u0 = us.pair[0].unpack(), u1 = us.pair[1].unpack();
+        const float2 z0 = zs.pair[0].unpack(), z1 = zs.pair[1].unpack();
+        const Quad<input_t> result = {
+            Pair<input_t>::pack(dz(u0.x, z0.x, scale.x, mean.x, a.x, b.x), dz(u0.y, z0.y, scale.y, mean.y, a.y, b.y)),
+            Pair<input_t>::pack(dz(u1.x, z1.x, scale.z, mean.z, a.z, b.z), dz(u1.y, z1.y, scale.w, mean.w, a.w, b.w))};
+        *at = r + first < left ? result : Quad<input_t>{};  // rows past the end contribute nothing
+      }
+    }
+    __syncthreads();  // dz is complete, and the other stage read
     if (tile + 1 < tiles) load(tile + 1);
     cp_async_commit();
 
@@ -176,8 +216,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) bn_relu_conv1x1_bwd_kerne
       uint32_t b[Traits::kTilesN1][2];
 #pragma unroll
       for (int j = 0; j < Traits::kTilesN1; j += 2)
-        load_b_transposed<input_t, kPitchC>(b[j], b[j + 1],
-                                            shared + Traits::kWeight + k * kPitchC + (col1 + j * 8) * kSize, lane);
+        if constexpr (Traits::kKeepsWeight) {
+#pragma unroll
+          for (int h = 0; h < 2; h++) b[j][h] = kept[k / kStep][j][h], b[j + 1][h] = kept[k / kStep][j + 1][h];
+        } else {
+          load_b_transposed<input_t, kPitchC>(b[j], b[j + 1],
+                                              shared + Traits::kWeight + k * kPitchC + (col1 + j * 8) * kSize, lane);
+        }
 #pragma unroll
       for (int i = 0; i < Traits::kTilesM1; i++) {
         uint32_t raw[4];
@@ -210,30 +255,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) bn_relu_conv1x1_bwd_kerne
           *dx_at = Pair<input_t>::pack(fmaf(scale.x, vx, old.x), fmaf(scale.y, vy, old.y));
         }
     }
-    __syncthreads();
-    if (p.dweight_partials != nullptr) {
-#pragma unroll
-      for (int m = 0; m < Traits::kBlockM; m += kStep) {
-        uint32_t b[Traits::kTilesN2][2];
-#pragma unroll
-        for (int j = 0; j < Traits::kTilesN2; j += 2)
-          load_b_transposed<input_t, kPitchC>(b[j], b[j + 1], stage + Traits::kX + m * kPitchC + (col2 + j * 8) * kSize,
-                                              lane);
-#pragma unroll
-        for (int i = 0; i < Traits::kTilesM2; i++) {
-          uint32_t raw[4];
-          load_a_transposed<input_t, kPitchK>(raw, stage + m * kPitchK + (row2 + i * 16) * kSize, lane);
-          const Fragment<math_t, 4> a(raw);
-#pragma unroll
-          for (int j = 0; j < Traits::kTilesN2; j++) mma(dweight[i][j], a, Fragment<math_t, 2>(b[j]));
-        }
-      }
-    }
-    for (int r = c_row; r < min(left, Traits::kBlockM); r += kRowsC)
-      store_piece(dx + (static_cast<int64_t>(tile) * Traits::kBlockM + r) * p.dx_stride,
-                  stage + Traits::kDx + r * kPitchC + c_piece * kSize, c_count, p.dx_granule);
   }
-  cp_async_wait<0>();
 
   if (p.sum_partials != nullptr) {
 #pragma unroll
@@ -355,7 +377,7 @@ template <class math_t, int kK>
 void conv1x1_bwd_sized(const Conv1x1Bwd& op, bool accumulate, const Launch& where) {
   if constexpr (sizeof(typename math_t::input_t) == 2) {
     constexpr int kWarpsM2 = kK / 32, kWarpsN2 = 8 / kWarpsM2;
-    using Large = Conv1x1BwdTraits<math_t, kK, 128, 64, 2, 4, kWarpsM2, kWarpsN2>;
+    using Large = Conv1x1BwdTraits<math_t, kK, 128, 64, 2, 8, kWarpsM2, 2 * kWarpsN2>;
     using Medium = Conv1x1BwdTraits<math_t, kK, 128, 32, 2, 4, kWarpsM2, kWarpsN2>;
     using Small = Conv1x1BwdTraits<math_t, kK, 64, 32, 2, 4, kWarpsM2, kWarpsN2>;
     if (where.device.shared_bytes >= Large::kSharedBytes) conv1x1_bwd_launch<Large>(op, accumulate, where);

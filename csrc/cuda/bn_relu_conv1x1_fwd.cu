@@ -78,30 +78,24 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
   const input_t* const x = static_cast<const input_t*>(p.x) + m0 * p.x_stride;
   const input_t* const weight = static_cast<const input_t*>(p.weight) + n0 * p.weight_stride;
 
+  // Eight lanes, which shared memory serves at once, take half of every second of eight rows: no bank conflict.
+  const int first = tid / 32 * 8 + tid / 2 % 4 * 2 + tid / 16 % 2, piece = tid / 8 % 2 * 2 + tid % 2;
+  const input_t* const x_from = x + first * p.x_stride + piece * V;
+  const input_t* const weight_from = weight + first * p.weight_stride + piece * V;
   const auto load = [&](int k_tile) {
-    // As many rows for each thread: unrolled, unlike a loop that starts at the thread's number. Eight lanes, which
-    // shared memory serves at once, take half of every second of eight rows: no bank conflict.
-    const int first = tid / 32 * 8 + tid / 2 % 4 * 2 + tid / 16 % 2, piece = tid / 8 % 2 * 2 + tid % 2;
-    unsigned char* const stage = shared + k_tile % Traits::kStages * Traits::kStageBytes + first * kPitch + piece * 16;
-    const int c = k_tile * Traits::kBlockK + piece * V;
-#pragma unroll
-    for (int r = 0; r < Traits::kBlockM; r += Traits::kThreads / 4) {
-      const int row = r + first;
-      copy_piece(stage + r * kPitch, x + row * p.x_stride + c, row < rows ? p.C - c : 0, p.x_granule);
-    }
-#pragma unroll
-    for (int r = 0; r < Traits::kBlockN; r += Traits::kThreads / 4) {
-      const int row = r + first;
-      copy_piece(stage + (Traits::kBlockM + r) * kPitch, weight + row * p.weight_stride + c,
-                 n0 + row < p.K ? p.C - c : 0, p.weight_granule);
-    }
+    unsigned char* const to = shared + k_tile % Traits::kStages * Traits::kStageBytes + first * kPitch + piece * 16;
+    const int c = k_tile * Traits::kBlockK, count = p.C - c - piece * V;
+    copy_rows<Traits::kBlockM, Traits::kThreads / 4, kPitch>(to, x_from + c, p.x_stride, rows - first, count,
+                                                             p.x_granule);
+    copy_rows<Traits::kBlockN, Traits::kThreads / 4, kPitch>(
+        to + Traits::kBlockM * kPitch, weight_from + c, p.weight_stride, p.K - n0 - first, count, p.weight_granule);
   };
 #pragma unroll
   for (int k_tile = 0; k_tile < Traits::kStages - 1; k_tile++) {
     if (k_tile < k_tiles) load(k_tile);
     cp_async_commit();
   }
-  for (int c = tid; c < k_tiles * Traits::kBlockK; c += Traits::kThreads) coefficients[c] = affine(p.norm, c, p.C);
+  affine_table<Traits::kThreads>(coefficients, p.norm, k_tiles * Traits::kBlockK, p.C);
 
   acc_t acc[Traits::kTilesM][Traits::kTilesN][4] = {};
   const int row0 = warp_m * Traits::kTilesM * 16, col0 = warp_n * Traits::kTilesN * 8;
@@ -147,11 +141,14 @@ __global__ void __launch_bounds__(Traits::kThreads) bn_relu_conv1x1_fwd_kernel(c
       }
   __syncthreads();
   input_t* const z = static_cast<input_t*>(p.z) + m0 * p.z_stride + n0;
-  for (int i = tid; i < rows * (Traits::kBlockN / V); i += Traits::kThreads) {
-    const int row = i / (Traits::kBlockN / V), column = i % (Traits::kBlockN / V) * V;
-    store_piece(z + row * p.z_stride + column, shared + row * Traits::kOutPitch + column * sizeof(input_t),
-                p.K - n0 - column, p.z_granule);
-  }
+  constexpr int kPieces = Traits::kBlockN / V;
+  const int z_row = tid / kPieces, z_column = tid % kPieces * V;
+#pragma unroll
+  for (int r = 0; r < Traits::kBlockM; r += Traits::kThreads / kPieces)
+    if (r + z_row < rows)
+      store_piece(z + (r + z_row) * p.z_stride + z_column,
+                  shared + (r + z_row) * Traits::kOutPitch + z_column * sizeof(input_t), p.K - n0 - z_column,
+                  p.z_granule);
   if (p.partials.tiles == nullptr) return;
 
   float mean[Traits::kTilesN][2];

@@ -63,11 +63,17 @@ inline int granule(const ConstMatrix& m, int element_size) {
   return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 0;
 }
 
-// Copies `count` (at most kVector, also negative) elements to a piece in shared memory and zeroes its rest; lands at
+// Of the first `count` (at most kVector, also negative) elements of a piece.
+template <class input_t>
+__device__ __forceinline__ int piece_bytes(int count) {
+  return min(max(count, 0), kVector<input_t>) * static_cast<int>(sizeof(input_t));
+}
+
+// Copies `count` elements to a piece in shared memory and zeroes its rest; lands at
 // cp_async_wait.
 template <class input_t>
 __device__ __forceinline__ void copy_piece(unsigned char* to, const input_t* from, int count, int granule) {
-  const int bytes = min(max(count, 0), kVector<input_t>) * static_cast<int>(sizeof(input_t));
+  const int bytes = piece_bytes<input_t>(count);
   if (granule == 16) {
     cp_async_16(to, from, bytes);
   } else if (granule == 4) {
@@ -77,6 +83,22 @@ __device__ __forceinline__ void copy_piece(unsigned char* to, const input_t* fro
   } else {
 #pragma unroll 1
     for (int e = 0; e < kVector<input_t>; e++) reinterpret_cast<input_t*>(to)[e] = e < count ? from[e] : input_t(0.f);
+  }
+}
+
+// copy_piece of a thread's rows r < kRows, every kStep-th, from the first one on: `to` lies kPitch bytes from row to
+// row. Rows from `left` on are zeros. What the granule is is asked once: it is 16 as a rule.
+template <int kRows, int kStep, int kPitch, class input_t>
+__device__ __forceinline__ void copy_rows(unsigned char* to, const input_t* from, int64_t stride, int left, int count,
+                                          int granule) {
+  if (granule == 16) {
+    const int bytes = piece_bytes<input_t>(count);
+#pragma unroll
+    for (int r = 0; r < kRows; r += kStep) cp_async_16(to + r * kPitch, from + r * stride, r < left ? bytes : 0);
+  } else {
+#pragma unroll 1
+    for (int r = 0; r < kRows; r += kStep)
+      copy_piece(to + r * kPitch, from + r * stride, r < left ? count : 0, granule);
   }
 }
 
@@ -135,12 +157,47 @@ __device__ __forceinline__ float rstd(const Norm& norm, int c) {
   return rsqrtf(norm.var[c] + static_cast<float>(norm.eps));
 }
 
+// What (scale, shift) of a channel is made of. No load is behind a branch, where another one would be waited for first:
+// instead of what there is not something else is read.
+struct NormChannel {
+  float mean, var, gamma, beta;
+
+  __device__ __forceinline__ NormChannel() {}
+  __device__ __forceinline__ NormChannel(const Norm& norm, int c)
+      : mean(norm.mean[c]),
+        var(norm.var[c]),
+        gamma((norm.gamma ? norm.gamma : norm.mean)[c]),
+        beta((norm.beta ? norm.beta : norm.mean)[c]) {}
+  __device__ __forceinline__ float2 affine(const Norm& norm) const {
+    const float inverse = rsqrtf(var + static_cast<float>(norm.eps)), scale = norm.gamma ? gamma * inverse : inverse;
+    return make_float2(scale, fmaf(-mean, scale, norm.beta ? beta : 0.f));
+  }
+};
+
 // (scale, shift) with bn(x) = scale * x + shift; zero past the last channel, the identity where there is no norm.
 __device__ __forceinline__ float2 affine(const Norm& norm, int c, int C) {
   if (c >= C) return make_float2(0.f, 0.f);
   if (norm.mean == nullptr) return make_float2(1.f, 0.f);
-  const float scale = norm.gamma ? norm.gamma[c] * rstd(norm, c) : rstd(norm, c);
-  return make_float2(scale, fmaf(-norm.mean[c], scale, norm.beta ? norm.beta[c] : 0.f));
+  return NormChannel(norm, c).affine(norm);
+}
+
+// The same of channels [0, count), by all threads of a block, each of which asks for several before it waits.
+template <int kThreads>
+__device__ __forceinline__ void affine_table(float2* table, const Norm& norm, int count, int C) {
+  constexpr int kAtOnce = 4;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kAtOnce * kThreads) {
+    NormChannel channels[kAtOnce];
+    if (norm.mean != nullptr)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) channels[i] = NormChannel(norm, min(first + i * kThreads, C - 1));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      const int c = first + i * kThreads;
+      const float2 value = norm.mean != nullptr ? channels[i].affine(norm) : make_float2(1.f, 0.f);
+      if (c < count) table[c] = c < C ? value : make_float2(0.f, 0.f);
+    }
+  }
 }
 
 // Count, mean and sum of squared deviations, merged by Chan's formula.

@@ -34,7 +34,7 @@ __device__ __forceinline__ void pack_weight(const PackParams& p, int64_t index) 
 template <class input_t>
 __device__ __forceinline__ void correct_gradient(const PrepareParams& p, int64_t index) {
   const int pieces = p.d_stride / kVector<input_t>, c = static_cast<int>(index % pieces) * kVector<input_t>;
-  const int64_t m = index / pieces;
+  const int64_t m = index / pieces, element = m * p.G + c;
   const Piece<input_t> dy =
       Piece<input_t>::load(static_cast<const input_t*>(p.dy.data) + m * p.dy.stride + c, p.G - c, p.dy_granule);
   const Piece<input_t> y =
@@ -45,7 +45,7 @@ __device__ __forceinline__ void correct_gradient(const PrepareParams& p, int64_t
     if (c + e >= p.G) break;
     d.value[e] =
         dy.value[e] - p.correction_y.a[c + e] - p.correction_y.b[c + e] * (y.value[e] - p.correction_y.mean[c + e]);
-    if (p.dropout.threshold > 0) d.value[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
+    if (p.dropout.threshold > 0) d.value[e] *= dropout_multiplier(p.dropout, element + e);
   }
   d.store(static_cast<input_t*>(p.d) + m * p.d_stride + c, kVector<input_t>, 16);
 }
