@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgr
   float acc[kRunRows][Traits::kTilesN][4] = {};
   convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
 
+  const ThreadPixels pixels(tile, warp_tile);
 #pragma unroll
   for (int group = 0; group < Traits::kGroups; group++) {
     const int c = warp_tile.slab * Traits::kColumns + Traits::column(group);
@@ -58,25 +59,33 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgr
       mean[e] = c + e < p.C ? p.norm.mean[c + e] : 0.f;
     }
 #pragma unroll
-    for (int k = 0; k < kRows; k++) {
-      const int64_t m = warp_tile.pixel(tile, k);
-      if (m < 0) continue;
-      float x[kLaneColumns], u[kLaneColumns];
-      x_row.load(m, x);
+    for (int run = 0; run < 2; run++) {
+      // The run's rows of x are asked for before any of them is waited for.
+      typename RowSlice<const input_t, kLaneColumns>::Values xs[kRunRows];
+      x_row.fetch(xs, x_row.data + pixels.first_of(run) * x_row.stride, pixels.W * x_row.stride, pixels.rows[run]);
+      input_t* u_at = u_row.data + pixels.first_of(run) * u_row.stride;
 #pragma unroll
-      for (int e = 0; e < kLaneColumns; e++)  // a NaN of bn(x) lets the gradient through, as PyTorch's ReLU does
-        u[e] = fmaf(x[e], bn[e].x, bn[e].y) <= 0.f ? 0.f : Traits::at(acc, group, e, k);
-      if (p.accumulate) {
-        float dx[kLaneColumns];
-        u_row.load(m, dx);
+      for (int i = 0; i < kRunRows; i++, u_at += pixels.W * u_row.stride) {
+        if (i >= pixels.rows[run]) continue;
+        float x[kLaneColumns], u[kLaneColumns];
+        x_row.unpack(xs[i], x);
 #pragma unroll
-        for (int e = 0; e < kLaneColumns; e++) dx[e] = fmaf(bn[e].x, u[e], dx[e]);
-        u_row.store(m, dx);
-      } else {
-        u_row.store(m, u);
+        for (int e = 0; e < kLaneColumns; e++)  // a NaN of bn(x) lets the gradient through, as PyTorch's ReLU does
+          u[e] = fmaf(x[e], bn[e].x, bn[e].y) <= 0.f ? 0.f : Traits::at(acc, group, e, run * kRunRows + i);
+        if (p.accumulate) {
+          float dx[kLaneColumns];
+          typename RowSlice<input_t, kLaneColumns>::Values old[1];
+          u_row.fetch(old, u_at, 0, 1);
+          u_row.unpack(old[0], dx);
+#pragma unroll
+          for (int e = 0; e < kLaneColumns; e++) dx[e] = fmaf(bn[e].x, u[e], dx[e]);
+          u_row.store(u_at, dx);
+        } else {
+          u_row.store(u_at, u);
+        }
+#pragma unroll
+        for (int e = 0; e < kLaneColumns; e++) sums[e].merge({{u[e], u[e] * (x[e] - mean[e])}});
       }
-#pragma unroll
-      for (int e = 0; e < kLaneColumns; e++) sums[e].merge({{u[e], u[e] * (x[e] - mean[e])}});
     }
 #pragma unroll
     for (int e = 0; e < kLaneColumns; e++)

@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_fwd
   float acc[kRunRows][Traits::kTilesN][4] = {};
   convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
 
+  const ThreadPixels pixels(tile, warp_tile);
 #pragma unroll
   for (int group = 0; group < Traits::kGroups; group++) {
     // The accumulators become y as it is stored; zero where there is no pixel.
@@ -39,16 +40,15 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_fwd
     unsigned inside = 0;  // bit k
 #pragma unroll
     for (int k = 0; k < kRows; k++) {
-      const int64_t m = warp_tile.pixel(tile, k);
       float v[kLaneColumns] = {};
-      if (m >= 0) {
+      if (pixels.has(k)) {
         inside |= 1u << k;
 #pragma unroll
         for (int e = 0; e < kLaneColumns; e++) {
           v[e] = Traits::at(acc, group, e, k);
-          if (p.dropout.threshold > 0) v[e] *= dropout_multiplier(p.dropout, m * p.G + c + e);
+          if (p.dropout.threshold > 0) v[e] *= dropout_multiplier(p.dropout, pixels[k] * p.G + c + e);
         }
-        y.store(m, v);
+        y.store(y.data + pixels[k] * y.stride, v);
       }
 #pragma unroll
       for (int e = 0; e < kLaneColumns; e++) Traits::at(acc, group, e, k) = v[e];

@@ -38,21 +38,28 @@ struct RowSlice {
     whole = count == kLaneColumns && bits % kUnit == 0;
   }
 
-  __device__ __forceinline__ void load(int64_t m, float (&v)[kLaneColumns]) const {
-    const input_t* const from = data + m * stride;
-    Values values;
+  // Of rows that lie `step` apart; nothing waits for any of them.
+  template <int kCount>
+  __device__ __forceinline__ void fetch(Values (&values)[kCount], const input_t* from, int64_t step, int rows) const {
     if (whole) {
 #pragma unroll
-      for (int i = 0; i < kBytes / kUnit; i++) values.unit[i] = reinterpret_cast<const Unit*>(from)[i];
+      for (int k = 0; k < kCount; k++, from += step)
+#pragma unroll
+        for (int i = 0; i < kBytes / kUnit; i++)
+          if (k < rows) values[k].unit[i] = reinterpret_cast<const Unit*>(from)[i];
     } else {
 #pragma unroll
-      for (int e = 0; e < kLaneColumns; e++) values.element[e] = e < count ? from[e] : input_t(0.f);
+      for (int k = 0; k < kCount; k++, from += step)
+#pragma unroll
+        for (int e = 0; e < kLaneColumns; e += 2) {  // whole registers, which need not be merged
+          const input_t* const at = from + e;
+          const bool first = k < rows && e < count, second = k < rows && e + 1 < count;
+          values[k].pair[e / 2] = Pair<input_t>::pack(first ? float(at[0]) : 0.f, second ? float(at[1]) : 0.f);
+        }
     }
-    unpack(values, v);
   }
   // v becomes what has been stored, in input_t's precision.
-  __device__ __forceinline__ void store(int64_t m, float (&v)[kLaneColumns]) const {
-    input_t* const to = data + m * stride;
+  __device__ __forceinline__ void store(input_t* to, float (&v)[kLaneColumns]) const {
     Values values;
 #pragma unroll
     for (int e = 0; e < kLaneColumns; e += 2) values.pair[e / 2] = Pair<input_t>::pack(v[e], v[e + 1]);
@@ -67,7 +74,6 @@ struct RowSlice {
     unpack(values, v);
   }
 
- private:
   __device__ __forceinline__ static void unpack(const Values& values, float (&v)[kLaneColumns]) {
 #pragma unroll
     for (int e = 0; e < kLaneColumns; e += 2) {

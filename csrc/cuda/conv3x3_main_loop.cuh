@@ -40,6 +40,17 @@ struct BnReluPiece {
   }
 };
 
+// copy_piece of channels from c on of a pixel of x [.., C], given its index or -1: zeros. The usual granule by the
+// shortest way.
+template <class input_t>
+__device__ __forceinline__ void copy_pixel(unsigned char* to, const input_t* x, int index, int64_t stride, int c, int C,
+                                           int granule) {
+  const input_t* const from = x + max(index, 0) * stride + min(c, C);
+  const int count = index < 0 ? 0 : C - c;
+  if (granule == 16) cp_async_16(to, from, piece_bytes<input_t>(count));
+  else copy_piece(to, from, count, granule);
+}
+
 // What the main loop reads. A block has kWarps warps, `warps_n` of them along the output channels.
 struct MainLoopParams {
   Tiling tiling;
@@ -61,8 +72,8 @@ struct Conv3x3Traits {
   using input_t = typename math_t::input_t;
   static constexpr int kTilesN = kTilesN_;  // 8-column tiles of a warp
   static constexpr bool kBnRelu = kBnRelu_;
-  static constexpr int kStages = kTilesN == 2 ? 3 : 2;  // few columns mean little work to hide a copy behind
-  static constexpr int kColumns = 8 * kTilesN;          // of a warp: a slab
+  static constexpr int kStages = 3;
+  static constexpr int kColumns = 8 * kTilesN;  // of a warp: a slab
   static constexpr int kGroupTiles = kTilesN == 4 ? 2 : kTilesN, kGroups = kTilesN / kGroupTiles;
   static constexpr int kLaneColumns = 2 * kGroupTiles;  // neighbouring channels of one thread in a group
   static constexpr int kSlabPieces = kTaps * kChunkPieces * kColumns;
@@ -102,17 +113,33 @@ struct WarpTile {
     }
     slab = blockIdx.y * warps_n + warp % warps_n;
   }
+};
 
-  // This thread's pixel of the batch in row k % kRunRows of run k / kRunRows, or -1.
-  __device__ __forceinline__ int64_t pixel(const Tile& tile, int k) const {
+// Which pixels of the batch are a thread's: of each of its warp's runs one column.
+struct ThreadPixels {
+  int64_t first;  // of the column in the first run
+  int distance;   // from there to its first in the second run
+  int rows[2];    // so many of the column's pixels, or more, are inside the image
+  int W;
+
+  __device__ __forceinline__ ThreadPixels(const Tile& tile, const WarpTile& warp_tile) : W(tile.tiling.W) {
     const Tiling& t = tile.tiling;
-    const int h = k / kRunRows;
-    if (run[h] < 0) return -1;
-    const int image = tile.image(run[h]), row = tile.row(run[h]) + k % kRunRows;
-    const int at = tile.first_column + column[h] + threadIdx.x % 32 / 4;
-    const bool inside = image < t.N && row < t.H && at < t.W;
-    return inside ? (static_cast<int64_t>(image) * t.H + row) * t.W + at : -1;
+    int64_t begin[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int run = max(warp_tile.run[h], 0), image = tile.image(run), row = tile.row(run);
+      const int at = tile.first_column + warp_tile.column[h] + threadIdx.x % 32 / 4;
+      const bool inside = warp_tile.run[h] >= 0 && image < t.N && at < t.W;
+      begin[h] = (static_cast<int64_t>(image) * t.H + row) * t.W + at;
+      rows[h] = inside ? t.H - row : 0;
+    }
+    first = begin[0], distance = static_cast<int>(begin[1] - begin[0]);
   }
+
+  __device__ __forceinline__ int64_t first_of(int run) const { return first + (run ? distance : 0); }
+  // In row k % kRunRows of run k / kRunRows.
+  __device__ __forceinline__ bool has(int k) const { return k % kRunRows < rows[k / kRunRows]; }
+  __device__ __forceinline__ int64_t operator[](int k) const { return first_of(k / kRunRows) + k % kRunRows * W; }
 };
 
 // acc += the convolution of the tile. Afterwards the shared memory may be overwritten.
@@ -139,15 +166,13 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
   const auto copy = [&](int chunk) {
     unsigned char* const stage = shared + chunk % kStages * stage_bytes;
     const int c = (chunk * kChunkPieces + piece) * kVector<input_t>;
-#pragma unroll 2
-    for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep) {
-      const bool inside = pixel_index[i] >= 0 && c < p.C;
-      copy_piece(stage + piece * plane + i * 16, inside ? x + pixel_index[i] * p.x.stride + c : x, inside ? p.C - c : 0,
-                 p.granule);
-    }
+#pragma unroll 1
+    for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep)
+      copy_pixel(stage + piece * plane + i * 16, x, pixel_index[i], p.x.stride, c, p.C, p.granule);
     const int weights = p.warps_n * Traits::kSlabPieces * 16;
     const unsigned char* const weight =
         static_cast<const unsigned char*>(p.weight) + static_cast<int64_t>(blockIdx.y * p.chunks + chunk) * weights;
+#pragma unroll 2
     for (int i = threadIdx.x * 16; i < weights; i += kThreads * 16)
       cp_async_16(stage + kChunkPieces * plane + i, weight + i, 16);
   };
@@ -164,7 +189,7 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
     cp_async_commit();
   }
   if constexpr (Traits::kBnRelu) {
-    for (int c = threadIdx.x; c < p.chunks * kKStep<input_t>; c += kThreads) coefficients[c] = affine(p.norm, c, p.C);
+    affine_table<kThreads>(coefficients, p.norm, p.chunks * kKStep<input_t>, p.C);
     __syncthreads();
   }
   // ldmatrix delivers (run 0, first half step), (run 1, first), (run 0, second), (run 1, second).

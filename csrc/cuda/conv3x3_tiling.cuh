@@ -23,6 +23,7 @@ struct Tiling {
   int runs, columns, column_tiles, row_tiles;
   int halo_columns, halo_pixels;
   int halo_pitch;  // pixels of a plane of 16-byte pieces; 4 modulo 8, so that planes start on different banks
+  float per_columns, per_halo_columns, per_image_runs, per_image_rows;  // one over these; the last: of a halo
 
   __host__ __device__ int tiles() const { return row_tiles * column_tiles; }
 };
@@ -36,7 +37,15 @@ inline Tiling make_tiling(const Shape& shape, int run_rows, int runs, int column
   const int images = (runs + t.image_runs - 2) / t.image_runs + 1;  // the most that a tile touches
   t.halo_columns = columns + 2, t.halo_pixels = (runs * run_rows + 2 * images) * t.halo_columns;
   t.halo_pitch = (t.halo_pixels + 3) / 8 * 8 + 4;
+  t.per_columns = 1.f / columns, t.per_halo_columns = 1.f / t.halo_columns;
+  t.per_image_runs = 1.f / t.image_runs, t.per_image_rows = 1.f / (t.image_runs * run_rows + 2);
   return t;
+}
+
+// x / divisor for positions in a tile. Exact below 2^21: (x + 1/2) / divisor is no nearer to an integer than 1/2
+// divisor.
+__device__ __forceinline__ int divide(int x, float one_over_divisor) {
+  return static_cast<int>((static_cast<float>(x) + 0.5f) * one_over_divisor);
 }
 
 struct Tile {
@@ -50,21 +59,22 @@ struct Tile {
     first_column = index % t.column_tiles * t.columns;
   }
 
-  __device__ __forceinline__ int image(int run) const { return first_image + (first_run + run) / tiling.image_runs; }
-  __device__ __forceinline__ int row(int run) const { return (first_run + run) % tiling.image_runs * tiling.run_rows; }
-  // The halo row above a run's first row: what its upper taps read.
-  __device__ __forceinline__ int halo_row(int run) const {
-    return run * tiling.run_rows + 2 * (image(run) - first_image);
+  __device__ __forceinline__ int image(int run) const { return first_image + images_before(run); }
+  __device__ __forceinline__ int row(int run) const {
+    return (first_run + run - images_before(run) * tiling.image_runs) * tiling.run_rows;
   }
+  // The halo row above a run's first row: what its upper taps read.
+  __device__ __forceinline__ int halo_row(int run) const { return run * tiling.run_rows + 2 * images_before(run); }
   // The pixel at a position of the halo, counted from the first pixel of the first image; -1 in the zero padding.
   __device__ __forceinline__ int pixel_index(int position) const {
-    const int halo_row = position / tiling.halo_columns, column = first_column + position % tiling.halo_columns - 1;
+    const int halo_row = divide(position, tiling.per_halo_columns);
+    const int column = first_column + position - halo_row * tiling.halo_columns - 1;
     const int in_first = (tiling.image_runs - first_run) * tiling.run_rows + 2;  // halo rows of the first image
     const int in_other = tiling.image_runs * tiling.run_rows + 2;
     int image = 0, row = first_run * tiling.run_rows + halo_row - 1;
     if (halo_row >= in_first) {
-      image = 1 + (halo_row - in_first) / in_other;
-      row = (halo_row - in_first) % in_other - 1;
+      image = 1 + divide(halo_row - in_first, tiling.per_image_rows);
+      row = halo_row - in_first - (image - 1) * in_other - 1;
     }
     const bool inside =
         first_image + image < tiling.N && row >= 0 && row < tiling.H && column >= 0 && column < tiling.W;
@@ -72,6 +82,13 @@ struct Tile {
   }
   // Pixels before the first image.
   __device__ __forceinline__ int64_t origin() const { return static_cast<int64_t>(first_image) * tiling.H * tiling.W; }
+
+ private:
+  // Of the tile's images, those that end before a run.
+  __device__ __forceinline__ int images_before(int run) const {
+    const int behind_first = first_run + run - tiling.image_runs;
+    return behind_first < 0 ? 0 : 1 + divide(behind_first, tiling.per_image_runs);
+  }
 };
 
 }  // namespace densenet_fast::cuda::conv3x3

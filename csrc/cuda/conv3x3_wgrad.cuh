@@ -125,18 +125,17 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
     const input_t* const x = static_cast<const input_t*>(p.x.data) + tile.origin() * p.x.stride;
     inside = 0;
     int pass = 0;
+#pragma unroll 1
     for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep, pass++) {
       const int pixel_index = tile.pixel_index(i);
-      const bool read = pixel_index >= 0 && c < p.C;
       inside |= static_cast<uint64_t>(pixel_index >= 0) << pass;
-      copy_piece(stage + piece * x_plane + i * 16, read ? x + pixel_index * p.x.stride + c : x, read ? p.C - c : 0,
-                 p.granule);
+      copy_pixel(stage + piece * x_plane + i * 16, x, pixel_index, p.x.stride, c, p.C, p.granule);
     }
     // d in the order of the tile's positions, zero where a position has no pixel, and the table: where in the halo each
     // position's upper left tap lies. A position without a pixel takes the first one's taps, which d = 0 cancels.
     const int64_t first_row = static_cast<int64_t>(tile.first_image) * t.H + tile.first_run;
     const auto pixel = [&](int position) {
-      const int row = position / t.columns, column = tile.first_column + position % t.columns;
+      const int row = divide(position, t.per_columns), column = tile.first_column + position - row * t.columns;
       const bool exists = row < t.runs && first_row + row < static_cast<int64_t>(t.N) * t.H && column < t.W;
       return exists ? (first_row + row) * t.W + column : -1;
     };
@@ -147,9 +146,9 @@ __global__ void __launch_bounds__(kThreads) bn_relu_conv3x3_wgrad_kernel(const C
       cp_async_16(stage + d_offset + output_piece * d_plane + position * 16, m < 0 ? d : d + m * p.G, m < 0 ? 0 : 16);
     }
     if (threadIdx.x < p.steps * kStep) {
-      const int position = pixel(threadIdx.x) < 0 ? 0 : threadIdx.x, row = position / t.columns;
+      const int position = pixel(threadIdx.x) < 0 ? 0 : threadIdx.x, row = divide(position, t.per_columns);
       reinterpret_cast<int*>(stage + table_offset)[threadIdx.x] =
-          (tile.halo_row(row) * t.halo_columns + position % t.columns) * 16;
+          (tile.halo_row(row) * t.halo_columns + position - row * t.columns) * 16;
     }
   };
   const auto activate = [&](int stage_index) {

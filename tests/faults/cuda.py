@@ -165,8 +165,8 @@ FAULTS = [
     Fault(
         "no barrier behind the coefficients",
         f"{FOLDER}/conv3x3_main_loop.cuh",
-        "affine(p.norm, c, p.C);\n    __syncthreads();",
-        "affine(p.norm, c, p.C);",
+        "p.chunks * kKStep<input_t>, p.C);\n    __syncthreads();",
+        "p.chunks * kKStep<input_t>, p.C);",
         EXACT,
     ),
     Fault(
