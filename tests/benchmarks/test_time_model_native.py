@@ -9,8 +9,9 @@ pytest.importorskip("triton")
 
 from benchmarks.time_model import machine_code, model
 from benchmarks.time_model.native import NATIVE, control, layouts, memory, plans, programs
-from benchmarks.time_model.native.control import Block, Control
+from benchmarks.time_model.native.control import Control
 from benchmarks.time_model.native.plans import Planned
+from benchmarks.time_model.native.thread import Block
 
 from ..cuda import device
 
@@ -151,10 +152,10 @@ COUNTED = code(
     "ATOMG.E.INC.STRONG.GPU PT, R4, desc[UR4][R2.64], R5",
     "ISETP.EQ.AND P1, PT, R4, R5, PT",
     "SEL R6, RZ, 0x1, !P1",
-    "STS.U8 [UR8+0x10], R6",
+    "STS.U8 [UR8+-0x10], R6",
     ".L_x_1:",
     "BAR.SYNC.DEFER_BLOCKING 0x0",
-    "LDS.U8 R7, [UR8+0x10]",
+    "LDS.U8 R7, [UR8+-0x10]",
     "ISETP.NE.AND P2, PT, R7, RZ, PT",
     "@!P2 EXIT",
     "NOP",
@@ -278,7 +279,7 @@ def test_ways_are_those_of_all_instructions(step, monkeypatch):
         return {name: [kind[1:] for kind in NATIVE.programs(launch, kernels[name])] for name, launch in first.items()}
 
     expected = ways()
-    monkeypatch.setattr(control, "_needed", lambda code: {*range(len(code.instructions))})
+    monkeypatch.setattr(control, "needed", lambda code: {*range(len(code.instructions))})
     assert ways() == expected
 
 
