@@ -105,8 +105,9 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             channels = num_input_features + i * growth_rate
-            options = {"spatial_dims": spatial_dims, "dilation": dilation}
-            layer = self.layer_class(channels, growth_rate, bn_size, drop_rate, **options)
+            layer = self.layer_class(
+                channels, growth_rate, bn_size, drop_rate, spatial_dims=spatial_dims, dilation=dilation
+            )
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 
