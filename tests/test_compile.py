@@ -256,3 +256,22 @@ def test_ahead_of_time(tmp_path):
         for n in (2, 5):
             x = torch.randn(n, 3, 8, 8)
             assert error(loaded(x), model(x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_of_torch_func(transform):
+    model, x = net().double().eval(), image()
+    stock = copy.deepcopy(model).set_backend("plain")
+
+    def run(model):
+        def loss(parameters):
+            return torch.func.functional_call(model, parameters, x).square().sum()
+
+        if transform == "grad":
+            return torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
+        return {"": torch.vmap(lambda image: model(image[None])[0])(x)}
+
+    ours, theirs = torch.compile(lambda: run(model), backend="aot_eager", fullgraph=True)(), run(stock)
+    for name in theirs:
+        assert error(ours[name], theirs[name]) < 1e-10, name
