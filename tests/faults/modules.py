@@ -282,8 +282,8 @@ FAULTS = [
     Fault(
         "a hooked block taken for one that nobody watches",
         f"{MODULES}/trunk.py",
-        "if not isinstance(module, FusableBlock | FusableTransition) or why_not(module, Fusable) is not None:",
-        "if not isinstance(module, FusableBlock | FusableTransition):",
+        "if why_not(module, FusableBlock if isinstance(module, FusableBlock) else FusableTransition) is not None:",
+        "if False:",
         fallback("hooks_on_blocks"),
     ),
     Fault(
