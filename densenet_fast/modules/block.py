@@ -23,6 +23,9 @@ class FusableBlock(Fusable):
 
     efficient: bool  # recompute the bottleneck outputs in backward
 
+    def forward(self, init_features: Tensor) -> Tensor:
+        return self._call(init_features)
+
     def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
         assert isinstance(reading, BlockReading)
