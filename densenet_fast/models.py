@@ -103,9 +103,16 @@ class DenseNet(Backbone):
         pooling = _pooling_transitions(len(block_config), small_inputs, output_stride)
         dilation, channels = 1, num_init_features
         for i, num_layers in enumerate(block_config, 1):
-            sizes = num_layers, channels, bn_size, growth_rate
             block = self.block_class(
-                *sizes, drop_rate, efficient, backend=backend, spatial_dims=spatial_dims, dilation=dilation
+                num_layers,
+                channels,
+                bn_size,
+                growth_rate,
+                drop_rate,
+                efficient,
+                backend=backend,
+                spatial_dims=spatial_dims,
+                dilation=dilation,
             )
             self.features.add_module(f"denseblock{i}", block)
             channels += num_layers * growth_rate

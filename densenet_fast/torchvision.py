@@ -89,8 +89,9 @@ class _DenseBlock(DenseBlock):
 
     @efficient.setter
     def efficient(self, efficient: bool) -> None:
-        for layer in self.values():
-            setattr(layer, "memory_efficient", efficient)  # noqa: B010  (a module's attributes have no type)
+        layers: Any = self.values()
+        for layer in layers:
+            layer.memory_efficient = efficient
 
 
 class DenseNet(models.DenseNet):

@@ -106,7 +106,7 @@ def test_pretrained_weights_come_through_torchvision(name, monkeypatch):
 
     monkeypatch.setattr(stock.DenseNet121_Weights, "get_state_dict", get_state_dict)
     if name == "pretrained":
-        with pytest.warns(UserWarning, match="pretrained is deprecated"):
+        with pytest.warns(UserWarning, match="pretrained is deprecated.*: use weights="):
             ours = densenet_fast.densenet121(pretrained=True, progress=False)
     else:
         weights = stock.DenseNet121_Weights.DEFAULT if name == "enum" else name

@@ -256,3 +256,40 @@ def test_ahead_of_time(tmp_path):
         for n in (2, 5):
             x = torch.randn(n, 3, 8, 8)
             assert error(loaded(x), model(x)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers", "ignore:The .grad attribute")  # which Dynamo looks at
+@pytest.mark.parametrize("name", ["transition1", "denseblock1.denselayer1.conv1", "norm_final"])
+def test_hooks_may_break_the_graph(name):
+    """For instance one that prints. What is around the trunk is compiled then."""
+    model = net().double()
+
+    def double(module, inputs, output):
+        torch._dynamo.graph_break()
+        return 2 * output
+
+    model.features.get_submodule(name).register_forward_hook(double)
+    compiled = copy.deepcopy(model)
+    call = torch.compile(compiled, backend="aot_eager")
+    for n in (3, 2):
+        x = image(n)
+        assert all(map(torch.equal, step(call, compiled, x), step(model, model, x)))
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_of_torch_func(transform):
+    model, x = net().double().eval(), image()
+    stock = copy.deepcopy(model).set_backend("plain")
+
+    def run(model):
+        def loss(parameters):
+            return torch.func.functional_call(model, parameters, x).square().sum()
+
+        if transform == "grad":
+            return torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
+        return {"": torch.vmap(lambda image: model(image[None])[0])(x)}
+
+    ours, theirs = torch.compile(lambda: run(model), backend="aot_eager", fullgraph=True)(), run(stock)
+    for name in theirs:
+        assert error(ours[name], theirs[name]) < 1e-10, name

@@ -1,6 +1,7 @@
 """What code around a model sees, as torchvision's model shows it: memory formats, values, tensors it may change."""
 
 import copy
+import inspect
 import subprocess
 import sys
 
@@ -23,6 +24,13 @@ WATCHED = (
 
 def tensors(value):
     return [t for v in value for t in tensors(v)] if isinstance(value, list | tuple) else [value]
+
+
+def test_inputs_have_their_names_in_torchvision():
+    """Which keywords, torch.export's shapes and the inputs of ONNX graphs go by."""
+    for name in ("", "features", "features.denseblock1", "features.transition1"):
+        ours, theirs = (inspect.signature(model.get_submodule(name).forward) for model in pair())
+        assert [*ours.parameters] == [*theirs.parameters], name
 
 
 @pytest.mark.filterwarnings("ignore:.*plain layers")

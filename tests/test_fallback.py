@@ -7,7 +7,10 @@ import warnings
 import onnxruntime
 import pytest
 import torch
+import torchvision
+from functorch.compile import aot_module, nop
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize
 
 from benchmarks.memory import measure
@@ -112,7 +115,8 @@ def test_a_changed_transition_runs_plain(name, other, reason):
     model = net()
     replace(model.features.transition1, name, other())
     expected = copy.deepcopy(model).set_backend("plain")(x := image())
-    with pytest.warns(UserWarning, match=rf"Transition runs its plain layers .*: {reason}"):
+    message = rf"Transition runs its plain layers .*: {reason}.*; set_backend\('plain'\) silences this"
+    with pytest.warns(UserWarning, match=message):
         assert error(model(x), expected) < 1e-10
 
 
@@ -210,6 +214,67 @@ def test_parametrized_weights_stay_fused(recwarn):
     assert model.features.denseblock1.denselayer1.conv1.parametrizations.weight.original0.grad is not None
 
 
+class Doubled(torch.Tensor):
+    """A weight that counts double in a convolution or norm."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function in (torch.conv2d, torch.batch_norm):
+            arguments = [2 * torch.Tensor(v) if isinstance(v, cls) else v for v in arguments]
+            return function(*arguments, **(options or {}))
+        return super().__torch_function__(function, types, arguments, options or {})
+
+
+class Quantized(torch.Tensor):
+    """A weight that is kept in eight bits, and made anew for every operator of PyTorch's."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, weight):
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype, strides=weight.stride())
+
+    def __init__(self, weight):
+        self.scale = weight.abs().max() / 127
+        self.values = (weight / self.scale).round().to(torch.int8)
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, arguments=(), options=None):
+        if operator is torch.ops.aten.detach.default:
+            return arguments[0]
+        assert operator.namespace == "aten", f"no operator of PyTorch's: {operator}"
+        made = [v.values * v.scale if isinstance(v, cls) else v for v in arguments]
+        return operator(*made, **(options or {}))
+
+
+@pytest.mark.parametrize("make", [lambda w: w.as_subclass(Doubled), Quantized], ids=["Doubled", "Quantized"])
+@pytest.mark.parametrize(
+    "name", ["denseblock1.denselayer2.conv1", "denseblock1.denselayer1.norm2", "transition1.conv", "norm5", "conv0"]
+)
+def test_weights_of_another_class_are_used_as_it_says(make, name):
+    """Also where they come behind the first step."""
+    model = net(small_inputs=False).eval()
+    stock = torchvision.models.DenseNet(4, (2, 2), 6, num_classes=10).double().eval()
+    stock.load_state_dict(model.state_dict())
+    x = image()
+    assert error(model(x), stock(x)) < 1e-10
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*plain layers.*weight of class")
+        for m in (model, stock):
+            module = m.features.get_submodule(name)
+            module.weight = nn.Parameter(make(module.weight.detach()), requires_grad=False)
+        assert error(torch.Tensor(model(x)), torch.Tensor(stock(x))) < 1e-10
+
+
+def test_parameters_and_tensors_are_of_one_kind(monkeypatch):
+    """Between functional_call and a call, nothing is read anew."""
+    model, x = net().eval(), image()
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    expected = model(x)
+    monkeypatch.setattr(type(model.features), "read", None)
+    assert error(torch.func.functional_call(model, tensors, x), expected) < 1e-10
+
+
 def test_a_subclass_with_its_own_forward_is_called():
     class Loud(DenseBlock):
         def forward(self, x):
@@ -232,6 +297,30 @@ def test_export_trace_and_fx_record_the_plain_layers(recwarn):
         assert not any("densenet_fast" in str(node.target) for node in graph.graph.nodes)
         assert error(graph(x), expected) < 1e-10
     assert not [w for w in recwarn.list if "plain layers" in str(w.message)]
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "symbolic"])
+def test_make_fx_records_the_plain_layers(tracing_mode, recwarn):
+    model = net().eval()
+    graph = make_fx(lambda x: model(x), tracing_mode=tracing_mode, _allow_non_fake_inputs=True)(image())
+    assert not any("densenet_fast" in str(node.target) for node in graph.graph.nodes)
+    x = image()
+    assert error(graph(x), model(x)) < 1e-10
+    assert not [w for w in recwarn.list if "plain layers" in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore")  # of functorch's own
+def test_aot_autograd_without_dynamo_records_the_plain_layers():
+    """Forward, backward and what happens to running statistics."""
+    model = net()
+    plain = copy.deepcopy(model).set_backend("plain")
+    recorded, x = aot_module(model, nop), image()
+    for run in (recorded, plain):
+        run(x).square().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert error(ours.grad, theirs.grad) < 1e-9
+    for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+        assert error(ours, theirs) < 1e-10
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter and of torch.jit, both deprecated in parts

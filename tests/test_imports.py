@@ -47,7 +47,8 @@ ROOMS = {
         {"__init__"},
     ],
     "modules": [
-        {"snapshot", "eligibility", "running_stats"},
+        {"eligibility", "running_stats"},
+        {"snapshot"},
         {"reading"},
         {"views", "staging", "fusable"},
         {"layer"},

@@ -227,6 +227,30 @@ def test_weights_may_come_by_position(arguments):
         densenet_fast.torchvision.densenet121(None, True, 3)
 
 
+WRAPPERS = {
+    "compiled": lambda module, x: torch.compile(module, backend="eager"),
+    "traced": lambda module, x: torch.jit.trace(module, x),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit, which is deprecated, and that layers run plain
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", ["denseblock1", "denseblock1.denselayer1.conv1", "norm0", "transition1.pool"])
+def test_parts_may_be_compiled_or_traced(name, wrapper):
+    """Each by itself: torch.compile's wrapper and torch.jit's modules have not what others have."""
+    torch.compiler.reset()
+    results, x = [], image()
+    for model in pair():
+        seen, part = [], model.eval().features.get_submodule(name)
+        handle = part.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].clone()))
+        model(x)
+        handle.remove()
+        above, _, last = name.rpartition(".")
+        setattr(model.features.get_submodule(above), last, WRAPPERS[wrapper](part, seen[0]))
+        results.append([model(x), model(x)])
+    assert max(map(error, results[1], results[0])) < 1e-10
+
+
 def test_names_that_people_import():
     """torchvision's private classes, with its arguments, by which projects build nets of their own."""
     ours, theirs = densenet_fast.torchvision, stock.densenet

@@ -32,6 +32,11 @@ class Instruction(NamedTuple):
     def name(self) -> str:
         return self.text.partition(" ")[0]
 
+    @property
+    def kind(self) -> str:
+        """Its name without modifiers."""
+        return self.name.partition(".")[0]
+
 
 class Loop(NamedTuple):
     first: int  # places of its first instruction and of the branch back

@@ -1,9 +1,9 @@
 """Bytes that a launch moves, from its arguments: tests/triton/traffic.py, which tests hold to what kernels do, and by
 the same rules what it leaves out: the stem's, the transitions' and the head's kernels, weights and partial results.
 
-From DRAM come activations and the partial gradients of weights, read or written once, though often where programs far
-apart read the same; through the L2 cache goes what all programs ask for, and weights and partial results besides, which
-stay there. Vectors of channels are left out.
+From DRAM come activations, and partial gradients of weights that the L2 cache does not keep, read or written once,
+though often where programs far apart read the same; through the L2 cache goes what all programs ask for, and weights
+and partial results besides, which stay there. Vectors of channels are left out.
 """
 
 from collections.abc import Callable, Iterable
@@ -56,7 +56,7 @@ def _transition_dgrad(a: Arguments, grid: Grid) -> list[Access]:
 
 def _transition_wgrad(a: Arguments, grid: Grid) -> list[Access]:
     x, dy = Access("x", 4 * a["Q"] * a["C"]).along(grid, 1), Access("dy", a["Q"] * a["K"]).along(grid, 0)
-    return [x, dy, Access("dweight", grid[2] * a["K"] * a["C"], written=True)]
+    return [x, dy, Access("dweight", grid[2] * a["K"] * a["C"], written=True, partial=True)]
 
 
 def _head_fwd(a: Arguments, grid: Grid) -> list[Access]:
@@ -124,7 +124,7 @@ def summed(accesses: Iterable[tuple[Access, int]], more: int) -> Moved:
     dram, through, asked, new = 0, more, 0.0, 0
     for access, itemsize in accesses:
         size = access.elements * itemsize
-        dram += size * (1 if access.reach <= device.PROCESSORS else access.programs)
+        dram += access.dram(size, device.PROCESSORS)
         through += round(size * access.programs * access.repeats)
         if not access.written:
             asked += access.elements * access.repeats

@@ -23,6 +23,9 @@ class FusableBlock(Fusable):
 
     efficient: bool  # recompute the bottleneck outputs in backward
 
+    def forward(self, init_features: Tensor) -> Tensor:
+        return self._call(init_features)
+
     def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C0, H, W] -> [N, C0 + L * k, H, W]."""
         assert isinstance(reading, BlockReading)
@@ -105,8 +108,9 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
             raise ValueError(f"num_layers: got {num_layers}, expected at least 0")
         for i in range(num_layers):
             channels = num_input_features + i * growth_rate
-            options = {"spatial_dims": spatial_dims, "dilation": dilation}
-            layer = self.layer_class(channels, growth_rate, bn_size, drop_rate, **options)
+            layer = self.layer_class(
+                channels, growth_rate, bn_size, drop_rate, spatial_dims=spatial_dims, dilation=dilation
+            )
             self.add_module(f"denselayer{i + 1}", layer)
         self.efficient = efficient
 

@@ -15,16 +15,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..uncompiled import constant
 
+# Of make_fx, and of AOTAutograd, which learns first what is to be recorded.
+_RECORDERS = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FUNCTIONAL
+
 
 def is_traced(x: object) -> bool:
-    """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx."""
+    """Whether a graph of the plain layers is being recorded: torch.export, ONNX, torch.jit.trace, torch.fx, make_fx."""
     exporting = torch.compiler._is_exporting_flag  # to `is_exporting` Dynamo answers True under torch.compile, too
-    return not isinstance(x, Tensor) or torch.jit.is_tracing() or exporting
+    if not isinstance(x, Tensor) or torch.jit.is_tracing() or exporting:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _RECORDERS)
 
 
 def why_not_now() -> str | None:
     """A transform or hook that is active around the call and that the fused stage has no rule for."""
-    if torch._C._functorch.maybe_current_level() is not None:
+    if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
@@ -120,7 +127,25 @@ def is_stem_convolution(module: nn.Module, dims: int) -> bool:
 
 
 def _why_no_stock_conv(module: nn.Module, cls: type[nn.Module]) -> str | None:
-    return why_not(module, cls) or _why_another(module, cls, "_conv_forward")
+    return why_not(module, cls) or _why_another(module, cls, "_conv_forward") or _why_other_tensors(module)
+
+
+def _why_other_tensors(module: nn.Module) -> str | None:
+    """Why operations on the parameters and buffers of `module` may do something else than on a Tensor's values."""
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            if tensor is not None and not is_stock_tensor(type(tensor)):
+                return f"has a {name} of class {type(tensor).__name__}"
+    return None
+
+
+@constant
+def is_stock_tensor(cls: type) -> bool:
+    """Whether tensors of this class have no operations of their own: not for instance a DTensor, nor quantized."""
+    if cls is Tensor or (cls.__module__, cls.__name__) == ("torch._subclasses.fake_tensor", "FakeTensor"):
+        return True
+    has_none = cls.__torch_function__ is torch._C._disabled_torch_function_impl  # type: ignore[attr-defined]
+    return has_none and cls.__torch_dispatch__ is Tensor.__torch_dispatch__  # type: ignore[attr-defined]
 
 
 def dilation_of(convolution: Any) -> int:
@@ -195,6 +220,7 @@ def why_not_norm(module: nn.Module, dims: int = 2) -> str | None:
     foreign = None if dims != 2 or type(module) is nn.BatchNorm2d else _foreign_norm(module)
     cls, activates = foreign or (nn.SyncBatchNorm if isinstance(module, nn.SyncBatchNorm) else NORMS[dims], False)
     reason = why_not(module, cls) or (why_not_parts(module, _ACTIVATION) if activates else None)
+    reason = reason or _why_other_tensors(module)
     if reason is not None or not isinstance(module, _BatchNorm):
         return reason
     if "running_mean" not in module._buffers or "running_var" not in module._buffers:

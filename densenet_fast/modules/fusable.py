@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .. import backends
-from ..uncompiled import constant
+from ..uncompiled import constant, uncompiled
 from .eligibility import is_traced, why_not_now
 from .reading import Readable, Reading, is_synchronised
 from .running_stats import Transaction, transaction
@@ -42,19 +42,22 @@ class Fusable(Readable[Reading]):
         self.backend = backends.check_name(backend)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor) -> Tensor:
+        """`forward`, whose argument has the name that it has in torchvision: graphs and keywords show it."""
         if self.backend == "plain" or is_traced(x):
             return self.plain(x)
-        return self._run(x)
+        with transaction(self) as updates:  # out of which the compiler goes where it cannot follow what is called
+            return (self._run if torch.compiler.is_compiling() else self._run_uncompiled)(x, updates)
 
-    def _run(self, x: Tensor) -> Tensor:
-        with transaction(self) as updates:
-            is_empty = x.shape[:1] == (0,) and not is_synchronised(self)
-            reading = None if is_empty else self.fusable()
-            if reading is None:
-                updates.guard(self)
-                return self.plain(x)
-            return self.fused(x, reading, updates)
+    def _run(self, x: Tensor, updates: Transaction) -> Tensor:
+        is_empty = x.shape[:1] == (0,) and not is_synchronised(self)
+        reading = None if is_empty else self.fusable()
+        if reading is None:
+            updates.guard(self)
+            return self.plain(x)
+        return self.fused(x, reading, updates)
+
+    _run_uncompiled = uncompiled(_run)
 
     def fusable(self) -> Reading | None:
         """The module's reading if it runs fused; if not, warns, once for each reason, unless that was asked for."""

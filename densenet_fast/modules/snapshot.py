@@ -1,9 +1,9 @@
 """Whether a module is still what it was when it was last read.
 
 Anybody may set an attribute, hook a child or replace it between two steps, so a step looks at everything that decides
-what calling the modules does, tensors excepted. It looks at a thousand things, which lie all over the memory, so loops
-run inside map and itemgetter, what cannot matter is not touched, and lists are compared that hold nothing new: a new
-tuple for each module would have the garbage collected every step.
+what calling the modules does, tensors' values excepted. It looks at a thousand things, which lie all over the memory,
+so loops run inside map and itemgetter, what cannot matter is not touched, and lists are compared that hold nothing new:
+a new tuple for each module would have the garbage collected every step.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,13 @@ from itertools import chain
 from operator import attrgetter, eq, is_, itemgetter
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
+
+from .eligibility import is_stock_tensor
 
 # What `eligibility` or a reading looks at.
 _ATTRIBUTES = (
@@ -38,7 +41,7 @@ class Snapshot:
     """Of a module and all below it."""
 
     def __init__(self, module: nn.Module):
-        self._modules = list(module.modules())
+        self._modules = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]  # those are called
         self._classes = list(map(type, self._modules))
         self._different = list(dict.fromkeys(self._classes))
         self._convolutions = [cls for cls in self._different if hasattr(cls, "_conv_forward")]
@@ -47,7 +50,8 @@ class Snapshot:
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
         alike: dict[Any, list[dict[str, Any]]] = {}  # by what there is to look at
         for of in self._own:
-            alike.setdefault(_look(*[name for name in _ATTRIBUTES if name in of]), []).append(of)
+            if names := [name for name in _ATTRIBUTES if name in of]:  # torch.compile's wrapper has none
+                alike.setdefault(_look(*names), []).append(of)
         self._seen = [(look, own, list(map(look, own))) for look, own in alike.items()]
         self._handles = RemovableHandle.next_id
         self._hooked = self._are_hooked()
@@ -60,7 +64,8 @@ class Snapshot:
         self._with_parameters = [m.__dict__ for m in self._modules if m._parameters]
         self._with_buffers = [m.__dict__ for m in self._modules if m._buffers]
         self._tensors = self._of_tensors()
-        self._names_of_tensors, self._missing = _names(self._tensors), _are_missing(self._tensors)
+        self._names_of_tensors, self._classes_of_tensors = _names(self._tensors), _classes(self._tensors)
+        self._kinds = list(map(_kind, self._classes_of_tensors))
 
     def holds(self, module: nn.Module) -> bool:
         """Whether it is of `module`, not of one that this is a replica of, and nothing has changed."""
@@ -106,12 +111,11 @@ class Snapshot:
         return _names(families) == self._names_of_children and all(map(is_, _values(families), self._children))
 
     def _have_their_tensors(self) -> bool:
-        """In the same dictionaries, by name; which tensors they are a step sees for itself."""
-        return (
-            all(map(is_, self._of_tensors(), self._tensors))
-            and _names(self._tensors) == self._names_of_tensors
-            and _are_missing(self._tensors) == self._missing
-        )
+        """In the same dictionaries, by name and kind; which tensors they are a step sees for itself."""
+        if not all(map(is_, self._of_tensors(), self._tensors)) or _names(self._tensors) != self._names_of_tensors:
+            return False
+        classes = _classes(self._tensors)
+        return classes == self._classes_of_tensors or list(map(_kind, classes)) == self._kinds
 
     def _of_tensors(self) -> list[dict[str, Any]]:
         return [*map(_parameters, self._with_parameters), *map(_buffers, self._with_buffers)]
@@ -125,5 +129,11 @@ def _values(dictionaries: list[dict[str, Any]]) -> Iterator[Any]:
     return chain.from_iterable(map(dict.values, dictionaries))
 
 
-def _are_missing(dictionaries: list[dict[str, Any]]) -> list[bool]:
-    return [value is None for value in _values(dictionaries)]
+def _classes(dictionaries: list[dict[str, Any]]) -> list[type]:
+    return list(map(type, _values(dictionaries)))
+
+
+@cache
+def _kind(cls: type) -> object:
+    """Of tensors of this class, or None for none: torch.func.functional_call has Tensors in place of Parameters."""
+    return None if cls is type(None) else is_stock_tensor(cls)

@@ -17,6 +17,9 @@ from .views import TransitionView, view_transition
 class FusableTransition(Fusable):
     """A transition of any class; `view` reads it."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        return self._call(input)
+
     def fused(self, x: Tensor, reading: Reading, updates: Transaction) -> Tensor:
         """[N, C, H, W] -> [N, C', H // 2, W // 2], or [N, C', H, W] if it does not pool."""
         return run_stage(x, updates, None, self.consumer(), backend=self.backend, layout=memory_format(x)).y

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .. import backends
 from ..stage.buffer import channels_last, convolved_format, memory_format
+from ..uncompiled import uncompiled
 from .block import FusableBlock
 from .eligibility import (
     MAX_POOLS,
@@ -56,11 +57,11 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
             if isinstance(module, Fusable):
                 module.set_backend(backend)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The last module's output, in the memory format that PyTorch's layers give it for x [N, channels, H, W]."""
-        if self._is_plain(x):
-            return super().forward(x)
-        return self._run(x, pooled=False)
+    def forward(self, input: Tensor) -> Tensor:
+        """The last module's output, in the memory format that PyTorch's layers give it for [N, channels, H, W]."""
+        if self._is_plain(input):
+            return super().forward(input)
+        return self._run(input, pooled=False)
 
     def pooled(self, x: Tensor) -> Tensor:
         """ReLU and global average of `forward`, [N, C]."""
@@ -93,17 +94,25 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
         return x.shape[:1] == (0,) and not is_synchronised(self)
 
     def _run(self, x: Tensor, pooled: bool, taps: "dict[str, Any] | None" = None) -> Tensor:
+        with transaction(self) as updates:  # out of which the compiler goes where it cannot follow what is called
+            run = self._read_and_run if torch.compiler.is_compiling() else self._run_uncompiled
+            y, is_pooled = run(x, updates, pooled, taps)
+        if not pooled or is_pooled:
+            return y
+        return relu_pool(y, self, *list(self.children())[-1:], dims=self.spatial_dims)
+
+    def _read_and_run(
+        self, x: Tensor, updates: Transaction, pooled: bool, taps: "dict[str, Any] | None"
+    ) -> tuple[Tensor, bool]:
         if torch.compiler.is_compiling():
             steps = (self._steps(0, pooled),) * 2  # what is traced twice takes twice as long
             reading = _TrunkReading(steps, first_convolution(self), set())
         else:
             reading = self.reading()
         check_input(self, x, reading.first, reading.passed)
-        with transaction(self) as updates:
-            y, is_pooled = self._run_steps(x, reading.steps[int(pooled)], updates, pooled, taps)
-        if not pooled or is_pooled:
-            return y
-        return relu_pool(y, self, *list(self.children())[-1:], dims=self.spatial_dims)
+        return self._run_steps(x, reading.steps[int(pooled)], updates, pooled, taps)
+
+    _run_uncompiled = uncompiled(_read_and_run)
 
     def _run_steps(
         self, x: Tensor, steps: "list[_Step]", updates: Transaction, pooled: bool, taps: "dict[str, Any] | None"
@@ -266,7 +275,9 @@ def relu_pool(x: Tensor, *producers: nn.Module, dims: int = 2) -> Tensor:
 def _fused(module: nn.Module, dims: int | None = None) -> Reading | None:
     """The reading of a block or transition, of images of `dims` dimensions, that runs fused and whose call nobody
     watches; warns where its layers forbid it."""
-    if not isinstance(module, FusableBlock | FusableTransition) or why_not(module, Fusable) is not None:
+    if not isinstance(module, FusableBlock | FusableTransition):
+        return None
+    if why_not(module, FusableBlock if isinstance(module, FusableBlock) else FusableTransition) is not None:
         return None
     reading = module.fusable()
     return reading if dims in (None, module.spatial_dims) else None

@@ -30,7 +30,7 @@ def check_input(trunk: Any, x: Tensor, first: Any, passed: set[tuple[int, ...]])
         RuntimeError: wrong dtype or device.
     """
     dims = trunk.spatial_dims
-    if first is not None or x.dim() != dims + 2:  # who converts images may be given those of any dtype
+    if first is not None or x.dim() != dims + 2:  # a module ahead of the convolutions may take any dtype
         stage.check_image(x, dims)
     if first is not None:
         if x.shape[1] != first.in_channels:

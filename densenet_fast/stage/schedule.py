@@ -103,6 +103,7 @@ def _output(consumer: ConsumerSpec, x: Tensor, stats: Tensor, wanted: Wanted) ->
     """Uninitialised, in NHWC memory: y is dense for others; for the next stage, it is the head of that one's buffer."""
     n, _, *size = x.shape
     if consumer.kind == "head":
+        # Not new_empty: MONAI's MetaTensor has one of its own, which takes a tuple alone and forgets what x knows.
         return x.new_empty_strided((n, consumer.outputs), (consumer.outputs, 1)), None
     rounds_up = consumer.kind == "stem"
     if consumer.pools:

@@ -1,4 +1,5 @@
-"""Small models of every library that convert() knows, as published: `MODELS[name]()`, and what images they take."""
+"""Small models of every library that convert() knows, as published: `MODELS[name].build()`, what images they take, and
+a step of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -69,3 +70,24 @@ MODELS = {
     "a copy": Case(copies.net, parts=4),
     "a copy that recomputes": Case(lambda: copies.net(efficient=True), parts=4, moves_twice=True),
 }
+
+
+def relative(ours, theirs) -> float:
+    """The largest difference of two lists of tensors, each relative to the tensor's norm."""
+    return max(
+        (torch.linalg.vector_norm(a - b) / (torch.linalg.vector_norm(b) + 1e-12)).item()
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def outputs(model, x) -> list[Tensor]:
+    y = model(x)
+    return list(y) if isinstance(y, list | tuple) else [y]
+
+
+def step(model, x) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, and the gradients of all parameters, taken together."""
+    y = outputs(model, x)
+    sum(each.square().mean() for each in y).backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return [each.detach().clone() for each in y], [torch.cat(gradients)]

@@ -8,7 +8,6 @@ from itertools import product
 
 import pytest
 import torch
-from monai.data import MetaTensor
 from timm.models._features import FeatureListNet
 from torch import nn
 from torch.nn.utils import prune
@@ -20,7 +19,7 @@ from densenet_fast.modules import Fusable, Trunk
 
 from ..rows import some, thorough
 from . import copies
-from .models import BLOCKS, MODELS, Monai, Timm, Torchvision, smp, torchxrayvision
+from .models import BLOCKS, MODELS, Monai, Timm, Torchvision, outputs, relative, smp, step, torchxrayvision
 
 MODES = {"train": lambda model: model.train(), "eval": lambda model: model.eval()}
 
@@ -28,27 +27,6 @@ MODES = {"train": lambda model: model.train(), "eval": lambda model: model.eval(
 @pytest.fixture(params=MODELS)
 def case(request):
     return MODELS[request.param]
-
-
-def relative(ours, theirs) -> float:
-    """The largest difference of two lists of tensors, each relative to the tensor's norm."""
-    return max(
-        (torch.linalg.vector_norm(a - b) / (torch.linalg.vector_norm(b) + 1e-12)).item()
-        for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def outputs(model, x) -> list[torch.Tensor]:
-    y = model(x)
-    return list(y) if isinstance(y, list | tuple) else [y]
-
-
-def step(model, x) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs, and the gradients of all parameters, taken together."""
-    y = outputs(model, x)
-    sum(each.square().mean() for each in y).backward()
-    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return [each.detach().clone() for each in y], [torch.cat(gradients)]
 
 
 ALWAYS = {name for name in MODELS if "smp, FPN" not in name and "wide" not in name and "more" not in name}
@@ -104,27 +82,6 @@ def test_native_kernels_are_as_exact_as_the_librarys_layers(case):
     (y, dy), (z, dz), (y64, dy64) = step(ours, x.float()), step(stock, x.float()), step(exact, x)
     assert relative(y, y64) <= 2 * relative(z, y64)
     assert relative(dy, dy64) <= 2 * relative(dz, dy64)
-
-
-@pytest.mark.parametrize("name", some(["ours", *MODELS], always=["ours", "torchvision", "monai, volumes"]))
-def test_images_of_monai(name):
-    """MetaTensors, which its loaders hand out and whose methods are not all a Tensor's: what is told of an image stays
-    with what comes of it."""
-    case = MODELS["torchvision" if name == "ours" else name]
-    theirs, x = case.build().double(), case.images()
-    ours = copy.deepcopy(theirs)
-    if name == "ours":
-        ours = densenet_fast.torchvision.DenseNet(8, BLOCKS, 16, num_classes=5).double()
-        ours.load_state_dict(theirs.state_dict())
-    else:
-        densenet_fast.convert(ours)
-    results = []
-    for model in (ours, theirs):
-        y = outputs(model, MetaTensor(x, meta={"patient": 7}))
-        results.append([each.meta["patient"] for each in y])
-        assert {type(each) for each in y} == {MetaTensor}
-    assert results[0] == results[1]
-    assert relative(*(each[0] + each[1] for each in (step(ours, MetaTensor(x)), step(theirs, x)))) < 1e-9
 
 
 def test_everything_that_users_hold_stays(case):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from segmentation_models_pytorch.encoders.densenet import DenseNetEncoder
 from timm.layers import BlurPool2d
 from torch import nn
@@ -12,7 +13,8 @@ import densenet_fast
 from densenet_fast.torchvision import DenseNet as Ours
 
 from ..oracle import away_from_start, error
-from .models import BLOCKS, Monai, Timm, Torchvision
+from ..rows import some
+from .models import BLOCKS, MODELS, Monai, Timm, Torchvision, outputs, relative, step
 
 
 def pair(stock):
@@ -127,6 +129,27 @@ def test_monai_shapes_and_values(dims, channels, classes, options):
         with torch.no_grad():
             results.append([y, *[p.grad for p in model.parameters()], model.eval()(x)])
     check(*reversed(results))
+
+
+@pytest.mark.parametrize("name", some(["ours", *MODELS], always=["ours", "torchvision", "monai, volumes"]))
+def test_monai_images(name):
+    """MetaTensors, which its loaders hand out and whose methods are not all a Tensor's: what is told of an image stays
+    with what comes of it."""
+    case = MODELS["torchvision" if name == "ours" else name]
+    theirs, x = case.build().double(), case.images()
+    ours = copy.deepcopy(theirs)
+    if name == "ours":
+        ours = Ours(8, BLOCKS, 16, num_classes=5).double()
+        ours.load_state_dict(theirs.state_dict())
+    else:
+        densenet_fast.convert(ours)
+    results = []
+    for model in (ours, theirs):
+        y = outputs(model, MetaTensor(x, meta={"patient": 7}))
+        results.append([each.meta["patient"] for each in y])
+        assert {type(each) for each in y} == {MetaTensor}
+    assert results[0] == results[1]
+    assert relative(*(each[0] + each[1] for each in (step(ours, MetaTensor(x)), step(theirs, x)))) < 1e-9
 
 
 # segmentation_models_pytorch's

@@ -163,9 +163,23 @@ FAULTS = [
     Fault(
         "functorch is not seen",
         ELIGIBLE,
-        "if torch._C._functorch.maybe_current_level() is not None:",
+        "if torch._C._are_functorch_transforms_active():",
         "if False:",
         fallback("transforms"),
+    ),
+    Fault(
+        "a weight of a class with its own operations is taken for its values",
+        ELIGIBLE,
+        "if tensor is not None and not is_stock_tensor(type(tensor)):",
+        "if False:",
+        fallback("another_class"),
+    ),
+    Fault(
+        "make_fx records the fused path",
+        ELIGIBLE,
+        "return any(torch._C._get_dispatch_mode(key) is not None for key in _RECORDERS)",
+        "return False",
+        fallback("make_fx"),
     ),
     Fault(
         "a pooling of another size is run fused",
@@ -226,7 +240,7 @@ FAULTS = [
     Fault(
         "running statistics taken away are not seen",
         SNAPSHOT,
-        "[value is None for value in _values(dictionaries)]",
+        "list(map(type, _values(dictionaries)))",
         "[]",
         changes("statistics"),
     ),
@@ -268,8 +282,8 @@ FAULTS = [
     Fault(
         "a hooked block taken for one that nobody watches",
         f"{MODULES}/trunk.py",
-        "if not isinstance(module, FusableBlock | FusableTransition) or why_not(module, Fusable) is not None:",
-        "if not isinstance(module, FusableBlock | FusableTransition):",
+        "if why_not(module, FusableBlock if isinstance(module, FusableBlock) else FusableTransition) is not None:",
+        "if False:",
         fallback("hooks_on_blocks"),
     ),
     Fault(

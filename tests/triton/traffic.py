@@ -1,8 +1,8 @@
 """The byte model: what a launch reads and writes of activations, from its grid and tiles.
 
-Weights, vectors and partial results of one program's size stay in L2 and are left out, but for the partial gradients of
-weights, which are written in full. `requested` is what the programs ask for; `moved` is what comes from DRAM: what
-programs running at the same time read in common is moved once.
+Weights, vectors and partial results of one program's size stay in L2 and are left out, and so are the partial gradients
+of a weight where the L2 cache keeps all of them. `requested` is what the programs ask for; `moved` is what comes from
+DRAM: what programs running at the same time read in common is moved once.
 """
 
 from collections import defaultdict
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import triton
 
+from densenet_fast.backends.triton import tiles
 from densenet_fast.backends.triton.launch import Device, Launch
 
 Grid = tuple[int, ...]
@@ -24,10 +25,18 @@ class Access(NamedTuple):
     programs: int = 1  # that read the same
     reach: int = 1  # programs started from the first to the last of them
     repeats: float = 1.0  # how often one program asks for the same, taps of a convolution: cached
+    partial: bool = False  # for a later launch that adds it up
 
     def along(self, grid: Grid, axis: int) -> "Access":
         """Read by all programs along an axis of the grid."""
         return self._replace(programs=grid[axis], reach=prod(grid[: axis + 1]))
+
+    def dram(self, size: int, processors: int) -> int:
+        """Bytes that come from or go to DRAM, of `size` bytes that are different ones. Programs that read the same and
+        run at the same time share it through L2."""
+        if self.partial and size <= tiles.CACHED:
+            return 0
+        return size * (1 if self.reach <= processors else self.programs)
 
 
 def _columns(width: int, strip: int) -> int:
@@ -49,7 +58,7 @@ def _conv1x1_bwd(a: dict, grid: Grid) -> list[Access]:
     slabs = triton.cdiv(a["C"], a["BLOCK_C"])
     outputs = [Access(name, a["M"] * a["K"], programs=slabs, reach=slabs) for name in ("u", "z")]
     inputs = [Access(name, a["M"] * a["C"], written) for name, written in (("x", False), ("dx", False), ("dx", True))]
-    return [*outputs, *inputs, Access("dweight", a["splits"] * a["K"] * a["C"], written=True)]
+    return [*outputs, *inputs, Access("dweight", a["splits"] * a["K"] * a["C"], written=True, partial=True)]
 
 
 def _conv1x1_grads(a: dict, grid: Grid) -> list[Access]:
@@ -80,7 +89,7 @@ def _conv3x3_dgrad(a: dict, grid: Grid) -> list[Access]:
 
 def _conv3x3_wgrad(a: dict, grid: Grid) -> list[Access]:
     d = Access("d", a["M"] * a["D"], repeats=_taps(a)).along(grid, 1)
-    partial = Access("weights", grid[0] * 9 * a["G"] * a["C"], written=True)
+    partial = Access("weights", grid[0] * 9 * a["G"] * a["C"], written=True, partial=True)
     return [d, Access("x", a["M"] * a["C"]).along(grid, 2), partial]
 
 
@@ -129,8 +138,5 @@ def merged(launch: Launch) -> tuple[int, int]:
 
 
 def moved(launch: Launch, device: Device) -> int:
-    """Bytes from and to DRAM. Programs that read the same and run at the same time share it through L2."""
-    return sum(
-        _bytes(launch, access) * (1 if access.reach <= device.processors else access.programs)
-        for access in accesses(launch)
-    )
+    """Bytes from and to DRAM."""
+    return sum(access.dram(_bytes(launch, access), device.processors) for access in accesses(launch))

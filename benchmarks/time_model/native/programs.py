@@ -9,8 +9,9 @@ from .. import device, model
 from ..machine_code import Code
 from ..memory import cdiv
 from ..programs import Programs
-from .control import Block, Control, Run
+from .control import Control, Run
 from .plans import Compiled, Planned
+from .thread import Block
 
 LONG = 1500  # instructions of a loop with all its rounds, from which on not all are simulated
 Round = tuple[Run, ...]

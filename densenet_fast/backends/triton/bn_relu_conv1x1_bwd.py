@@ -251,11 +251,11 @@ def conv1x1_bwd(
     tile = both or plan.tile("bn_relu_conv1x1_grads", outputs)
     tile = tile if in_words else tile.unpipelined()
     slabs, of_k = cdiv(check.C, tile.channels), cdiv(outputs, tile.outputs)
-    # Partial gradients take at most 3/20 of the rows' traffic, or x's where half of the machine would be idle.
-    row = (2 * outputs + 3 * check.C) * x.itemsize
-    half = min(plan.device.processors // (2 * slabs * of_k), check.M * x.itemsize // (4 * outputs))
-    most = max(3 * check.M * row // (20 * 4 * outputs * check.C), half)
-    splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most) if wanted else 0
+    splits = 0
+    if dweight is not None:
+        row = (2 * outputs + 3 * check.C) * x.itemsize
+        most = tiles.partial(3 * check.M * row // (20 * 4 * dweight.numel()), dweight)  # of the rows' traffic 3/20
+        splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most)
     rows = splits if both else cdiv(check.M, tile.pixels)
     weights = plan.empty(splits, outputs, check.C) if wanted else None
     into = sums_into(plan, dnorm, rows, slabs, room=not both or tile.outputs <= 128)

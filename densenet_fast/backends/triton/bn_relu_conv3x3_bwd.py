@@ -335,11 +335,11 @@ def _wgrad(check: Arguments, d: Tensor, norm: Norm, dweight: Tensor) -> Partial:
     few = plan.kind == tiles.FP32 or plan.device.architecture < 90
     taps = 3 if few else 9  # as many accumulators as fit in registers
     slabs, groups = cdiv(check.C, tile.channels), cdiv(growth, tile.outputs) * (9 // taps)
-    splits = tiles.splits(plan.device, slabs * groups, check.M, tile.pixels, cdiv(check.M, 512))
-    weights = plan.empty(splits, 9, growth, check.C)
+    most = tiles.partial(cdiv(check.M, 512), dweight)
+    weights = plan.empty(tiles.splits(plan.device, slabs * groups, check.M, tile.pixels, most), 9, growth, check.C)
     plan.launch(
         bn_relu_conv3x3_wgrad_kernel,
-        (splits, slabs, groups),
+        (weights.shape[0], slabs, groups),
         **tile.options,
         d=d,
         x=check.x,

@@ -290,11 +290,12 @@ def _wgrad(check: Arguments, dy: Tensor, dy_stride: int, norm: Norm, dweight: Te
     tile = plan.tile("transition_wgrad", outputs)
     tile = tile if in_words else tile.unpipelined()
     slabs = cdiv(check.C, tile.channels), cdiv(outputs, tile.outputs)
-    most = quads * check.x.itemsize // (2 * outputs)
-    weights = plan.empty(tiles.splits(plan.device, slabs[0] * slabs[1], quads, tile.pixels, most), outputs, check.C)
+    most = tiles.partial(quads * check.x.itemsize // (2 * outputs), dweight)
+    splits = tiles.splits(plan.device, slabs[0] * slabs[1], quads, tile.pixels, most, resident=2)
+    weights = plan.empty(splits, outputs, check.C)
     plan.launch(
         transition_wgrad_kernel,
-        (*slabs, weights.shape[0]),
+        (*slabs, splits),
         **tile.options,
         dy=dy,
         x=check.x,
