@@ -296,3 +296,8 @@ def test_a_launch_takes_no_less_than_any_of_its_bounds(step):
         *each, programs_, time = line.bounds
         assert 0 < programs_ < time < 1e-2, line.kernel
         assert max(each[2:]) <= programs_ * 1.01, line.kernel
+
+
+def test_of_a_switch_the_case_behind_the_jump_is_gone_through():
+    table = 'BRX R8 -0x1a0 (*"BRANCH_TARGETS .L_x_1"*)'
+    assert Control(code(table, "NOP", "EXIT", ".L_x_1:", "EXIT")).way(block(), [0]) == [[(0, 2)]]

@@ -81,7 +81,8 @@ def _jump(code: Code, instruction: Instruction) -> Execute:
     return jump
 
 
-def _destination(code: Code, instruction: Instruction) -> Callable[[Thread], int]:
+def _destination(code: Code, instruction: Instruction) -> Callable[[Thread], int | None]:
+    """Of a jump through a table (BRX), which nvcc makes of a switch, none: the case behind it is gone through."""
     if instruction.kind == "RET":
         back = value_of(operands(instruction)[0].split(" ")[0])
 
@@ -92,7 +93,6 @@ def _destination(code: Code, instruction: Instruction) -> Callable[[Thread], int
 
         return caller
     place = END if instruction.kind == "EXIT" else _target(code, instruction)
-    assert place is not None, f"a jump to a place that is computed: {instruction.text}"
     return lambda t: place
 
 
