@@ -58,7 +58,7 @@ def _outcome(folder: Path, check: Check, processes: int) -> str:
 
 
 def _work(rank: int, processes: int, device: str, folder: str, checks: list[Check], timeout: float) -> None:
-    faulthandler.dump_traceback_later(10 * timeout, exit=True)  # who hangs outside of PyTorch's own time limits
+    faulthandler.dump_traceback_later(600, exit=True)  # who hangs outside of PyTorch's own time limits
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # a block that runs its plain layers is a failure
     torch.use_deterministic_algorithms(True)  # memory that is not initialised holds NaN

@@ -156,6 +156,7 @@ TABLE |= {
     ("bn_relu_conv1x1_grads", 90, HALF): ((ANY, Tile(64, 64, 128, 8, 3)),),
     ("bn_relu_conv1x1_grads", 90, TF32): ((ANY, Tile(32, 64, 128, 8, 3)),),
     ("bn_relu_conv1x1_grads", 90, FP32): ((ANY, Tile(32, 32, 128, 8, 3)),),
+    # With half of the channels at a time two programs are on a multiprocessor.
     ("transition_fwd", 90, HALF): ((64, Tile(64, 64, 64, 4, 3)), (ANY, Tile(64, 128, 32, 8, 3))),
     # Half as many warps and pixels: three programs on a multiprocessor instead of one.
     ("transition_dgrad", 90, HALF): ((ANY, Tile(32, 64, 64, 4, 3)),),
