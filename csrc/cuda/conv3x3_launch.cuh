@@ -34,9 +34,9 @@ inline TileConfig choose_tile_config(const Shape& shape, int64_t outputs, int64_
       for (int runs = 1; runs == 1 || runs < 2 * all_runs; runs *= 2) {
         const TileConfig config{make_tiling(shape, kRunRows, runs, columns), n, warps_n};
         const int parts = ceil_div(runs * columns / 8, 2);
-        const int stages = 3, weights = kTaps * kChunkPieces * config.columns();
+        const int weights = kTaps * kChunkPieces * config.columns();
         const int bytes = (kChunkPieces * config.tiling.halo_pitch + weights) * 16;
-        const int64_t all_bytes = stages * bytes + coefficients * 8 + config.tiling.halo_pixels * 4;
+        const int64_t all_bytes = kMainLoopStages * bytes + coefficients * 8 + config.tiling.halo_pixels * 4;
         const bool fits = all_bytes <= where.device.shared_bytes;
         if (parts * warps_n > kWarps || (!fits && best.warps_n > 0)) break;
         const double blocks = static_cast<double>(config.tiling.tiles()) * config.column_blocks(outputs);

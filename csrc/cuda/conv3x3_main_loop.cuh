@@ -51,6 +51,8 @@ __device__ __forceinline__ void copy_pixel(unsigned char* to, const input_t* x, 
   else copy_piece(to, from, count, granule);
 }
 
+constexpr int kMainLoopStages = 3;  // chunks of channels in shared memory, on their way or in use
+
 // What the main loop reads. A block has kWarps warps, `warps_n` of them along the output channels.
 struct MainLoopParams {
   Tiling tiling;
@@ -72,7 +74,7 @@ struct Conv3x3Traits {
   using input_t = typename math_t::input_t;
   static constexpr int kTilesN = kTilesN_;  // 8-column tiles of a warp
   static constexpr bool kBnRelu = kBnRelu_;
-  static constexpr int kStages = 3;
+  static constexpr int kStages = kMainLoopStages;
   static constexpr int kColumns = 8 * kTilesN;  // of a warp: a slab
   static constexpr int kGroupTiles = kTilesN == 4 ? 2 : kTilesN, kGroups = kTilesN / kGroupTiles;
   static constexpr int kLaneColumns = 2 * kGroupTiles;  // neighbouring channels of one thread in a group
