@@ -1,11 +1,12 @@
 """A dense block, half a layer at a time."""
 
+import torch
 from torch import Tensor
 
-from ...contract import Block, Half, Norm, NormGradient
+from ...contract import Block, Half, NormGradient
 from ...contract.block import TENSORS, Layer
-from ._common import bn_affine, bn_relu, bn_relu_bwd, bn_scale, conv, conv_dgrad, conv_wgrad, image, pixels, rows
-from .batch_norm import channel_stats, corrected_
+from ._common import Affine, bn_relu_bwd, conv, conv_dgrad, conv_wgrad, image, pieces, pixels, rows
+from .batch_norm import channel_stats, corrected, correction_at_zero
 from .dropout import dropout_mask
 
 
@@ -26,28 +27,25 @@ def block_fwd(
         norm2 = layer.norm2.on(stats[:, layer.of_z])
         if layer.weight2 is None:
             if halves & Half.SECOND:
-                _new_channels(bn_relu(features, norm1), layer.weight1, layer, x, stats, tracked, dilation)
+                _new_channels(Affine(norm1).relu(features), layer.weight1, layer, x, stats, tracked, dilation)
         elif z is None and not layer.norm2.uses_batch:
-            folded = _folded(features, norm1, layer.weight1, norm2)
+            folded = _folded(features, Affine(norm1), layer.weight1, Affine(norm2))
             _new_channels(folded, layer.weight2, layer, x, stats, tracked, dilation)
         else:
+            bottleneck = None if z is None else _image(z, layer, x)
             if halves & Half.FIRST:
-                bottleneck = conv(bn_relu(features, norm1), layer.weight1)
+                bottleneck = conv(Affine(norm1).relu(features), layer.weight1, out=bottleneck)
                 if layer.norm2.uses_batch:
                     channel_stats(bottleneck, stats[:, layer.of_z])
-                if z is not None:
-                    bottleneck = _image(z, layer, x).copy_(bottleneck)
-            elif z is not None:
-                bottleneck = _image(z, layer, x)
             if halves & Half.SECOND:
-                _new_channels(bn_relu(bottleneck, norm2), layer.weight2, layer, x, stats, tracked, dilation)
+                assert bottleneck is not None
+                _new_channels(Affine(norm2).relu(bottleneck), layer.weight2, layer, x, stats, tracked, dilation)
 
 
-def _folded(features: Tensor, norm1: Norm, weight: Tensor, norm2: Norm) -> Tensor:
+def _folded(features: Tensor, bn1: Affine, weight: Tensor, bn2: Affine) -> Tensor:
     """relu(bn2(z)) with norm2, on running statistics, multiplied into the weight of the convolution that makes z."""
-    scale, shift = bn_affine(norm2)
-    folded = (weight * scale.view(-1, 1, 1, 1)).to(features.dtype)
-    return conv(bn_relu(features, norm1), folded, shift.to(features.dtype)).relu_()
+    folded = (weight * bn2.scale.view(-1, *(weight.dim() - 1) * (1,))).to(features.dtype)
+    return conv(bn1.relu(features), folded, bn2.shift.to(features.dtype)).relu_()
 
 
 def _new_channels(
@@ -77,34 +75,34 @@ def block_bwd(
     dilation: int = 1,
 ) -> None:
     for layer in reversed(_layers(block, x)[begin:end]):
-        features, norm1 = x[:, : layer.begin], layer.norm1.on(stats[:, : layer.begin])
+        features, bn1 = x[:, : layer.begin], Affine(layer.norm1.on(stats[:, : layer.begin]))
         of_norm1 = _norm_gradient(layer, 1, correction[:, : layer.begin], gradients)
         dweight1, into = _gradient(layer, "weight1", gradients), g[:, : layer.begin]
         if layer.weight2 is None:
             if halves & Half.SECOND:
                 d = _at_convolution(g, correction, x, stats, layer)
-                _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1, dilation)
+                _convolution_bwd(d, features, bn1, layer.weight1, dweight1, into, of_norm1, dilation)
             continue
-        bottleneck = conv(bn_relu(features, norm1), layer.weight1) if z is None else _image(z, layer, x)
-        norm2, of_z = layer.norm2.on(stats[:, layer.of_z]), correction[:, layer.of_z]
+        bottleneck = conv(bn1.relu(features), layer.weight1) if z is None else _image(z, layer, x)
+        bn2, of_z = Affine(layer.norm2.on(stats[:, layer.of_z])), correction[:, layer.of_z]
         if halves & Half.SECOND:
             d = _at_convolution(g, correction, x, stats, layer)
             dweight2, of_norm2 = _gradient(layer, "weight2", gradients), _norm_gradient(layer, 2, of_z, gradients)
-            found = _convolution_bwd(d, bottleneck, norm2, layer.weight2, dweight2, None, of_norm2, dilation)
+            found = _convolution_bwd(d, bottleneck, bn2, layer.weight2, dweight2, None, of_norm2, dilation)
             u = found if u is None else u.copy_(found)
             del d, found
         if halves & Half.FIRST:
             assert u is not None
-            d = _at_bottleneck(u, bottleneck, norm2, of_z)
+            d = _at_bottleneck(u, bottleneck, bn2, of_z)
             u = None
             del bottleneck
-            _convolution_bwd(d, features, norm1, layer.weight1, dweight1, into, of_norm1)
+            _convolution_bwd(d, features, bn1, layer.weight1, dweight1, into, of_norm1)
 
 
 def _convolution_bwd(
     d: Tensor,
     x: Tensor,
-    norm: Norm,
+    bn: Affine,
     weight: Tensor,
     dweight: Tensor | None,
     dx: Tensor | None,
@@ -112,10 +110,14 @@ def _convolution_bwd(
     dilation: int = 1,
 ) -> Tensor:
     """From d behind the convolution of relu(bn(x)), all gradients before it; returned is that at the norm's output."""
+    activated = None
     if dweight is not None:
-        dweight.copy_(conv_wgrad(d, bn_relu(x, norm), weight, dilation))
+        activated = bn.relu(x)
+        dweight.copy_(conv_wgrad(d, activated, weight, dilation))
+        if len(pieces(x)) > 1:
+            activated = None  # beside v it would take more memory than piece by piece
     v = conv_dgrad(d, weight, dilation)
-    bn_relu_bwd(v, x, norm, dx, dnorm)
+    bn_relu_bwd(v, x, bn, dx, dnorm, activated)
     return v
 
 
@@ -131,18 +133,17 @@ def _image(z: Tensor, layer: Layer, x: Tensor) -> Tensor:
 def _at_convolution(g: Tensor, correction: Tensor, x: Tensor, stats: Tensor, layer: Layer) -> Tensor:
     """The gradient of what a layer's last convolution made, dense."""
     new = slice(layer.begin, layer.end)
-    wide = rows(g[:, new]).to(stats.dtype, copy=True)
-    d = image(corrected_(wide, x[:, new], stats[0, new], correction[:, new]).to(x.dtype), like=x)
+    d = image(corrected(rows(g[:, new]), x[:, new], stats[0, new], correction[:, new]).to(x.dtype), like=x)
     if layer.seed is not None:
         rows(d).mul_(dropout_mask(rows(d), layer.drop_rate, layer.seed))
     return d
 
 
-def _at_bottleneck(u: Tensor, z: Tensor, norm2: Norm, correction: Tensor) -> Tensor:
+def _at_bottleneck(u: Tensor, z: Tensor, bn2: Affine, correction: Tensor) -> Tensor:
     """The gradient of what a layer's first convolution made, dense; u may be overwritten."""
-    scale = bn_scale(norm2)
-    scaled = rows(u).mul_(scale) if u.dtype == scale.dtype else rows(u) * scale
-    return image(corrected_(scaled, z, norm2.mean, correction).to(z.dtype), like=z)
+    constant, to = correction_at_zero(bn2.mean, correction).neg_(), rows(u) if u.dtype == bn2.mean.dtype else None
+    d = torch.addcmul(constant, rows(u), bn2.scale, out=to).addcmul_(rows(z), correction[1], value=-1)
+    return image(d.to(z.dtype), like=z)
 
 
 def _gradient(layer: Layer, name: str, gradients: list[Tensor | None]) -> Tensor | None:
@@ -153,9 +154,8 @@ def _norm_gradient(layer: Layer, number: int, correction: Tensor, gradients: lis
     """Where the gradient of norm1 or norm2 goes; to nowhere what is not wanted."""
     norm = layer.norm1 if number == 1 else layer.norm2
     dgamma, dbeta = (_gradient(layer, f"{name}{number}", gradients) for name in ("gamma", "beta"))
-    nowhere = correction.new_empty((correction.shape[1],))
     return NormGradient(
-        nowhere if dgamma is None else dgamma,
-        nowhere if dbeta is None else dbeta,
+        correction.new_empty((correction.shape[1],)) if dgamma is None else dgamma,
+        correction.new_empty((correction.shape[1],)) if dbeta is None else dbeta,
         correction if norm.uses_batch else None,
     )

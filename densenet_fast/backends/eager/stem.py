@@ -4,25 +4,26 @@ import torch
 from torch import Tensor
 
 from ...contract import Norm, NormGradient
-from ._common import NormSums, bn_relu, bn_scale, nhwc, pieces, pixels, plane, relu_bwd_, rows, window
+from ._common import Affine, NormSums, nhwc, pieces, pixels, plane, relu_bwd_, rows, window
 from .batch_norm import channel_stats
 
 
 def stem_fwd(x: Tensor, norm: Norm, y: Tensor, stats: Tensor | None) -> None:
-    new, _ = _maxima(bn_relu(x, norm))
+    new, _ = _maxima(Affine(norm).relu(x))
     y.copy_(new)
     if stats is not None:
         channel_stats(new, stats)
 
 
 def stem_bwd(dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
-    scale, sums = bn_scale(norm), NormSums(norm)
+    bn = Affine(norm)
+    sums = NormSums(bn)
     for i in pieces(x):
-        activated = bn_relu(x[i], norm)
+        activated = bn.relu(x[i])
         _, positions = _maxima(activated)
         v = _maxima_bwd(dy[i], activated, positions)
         relu_bwd_(v, activated)
-        torch.mul(rows(v), scale, out=rows(dx[i]))
+        torch.mul(rows(v), bn.scale, out=rows(dx[i]))
         sums.add(v, x[i], scratch=activated)
     sums.write(dnorm, pixels(x))
 

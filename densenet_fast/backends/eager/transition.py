@@ -5,9 +5,8 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient, accumulator
 from ._common import (
+    Affine,
     NormSums,
-    bn_relu,
-    bn_scale,
     conv,
     conv_dgrad,
     conv_wgrad,
@@ -23,7 +22,7 @@ from .batch_norm import channel_stats
 
 
 def transition_fwd(x: Tensor, norm: Norm, weight: Tensor, y: Tensor, stats: Tensor | None, pools: bool = True) -> None:
-    activated = bn_relu(x, norm)
+    activated = Affine(norm).relu(x)
     new = conv(_averages(activated) if pools else activated, weight)
     y.copy_(new)
     if stats is not None:
@@ -40,17 +39,18 @@ def transition_bwd(
     dweight: Tensor | None,
     pools: bool = True,
 ) -> None:
+    bn = Affine(norm)
     if dweight is not None:
-        pooled = torch.cat([_averages(bn_relu(x[i], norm)) for i in pieces(x)]) if pools else bn_relu(x, norm)
+        pooled = nhwc(torch.cat([_averages(bn.relu(x[i])) for i in pieces(x)])) if pools else bn.relu(x)
         dweight.copy_(conv_wgrad(dy, pooled, weight))
         del pooled
     dpooled = conv_dgrad(dy, weight)
-    scale, sums = bn_scale(norm), NormSums(norm)
+    sums = NormSums(bn)
     for i in pieces(x):
-        activated = bn_relu(x[i], norm)
+        activated = bn.relu(x[i])
         v = _averages_bwd(dpooled[i], activated) if pools else dpooled[i]
         relu_bwd_(v, activated)
-        torch.mul(rows(v), scale, out=rows(dx[i]))
+        torch.mul(rows(v), bn.scale, out=rows(dx[i]))
         sums.add(v, x[i], scratch=activated)
     sums.write(dnorm, pixels(x))
 
@@ -60,7 +60,7 @@ def _averages(x: Tensor) -> Tensor:
     if x.dim() == 5:
         return nhwc(torch.ops.aten.avg_pool3d(_poolable(x), size, size)).to(x.dtype)
     y = torch.ops.aten.avg_pool2d(plane(x), size, size)
-    return y.squeeze(2) if x.dim() == 3 else y
+    return nhwc(y.squeeze(2) if x.dim() == 3 else y)
 
 
 def _poolable(x: Tensor) -> Tensor:
