@@ -1,0 +1,13 @@
+"""The transforms whose exactness is measured are those of a 3x3 convolution."""
+
+import pytest
+import torch
+
+from benchmarks.winograd import TRANSFORMS, convolve
+
+
+@pytest.mark.parametrize("size", TRANSFORMS)
+def test_is_the_convolution(size):
+    x = torch.randn(3, 5, size + 2, size + 2, dtype=torch.float64)
+    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(convolve(x, weight, size), torch.conv2d(x, weight), rtol=1e-12, atol=1e-12)
