@@ -11,25 +11,25 @@ namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 constexpr int64_t kFewRows = 256;
 
 // Cuts the images into rows of 2x2 tiles, one sequence over the whole batch, and that into chunks of about kTiles
-// tiles. A chunk may span images; their number is a multiple of the thread count, as near as equal chunks allow.
+// tiles. A chunk may span images; their number is a multiple of the thread count where there are rows enough, and they
+// are as equal as whole rows allow.
 struct TileGrid {
   static constexpr int64_t kTiles = 56;
   Shape shape;
   int64_t tile_rows, tile_columns;  // per image
-  int64_t all_rows, chunk_rows, chunks;
+  int64_t all_rows, chunks, chunk_rows;  // the most rows of a chunk
 
   explicit TileGrid(const Shape& shape)
       : shape(shape), tile_rows(ceil_div(shape.H, 2)), tile_columns(ceil_div(shape.W, 2)) {
     all_rows = shape.N * tile_rows;
-    const int64_t wanted = round_up(ceil_div(all_rows * tile_columns, kTiles), thread_count());
-    chunk_rows = max(1, ceil_div(all_rows, wanted));
-    chunks = ceil_div(all_rows, chunk_rows);
+    chunks = min(all_rows, round_up(ceil_div(all_rows * tile_columns, kTiles), thread_count()));
+    chunk_rows = ceil_div(all_rows, chunks);
   }
   // The outputs of a tile share rounding errors, so the mean of an image of one tile would be less exact than a direct
   // convolution's (docs/internals/cpu.md): such images take the direct kernel.
   bool one_tile() const { return tile_rows * tile_columns == 1; }
-  int64_t begin(int64_t chunk) const { return chunk * chunk_rows; }
-  int64_t end(int64_t chunk) const { return min(all_rows, (chunk + 1) * chunk_rows); }
+  int64_t begin(int64_t chunk) const { return all_rows * chunk / chunks; }
+  int64_t end(int64_t chunk) const { return begin(chunk + 1); }
   int64_t image(int64_t tile_row) const { return tile_row / tile_rows; }
   int64_t top(int64_t tile_row) const { return tile_row % tile_rows * 2; }  // image row of the tile row's first row
   // The pixel [0, M) where a tile row begins; M behind the last.

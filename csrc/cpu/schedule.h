@@ -113,17 +113,18 @@ inline void divide_channels(int64_t channels, const F& f) {
   parallel_ranges(channels, kPanel, f);
 }
 
-// Rows [0, M) in blocks of `block` rows (the last may be shorter), about `target` each. Their number is a multiple of
-// the thread count, as near as equal blocks allow.
+// Rows [0, M) in blocks of at most `block` rows, about `target` each. Their number is a multiple of the thread count
+// where there are rows enough, and they are as equal as whole strips of `multiple` rows allow (the last may be shorter).
 struct RowBlocks {
-  int64_t M, block, count;
-  RowBlocks(int64_t M, int64_t target, int64_t multiple) : M(M) {
-    const int64_t wanted = round_up(ceil_div(M, target), thread_count());
-    block = max(multiple, round_up(ceil_div(M, wanted), multiple));
-    count = ceil_div(M, block);
-  }
-  int64_t begin(int64_t i) const { return i * block; }
-  int64_t size(int64_t i) const { return min(block, M - i * block); }
+  int64_t M, multiple, strips, count, block;
+  RowBlocks(int64_t M, int64_t target, int64_t multiple)
+      : M(M),
+        multiple(multiple),
+        strips(ceil_div(M, multiple)),
+        count(min(strips, round_up(ceil_div(M, target), thread_count()))),
+        block(ceil_div(strips, count) * multiple) {}
+  int64_t begin(int64_t i) const { return min(M, strips * i / count * multiple); }
+  int64_t size(int64_t i) const { return begin(i + 1) - begin(i); }
 };
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -42,9 +42,8 @@ def _parts(tasks: int, threads: int) -> int:
 
 
 def _tasks(units: int, target: int, threads: int) -> int:
-    """Equal tasks of about `target` units, a multiple of the threads."""
-    wanted = -(-units // (target * threads)) * threads
-    return -(-units // max(1, -(-units // wanted)))
+    """Equal tasks of about `target` units, a multiple of the threads where there are units enough."""
+    return min(units, -(-units // (target * threads)) * threads)
 
 
 def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
