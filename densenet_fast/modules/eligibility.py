@@ -71,11 +71,17 @@ def _why_another(module: nn.Module, cls: type[nn.Module], method: str) -> str | 
         hasattr(module, method)  # which the compiler guards; a look into __dict__ it does not
     if method in module.__dict__:
         return f"has a {method} that was replaced on the instance"
-    if getattr(type(module), method) is not getattr(cls, method):
+    if getattr(type(module), method) is not getattr(cls, method) and not _stands_for(type(module), cls, method):
         return f"is {type(module).__name__}, whose {method} is not {cls.__name__}'s"
     if not _is_as_written(cls, method):
         return f"is {type(module).__name__}, whose {method} was replaced on the class"
     return None
+
+
+@constant
+def _stands_for(other: type[nn.Module], cls: type[nn.Module], method: str) -> bool:
+    """Whether a method of a converted part's class does what that of `cls` does, under other names."""
+    return getattr(getattr(other, method), "stands_for", None) is getattr(cls, method)
 
 
 @constant
