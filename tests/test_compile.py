@@ -1,6 +1,7 @@
 """torch.compile: one graph, in which a stage is one operator, that does what the net does by itself."""
 
 import copy
+import sys
 from itertools import product
 
 import pytest
@@ -13,6 +14,8 @@ from torch._subclasses import FakeTensorMode
 
 import densenet_fast
 from benchmarks.memory import measure
+from densenet_fast.modules.views import LayerView
+from densenet_fast.stage import LayerSpec
 
 from .contract.nets import MODES, freeze_every_second, untracked
 from .oracle import error
@@ -116,6 +119,7 @@ class Captured:
         return make_boxed_func(graph.forward)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="its Dynamo takes no inputs of another's fake mode")
 @pytest.mark.parametrize("config", [SMALL, LARGE | {"efficient": True}], ids=str)
 def test_its_graphs_may_be_captured(config):
     """On a fake GPU, which does the forward pass alone, no tensor is on the CPU; on the CPU there is the whole step."""
@@ -236,6 +240,15 @@ def test_a_graph_has_one_operator_for_each_stage(recwarn):
     assert sum("densenet_fast.stage" in name for name in called) == 3
     assert not any("batch_norm" in name for name in called)
     assert not recwarn.list
+
+
+def test_named_tuples_have_no_properties():
+    """Of which PyTorch 2.10's Dynamo knows nothing."""
+    names = [name for name in sys.modules if name.startswith(("densenet_fast.modules", "densenet_fast.stage"))]
+    values = [value for name in names for value in vars(sys.modules[name]).values()]
+    found = {cls for cls in values if hasattr(cls, "_fields") and cls.__module__ in names}
+    assert {LayerView, LayerSpec} < found
+    assert not [cls for cls in found if any(isinstance(value, property) for value in vars(cls).values())]
 
 
 @pytest.mark.thorough
