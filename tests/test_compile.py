@@ -19,7 +19,7 @@ from densenet_fast.stage import LayerSpec
 
 from .contract.nets import MODES, freeze_every_second, untracked
 from .oracle import error
-from .pairs import image
+from .pairs import image, pair
 from .rows import some, thorough
 from .test_changes import CHANGES
 
@@ -249,6 +249,31 @@ def test_named_tuples_have_no_properties():
     found = {cls for cls in values if hasattr(cls, "_fields") and cls.__module__ in names}
     assert {LayerView, LayerSpec} < found
     assert not [cls for cls in found if any(isinstance(value, property) for value in vars(cls).values())]
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("training", [thorough(False), True])
+def test_an_unbacked_batch(training):
+    """In a full graph the compiler refuses torchvision's layers, whose norms ask whether a batch is empty, and leaves
+    them out of other graphs; so it does with ours."""
+    theirs, ours = (model.train(training) for model in pair())
+    for model in (theirs, ours):
+        with pytest.raises(torch._dynamo.exc.UserError, match="data-dependent"):
+            torch.compile(model, backend="eager", fullgraph=True)(unbacked(3))
+        torch.compiler.reset()
+    compiled = copy.deepcopy(ours)
+    call = torch.compile(compiled, backend="eager")
+    for n in (3, 0):
+        x = unbacked(n)
+        for got, right in zip(step(call, compiled, x), step(theirs, theirs, x), strict=True):
+            assert got.shape == right.shape
+            assert right.numel() == 0 or error(got, right) < 1e-9
+
+
+def unbacked(n):
+    x = image(n)
+    torch._dynamo.decorators.mark_unbacked(x, 0)
+    return x
 
 
 @pytest.mark.thorough
