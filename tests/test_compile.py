@@ -1,6 +1,7 @@
 """torch.compile: one graph, in which a stage is one operator, that does what the net does by itself."""
 
 import copy
+import sys
 from itertools import product
 
 import pytest
@@ -13,10 +14,12 @@ from torch._subclasses import FakeTensorMode
 
 import densenet_fast
 from benchmarks.memory import measure
+from densenet_fast.modules.views import LayerView
+from densenet_fast.stage import LayerSpec
 
 from .contract.nets import MODES, freeze_every_second, untracked
 from .oracle import error
-from .pairs import image
+from .pairs import image, pair
 from .rows import some, thorough
 from .test_changes import CHANGES
 
@@ -116,6 +119,7 @@ class Captured:
         return make_boxed_func(graph.forward)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="its Dynamo takes no inputs of another's fake mode")
 @pytest.mark.parametrize("config", [SMALL, LARGE | {"efficient": True}], ids=str)
 def test_its_graphs_may_be_captured(config):
     """On a fake GPU, which does the forward pass alone, no tensor is on the CPU; on the CPU there is the whole step."""
@@ -236,6 +240,40 @@ def test_a_graph_has_one_operator_for_each_stage(recwarn):
     assert sum("densenet_fast.stage" in name for name in called) == 3
     assert not any("batch_norm" in name for name in called)
     assert not recwarn.list
+
+
+def test_named_tuples_have_no_properties():
+    """Of which PyTorch 2.10's Dynamo knows nothing."""
+    names = [name for name in sys.modules if name.startswith(("densenet_fast.modules", "densenet_fast.stage"))]
+    values = [value for name in names for value in vars(sys.modules[name]).values()]
+    found = {cls for cls in values if hasattr(cls, "_fields") and cls.__module__ in names}
+    assert {LayerView, LayerSpec} < found
+    assert not [cls for cls in found if any(isinstance(value, property) for value in vars(cls).values())]
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("training", [thorough(False), True])
+def test_an_unbacked_batch(training):
+    """In a full graph the compiler refuses torchvision's layers, whose norms ask whether a batch is empty, and leaves
+    them out of other graphs; so it does with ours."""
+    theirs, ours = (model.train(training) for model in pair())
+    for model in (theirs, ours):
+        with pytest.raises(torch._dynamo.exc.UserError, match="data-dependent"):
+            torch.compile(model, backend="eager", fullgraph=True)(unbacked(3))
+        torch.compiler.reset()
+    compiled = copy.deepcopy(ours)
+    call = torch.compile(compiled, backend="eager")
+    for n in (3, 0):
+        x = unbacked(n)
+        for got, right in zip(step(call, compiled, x), step(theirs, theirs, x), strict=True):
+            assert got.shape == right.shape
+            assert right.numel() == 0 or error(got, right) < 1e-9
+
+
+def unbacked(n):
+    x = image(n)
+    torch._dynamo.decorators.mark_unbacked(x, 0)
+    return x
 
 
 @pytest.mark.thorough

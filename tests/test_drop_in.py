@@ -26,11 +26,28 @@ def tensors(value):
     return [t for v in value for t in tensors(v)] if isinstance(value, list | tuple) else [value]
 
 
+PARTS = "", "features", "features.denseblock1", "features.denseblock1.denselayer1", "features.transition1"
+
+
 def test_inputs_have_their_names_in_torchvision():
     """Which keywords, torch.export's shapes and the inputs of ONNX graphs go by."""
-    for name in ("", "features", "features.denseblock1", "features.transition1"):
+    for name in PARTS:
         ours, theirs = (inspect.signature(model.get_submodule(name).forward) for model in pair())
         assert [*ours.parameters] == [*theirs.parameters], name
+
+
+@pytest.mark.parametrize("name", [*PARTS, "stem"])
+def test_a_part_is_traced_as_torchvisions(name):
+    """By torch.fx, alone: the same nodes, the same results."""
+    theirs, ours = (
+        model.features[:4] if name == "stem" else model.get_submodule(name) for model in (m.eval() for m in pair())
+    )
+    expected, found = torch.fx.symbolic_trace(theirs), torch.fx.symbolic_trace(ours)
+    assert [(n.op, n.target) for n in found.graph.nodes] == [(n.op, n.target) for n in expected.graph.nodes]
+    channels = next(m for m in theirs.modules() if isinstance(m, nn.Conv2d)).in_channels
+    x = torch.randn(2, channels, 40, 33, dtype=torch.float64)
+    x = [x] if "denselayer" in name else x  # what neither knows for a tensor
+    assert error(found(x), expected(x)) < 1e-10
 
 
 @pytest.mark.filterwarnings("ignore:.*plain layers")

@@ -63,6 +63,14 @@ SURGERY = {
         lambda layer: replace(layer, "conv1", Scaled(6, 16, 1, bias=False)),
         "denselayer1.conv1 is Scaled",
     ),
+    "another's convolution": (  # as PEFT's LoRA has them
+        lambda layer: replace(layer, "conv1", type("Conv2d", (nn.Sequential,), {})(nn.Conv2d(6, 16, 1))),
+        f"denselayer1.conv1 is {__name__}.Conv2d, not Conv2d",
+    ),
+    "another's class of the same name": (
+        lambda layer: replace(layer, "conv1", type("Conv2d", (Scaled,), {})(6, 16, 1, bias=False)),
+        f"denselayer1.conv1 is {__name__}.Conv2d, whose forward is not Conv2d's",
+    ),
     "hook": (lambda layer: layer.norm1.register_forward_hook(lambda *_: None), "denselayer1.norm1 has hooks"),
     "hook that is always called": (
         lambda layer: layer.conv2.register_forward_hook(lambda *_: None, always_call=True),

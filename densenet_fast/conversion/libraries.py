@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.eligibility import CHANNEL_DROPOUTS, CONVOLUTIONS, has_activation, runs_as, why_not
+from ..modules.eligibility import CHANNEL_DROPOUTS, CONVOLUTIONS, has_activation, name_beside, runs_as, why_not
 from ..modules.views import LayerView, TransitionView, view_layer, view_transition
 
 _LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
@@ -30,7 +30,8 @@ class Library(NamedTuple):
         its name."""
         cls = _class_of(layer, self.layer)
         if cls is None:
-            return f" is {type(layer).__name__}, not {self.layer.partition(':')[2]}"
+            name = self.layer.partition(":")[2]
+            return f" is {name_beside(layer, name)}, not {name}"
         reason = why_not(layer, cls)
         return self.view(layer, dims) if reason is None else f" {reason}"
 

@@ -4,6 +4,8 @@ A converted part is of a subclass of its own class, which finds its fused run be
 hooks and the library's methods stay where they are, and its plain run is the library's forward.
 """
 
+import inspect
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,8 +68,19 @@ def _converted_class(stock: type[nn.Module], library: Library | None) -> type[Co
         return _classes[stock, library]
     base = ConvertedTransition if library is None else ConvertedBlock
     namespace = {"stock": stock, "library": library, "__module__": __name__, "__doc__": stock.__doc__}
+    if library is not None:
+        namespace["forward"] = _with_names_of(stock)
     made = type(f"Fused{stock.__name__.lstrip('_')}", (base, stock), namespace)
     return _classes.setdefault((stock, library), made)
+
+
+def _with_names_of(stock: type[nn.Module]) -> Any:
+    """A block's fused forward whose parameter is called what it is in `stock`: keywords, graphs of torch.fx and
+    exporters go by it."""
+    forward, names = FusableBlock.forward, tuple(inspect.signature(stock.forward).parameters)
+    made: Any = FunctionType(forward.__code__.replace(co_varnames=names), forward.__globals__, "forward")
+    made.__annotations__, made.stands_for = dict(stock.forward.__annotations__), forward
+    return made
 
 
 def _rebuilt(stock: type[nn.Module], library: Library | None) -> nn.Module:

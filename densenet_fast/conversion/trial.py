@@ -6,6 +6,7 @@ layers that its names promise: outputs and gradients have to be the same.
 """
 
 import copy
+import inspect
 import re
 from typing import Any
 
@@ -32,6 +33,9 @@ def tried_library(block: nn.Module) -> Library | str:
     classes = {type(layer) for layer in block.children()}
     if len(classes) > 1:
         return f"its layers are of several classes: {', '.join(sorted(cls.__name__ for cls in classes))}"
+    taken = [parameter.kind for parameter in inspect.signature(type(block).forward).parameters.values()]
+    if taken != [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2:  # itself and x
+        return "its forward takes something else than one tensor"
     library = Library(name_of(type(block)), name_of(classes.pop()), by_names)
     views = _views(block, library)  # first: what has hooks, as pruned layers do, may not be copied
     if isinstance(views, str):

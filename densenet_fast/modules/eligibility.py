@@ -71,11 +71,23 @@ def _why_another(module: nn.Module, cls: type[nn.Module], method: str) -> str | 
         hasattr(module, method)  # which the compiler guards; a look into __dict__ it does not
     if method in module.__dict__:
         return f"has a {method} that was replaced on the instance"
-    if getattr(type(module), method) is not getattr(cls, method):
-        return f"is {type(module).__name__}, whose {method} is not {cls.__name__}'s"
+    if getattr(type(module), method) is not getattr(cls, method) and not _stands_for(type(module), cls, method):
+        return f"is {name_beside(module, cls.__name__)}, whose {method} is not {cls.__name__}'s"
     if not _is_as_written(cls, method):
         return f"is {type(module).__name__}, whose {method} was replaced on the class"
     return None
+
+
+def name_beside(module: nn.Module, other: str) -> str:
+    """The name of the class of `module`, with where it is from if `other` has the same."""
+    cls = type(module)
+    return f"{cls.__module__}.{cls.__name__}" if cls.__name__ == other else cls.__name__
+
+
+@constant
+def _stands_for(other: type[nn.Module], cls: type[nn.Module], method: str) -> bool:
+    """Whether a method of a converted part's class does what that of `cls` does, under other names."""
+    return getattr(getattr(other, method), "stands_for", None) is getattr(cls, method)
 
 
 @constant
@@ -90,7 +102,7 @@ def _is_as_written(cls: type[nn.Module], method: str) -> bool:
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
     if not isinstance(module, cls):
-        return f"is {type(module).__name__}, not {cls.__name__}"
+        return f"is {name_beside(module, cls.__name__)}, not {cls.__name__}"
     reason = _why_another(module, cls, "forward")
     if reason is None and is_hooked(module):
         return "has hooks"

@@ -74,12 +74,10 @@ class DenseLayer(nn.Module):
             self.conv2 = conv(width, growth_rate, 3, **padded)
         self.drop_rate = drop_rate
 
-    def forward(self, *features: Tensor | Sequence[Tensor]) -> Tensor:
-        """The new channels [N, k, H, W] from all channels before, given as one tensor, as several or as a list."""
-        inputs: list[Any] = list(features)
-        if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
-            inputs = list(inputs[0])
-        x = torch.cat(inputs, 1)  # also of one input: relu1 may then overwrite what norm1, replaced, returns
+    def forward(self, input: Tensor | Sequence[Tensor]) -> Tensor:
+        """The new channels [N, k, H, W] from all channels before, given as one tensor or as a list."""
+        features: Any = [input] if isinstance(input, Tensor) else input
+        x = torch.cat(features, 1)  # also of one tensor: relu1 may then overwrite what norm1, replaced, returns
         x = self.conv1(self.relu1(self.norm1(x)))
         if "conv2" in self._modules:
             x = self.conv2(self.relu2(self.norm2(x)))

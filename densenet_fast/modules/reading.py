@@ -178,4 +178,6 @@ class BlockReading(Reading):
         kinds = [TENSORS[slot % len(TENSORS)] for slot in self.slots]
         weights = [i for i, kind in enumerate(kinds) if kind in ("weight1", "weight2")]
         outputs = iter([shapes[i][0] for i in weights])
-        return tuple([layer.spec(next(outputs) if layer.has_bottleneck else 0, next(outputs)) for layer in self.layers])
+        return tuple(
+            [layer.spec(next(outputs) if layer.has_bottleneck() else 0, next(outputs)) for layer in self.layers]
+        )

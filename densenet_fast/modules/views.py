@@ -33,8 +33,7 @@ class LayerView(NamedTuple):
     drop_rate: float  # in the layer's present mode
     drops_channels: bool = False  # of images, as nn.Dropout2d does; not values
 
-    @property
-    def has_bottleneck(self) -> bool:
+    def has_bottleneck(self) -> bool:  # no property: PyTorch 2.10's compiler knows none of tuples
         return len(self.convs) == 2
 
     def sources(self) -> list[Source | None]:
@@ -44,7 +43,7 @@ class LayerView(NamedTuple):
             for norm, conv in zip(self.norms, self.convs, strict=True)
             for source in (*sources_of(norm), source_of(conv, "weight"))
         ]
-        return found if self.has_bottleneck else [*found, None, None, None, None, None]
+        return found if self.has_bottleneck() else [*found, None, None, None, None, None]
 
     def spec(self, width: int, growth: int) -> LayerSpec:
         """What the layer does in the present mode."""

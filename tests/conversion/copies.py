@@ -57,6 +57,13 @@ class ScaledBlock(Block):
     layer = Scaled
 
 
+class FlaggedBlock(Block):
+    """Does something else if it is told to."""
+
+    def forward(self, x, twice=False):
+        return super().forward(2 * x if twice else x)
+
+
 class DropsChannels(Layer):
     def forward(self, *features):
         z = self.conv2(self.relu2(self.norm2(self.bottleneck(*features))))

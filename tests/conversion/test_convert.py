@@ -1,6 +1,7 @@
 """convert() against every library as published: numbers, identity of what users hold, the libraries' own methods."""
 
 import copy
+import inspect
 import io
 import warnings
 from collections import OrderedDict
@@ -105,6 +106,24 @@ def test_everything_that_users_hold_stays(case):
     assert seen == blocks
     for handle in handles:
         handle.remove()
+
+
+def test_blocks_keep_the_name_of_their_input(case):
+    """In calls, in graphs of torch.fx, and where a compiler calls a block."""
+    model = case.build().double().eval()
+    blocks = [m for n, m in model.named_modules() if n.rpartition(".")[2].startswith(("denseblock", "features_denseb"))]
+    signatures = [inspect.signature(block.forward) for block in blocks]
+    densenet_fast.convert(model)
+    assert [inspect.signature(block.forward) for block in blocks] == signatures
+    block, (name,) = blocks[0], signatures[0].parameters
+    conv = next(m for m in block.modules() if hasattr(m, "in_channels"))
+    x = torch.randn(2, conv.in_channels, *[8] * len(case.size), dtype=torch.float64)
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        expected = type(block).stock.forward(block, x)
+        assert relative([block(**{name: x}), compiled(**{name: x})], [expected] * 2) <= 1e-10
+    if not case.moves_twice:  # the copy that recomputes asks tensors, which torch.fx cannot trace
+        assert torch.fx.Tracer().trace(block).find_nodes(op="placeholder")[0].target == name
 
 
 def test_copies_and_pickled_models_stay_converted(case):
@@ -323,6 +342,7 @@ def test_our_own_models_are_converted_already():
 @pytest.mark.parametrize(
     ("block", "options", "words"),
     [
+        (copies.FlaggedBlock, {}, "its forward takes something else than one tensor"),
         (copies.ScaledBlock, {}, "tried on numbers, it is no dense block: relative difference"),
         (copies.DropsChannelsBlock, {"drop_rate": 0.3}, "tried on numbers, it is no dense block: relative difference"),
     ],
