@@ -16,7 +16,7 @@ constexpr int64_t kFewRows = 256;
 struct TileGrid {
   static constexpr int64_t kTiles = 56;
   Shape shape;
-  int64_t tile_rows, tile_columns;  // per image
+  int64_t tile_rows, tile_columns;       // per image
   int64_t all_rows, chunks, chunk_rows;  // the most rows of a chunk
 
   explicit TileGrid(const Shape& shape)

@@ -114,7 +114,8 @@ inline void divide_channels(int64_t channels, const F& f) {
 }
 
 // Rows [0, M) in blocks of at most `block` rows, about `target` each. Their number is a multiple of the thread count
-// where there are rows enough, and they are as equal as whole strips of `multiple` rows allow (the last may be shorter).
+// where there are rows enough, and they are as equal as whole strips of `multiple` rows allow (the last may be
+// shorter).
 struct RowBlocks {
   int64_t M, multiple, strips, count, block;
   RowBlocks(int64_t M, int64_t target, int64_t multiple)
