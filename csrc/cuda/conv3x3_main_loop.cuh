@@ -7,38 +7,11 @@
 #pragma once
 
 #include "conv3x3_tiling.cuh"
+#include "row_slice.cuh"
 
 #include <type_traits>
 
 namespace densenet_fast::cuda::conv3x3 {
-
-// relu(bn(x)) of a piece of a pixel, in place.
-template <class input_t>
-struct BnReluPiece {
-  float2 affine[kVector<input_t>];  // (scale, shift)
-
-  // From a table of all channels, on a 16-byte boundary.
-  __device__ __forceinline__ explicit BnReluPiece(const float2* table) {
-#pragma unroll
-    for (int e = 0; e < kVector<input_t>; e += 2) {
-      const float4 two = *reinterpret_cast<const float4*>(table + e);
-      affine[e] = make_float2(two.x, two.y), affine[e + 1] = make_float2(two.z, two.w);
-    }
-  }
-
-  __device__ __forceinline__ void apply(unsigned char* piece) const {
-    constexpr int kPairs = kVector<input_t> / 2;
-    struct alignas(16) {
-      Pair<input_t> pair[kPairs];
-    } values = *reinterpret_cast<decltype(values)*>(piece);
-#pragma unroll
-    for (int i = 0; i < kPairs; i++) {
-      const float2 x = values.pair[i].unpack(), first = affine[2 * i], second = affine[2 * i + 1];
-      values.pair[i] = Pair<input_t>::pack_relu(fmaf(x.x, first.x, first.y), fmaf(x.y, second.x, second.y));
-    }
-    *reinterpret_cast<decltype(values)*>(piece) = values;
-  }
-};
 
 // copy_piece of channels from c on of a pixel of x [.., C], given its index or -1: zeros. The usual granule by the
 // shortest way.
