@@ -149,6 +149,13 @@ FAULTS = [
         EXACT,
     ),
     Fault(
+        "a chunk activated before it is there",
+        f"{FOLDER}/conv3x3_main_loop.cuh",
+        "      cp_async_wait<kStages - 2>();\n      if (chunk + 1",
+        "      if (chunk + 1",
+        EXACT,
+    ),
+    Fault(
         "statistics of places without a pixel",
         f"{FOLDER}/bn_relu_conv3x3_fwd.cu",
         "if (inside >> k & 1) squares",
