@@ -45,7 +45,7 @@ FAULTS = [
         f"{FOLDER}/bn_relu_conv1x1_fwd.cu",
         "count += added",
         "count = added",
-        FWD,
+        (OPERATIONS, "-k", "far_from_zero and conv1x1"),
     ),
     Fault(
         "the ring overwritten while the products read it",
