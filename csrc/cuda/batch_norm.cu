@@ -139,7 +139,7 @@ void channel_stats(const ChannelStats& op, const Launch& where) {
     p.granule = granule(op.x, where.element_size());
     const int64_t tiles = ceil_div<int64_t>(op.M, Traits::kTileRows);
     const int64_t column_blocks = ceil_div<int64_t>(op.C, Traits::kColumns);
-    p.partials = make_partials<Moments>(op.C, tiles, column_blocks, *where.workspace);
+    p.partials = make_partials<Moments>(op.C, tiles, column_blocks, Traits::kParts, *where.workspace);
     p.stats = op.stats;
     launch(channel_stats_kernel<Traits>, tiles * column_blocks, Traits::kThreads, 0, where, p);
   });

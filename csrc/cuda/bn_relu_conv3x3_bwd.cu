@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_dgr
   }
   extern __shared__ __align__(128) unsigned char shared[];
   const Tile tile(p.main_loop.tiling, tile_index);
-  const WarpTile warp_tile(p.main_loop.tiling, p.main_loop.warps_n);
+  const WarpTile warp_tile(p.main_loop, threadIdx.x);
   float acc[kRunRows][Traits::kTilesN][4] = {};
   convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
 

@@ -26,11 +26,12 @@ __global__ void __launch_bounds__(kThreads, Traits::kBlocks) bn_relu_conv3x3_fwd
   using input_t = typename Traits::input_t;
   constexpr int kLaneColumns = Traits::kLaneColumns;
   extern __shared__ __align__(128) unsigned char shared[];
-  const Tile tile(p.main_loop.tiling, blockIdx.x);
-  const WarpTile warp_tile(p.main_loop.tiling, p.main_loop.warps_n);
   float acc[kRunRows][Traits::kTilesN][4] = {};
-  convolve_tile<Traits>(p.main_loop, tile, warp_tile, shared, acc);
+  convolve_tile<Traits>(p.main_loop, Tile(p.main_loop.tiling, blockIdx.x), WarpTile(p.main_loop, threadIdx.x), shared,
+                        acc);
 
+  const Tile tile(p.main_loop.tiling, block_again());
+  const WarpTile warp_tile(p.main_loop, thread_again());
   const ThreadPixels pixels(tile, warp_tile);
 #pragma unroll
   for (int group = 0; group < Traits::kGroups; group++) {

@@ -216,7 +216,7 @@ struct Moments {
   __device__ __forceinline__ void merge(const Moments& other) {
     const float n = other.value[0];
     if (n == 0.f) return;
-    const float total = value[0] + n, weight = n / total, distance = other.value[1] - value[1];
+    const float total = value[0] + n, weight = __fdividef(n, total), distance = other.value[1] - value[1];
     value[1] += distance * weight;
     value[2] += other.value[2] + distance * distance * (value[0] * weight);
     value[0] = total;
@@ -279,13 +279,19 @@ struct Partials {
   }
 };
 
+// `parts`: so many threads of a block share a column when it merges, kThreads / kColumns of finish_partials. All tiles
+// are one group where that is short; else there are about as many groups as tiles in one, because a block merges
+// either.
 template <class reduced_t>
-Partials<reduced_t> make_partials(int64_t C, int64_t tile_count, int64_t column_blocks, Workspace& workspace) {
-  constexpr int64_t kGroup = 64;
+Partials<reduced_t> make_partials(int64_t C, int64_t tile_count, int64_t column_blocks, int parts,
+                                  Workspace& workspace) {
+  int64_t group = 16 * parts;
+  if (tile_count > group)
+    for (group = 16; group * group < tile_count;) group++;
   Partials<reduced_t> p{};
   p.C = static_cast<int>(C);
   p.tile_count = static_cast<int>(tile_count);
-  p.group_size = static_cast<int>(std::max(kGroup, ceil_div<int64_t>(tile_count, 512)));
+  p.group_size = static_cast<int>(group);
   p.group_count = ceil_div(p.tile_count, p.group_size);
   p.tiles = workspace.floats(tile_count * reduced_t::kValues * C);
   p.groups = workspace.floats(p.group_count * reduced_t::kValues * C);
@@ -320,8 +326,16 @@ __device__ __forceinline__ void finish_partials(const Partials<reduced_t>& p, in
   const auto merge_range = [&](const float* rows, int first, int end) {
     reduced_t total;
     if (c < p.C && part < kParts) {
-#pragma unroll 4
-      for (int row = first + part; row < end; row += kParts) total.merge(p.get_at(rows, row, c));
+      constexpr int kAtOnce = 8;  // are asked for before the first is waited for
+#pragma unroll 1
+      for (int row = first + part; row < end; row += kAtOnce * kParts) {
+        reduced_t next[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; i++)
+          if (row + i * kParts < end) next[i] = p.get_at(rows, row + i * kParts, c);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; i++) total.merge(next[i]);
+      }
     }
 #pragma unroll
     for (int i = 0; i < reduced_t::kValues; i++) shared[i * kThreads + threadIdx.x] = total.value[i];

@@ -88,7 +88,7 @@ MainLoopParams make_main_loop_params(const TileConfig& config, const ConstMatrix
 template <class reduced_t>
 Partials<reduced_t> make_tile_partials(const TileConfig& config, int64_t outputs, const Launch& where) {
   return make_partials<reduced_t>(outputs, config.tiling.tiles(), config.column_blocks(outputs) * config.warps_n,
-                                  *where.workspace);
+                                  kThreads / (8 * config.tiles_n), *where.workspace);
 }
 
 // `before`: blocks in front of the tiles', along x.

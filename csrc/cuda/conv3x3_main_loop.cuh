@@ -7,38 +7,11 @@
 #pragma once
 
 #include "conv3x3_tiling.cuh"
+#include "row_slice.cuh"
 
 #include <type_traits>
 
 namespace densenet_fast::cuda::conv3x3 {
-
-// relu(bn(x)) of a piece of a pixel, in place.
-template <class input_t>
-struct BnReluPiece {
-  float2 affine[kVector<input_t>];  // (scale, shift)
-
-  // From a table of all channels, on a 16-byte boundary.
-  __device__ __forceinline__ explicit BnReluPiece(const float2* table) {
-#pragma unroll
-    for (int e = 0; e < kVector<input_t>; e += 2) {
-      const float4 two = *reinterpret_cast<const float4*>(table + e);
-      affine[e] = make_float2(two.x, two.y), affine[e + 1] = make_float2(two.z, two.w);
-    }
-  }
-
-  __device__ __forceinline__ void apply(unsigned char* piece) const {
-    constexpr int kPairs = kVector<input_t> / 2;
-    struct alignas(16) {
-      Pair<input_t> pair[kPairs];
-    } values = *reinterpret_cast<decltype(values)*>(piece);
-#pragma unroll
-    for (int i = 0; i < kPairs; i++) {
-      const float2 x = values.pair[i].unpack(), first = affine[2 * i], second = affine[2 * i + 1];
-      values.pair[i] = Pair<input_t>::pack_relu(fmaf(x.x, first.x, first.y), fmaf(x.y, second.x, second.y));
-    }
-    *reinterpret_cast<decltype(values)*>(piece) = values;
-  }
-};
 
 // copy_piece of channels from c on of a pixel of x [.., C], given its index or -1: zeros. The usual granule by the
 // shortest way.
@@ -105,15 +78,16 @@ struct WarpTile {
   int run[2], column[2];  // acc[i][j][2 * h + e] is row i of run[h], pixel column[h] + lane / 4; run -1: none
   int slab;               // which kColumns output channels
 
-  __device__ __forceinline__ WarpTile(const Tiling& t, int warps_n) {
-    const int groups = t.columns / 8, warp = threadIdx.x / 32;
+  __device__ __forceinline__ WarpTile(const MainLoopParams& p, int thread) {
+    const Tiling& t = p.tiling;
+    const int groups = t.columns / 8, warp = thread / 32;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int index = warp / warps_n * 2 + h;
+      const int index = warp / p.warps_n * 2 + h;
       run[h] = index < t.runs * groups ? index / groups : -1;
       column[h] = index % groups * 8;
     }
-    slab = blockIdx.y * warps_n + warp % warps_n;
+    slab = blockIdx.y * p.warps_n + warp % p.warps_n;
   }
 };
 
@@ -178,7 +152,8 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
     for (int i = threadIdx.x * 16; i < weights; i += kThreads * 16)
       cp_async_16(stage + kChunkPieces * plane + i, weight + i, 16);
   };
-  const auto activate = [&](int chunk, const BnReluPiece<input_t>& bn_relu) {
+  const auto activate = [&](int chunk) {
+    const BnReluPiece<input_t> bn_relu(coefficients + (chunk * kChunkPieces + piece) * kVector<input_t>);
     unsigned char* const stage = shared + chunk % kStages * stage_bytes;
 #pragma unroll 2
     for (int i = first_pixel; i < t.halo_pixels; i += kPixelStep)
@@ -193,6 +168,8 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
   if constexpr (Traits::kBnRelu) {
     affine_table<kThreads>(coefficients, p.norm, p.chunks * kKStep<input_t>, p.C);
     __syncthreads();
+    cp_async_wait<kStages - 2>();
+    activate(0);
   }
   // ldmatrix delivers (run 0, first half step), (run 1, first), (run 0, second), (run 1, second).
   const int h = lane >> 3 & 1, run = max(h ? warp_tile.run[1] : warp_tile.run[0], 0);
@@ -201,18 +178,7 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
       (tile.halo_row(run) * t.halo_columns + (h ? warp_tile.column[1] : warp_tile.column[0]) + lane % 8) * 16;
   const int b_lane = kChunkPieces * plane +
                      (warp % p.warps_n * Traits::kSlabPieces + h * Traits::kColumns + lane % 8 + (lane >> 4) * 8) * 16;
-  for (int chunk = 0; chunk < p.chunks; chunk++) {
-    if constexpr (Traits::kBnRelu) {
-      const BnReluPiece<input_t> bn_relu(coefficients + (chunk * kChunkPieces + piece) * kVector<input_t>);
-      cp_async_wait<kStages - 2>();
-      activate(chunk, bn_relu);
-    } else {
-      cp_async_wait<kStages - 2>();
-    }
-    __syncthreads();  // the chunk is complete, and all warps have read the stage that is filled next
-    if (chunk + kStages - 1 < p.chunks) copy(chunk + kStages - 1);
-    cp_async_commit();
-    if (warp_tile.run[0] < 0) continue;
+  const auto multiply = [&](int chunk) {
     const unsigned char* const stage = shared + chunk % kStages * stage_bytes;
 #pragma unroll Traits::kUnrolledTaps
     for (int kx = 0; kx < 3; kx++) {
@@ -245,6 +211,25 @@ __device__ __forceinline__ void convolve_tile(const MainLoopParams& p, const Til
         }
       }
     }
+  };
+  // Copies the chunk after the next, and turns the next into activations.
+  const auto prepare = [&](int chunk) {
+    if (chunk + kStages - 1 < p.chunks) copy(chunk + kStages - 1);
+    cp_async_commit();
+    if constexpr (Traits::kBnRelu) {
+      cp_async_wait<kStages - 2>();
+      if (chunk + 1 < p.chunks) activate(chunk + 1);
+    }
+  };
+  // Where there is much to prepare one half of the warps does so while the other multiplies: each scheduler has both.
+  const bool multiplies_first = Traits::kBnRelu && warp >= kWarps / 2;
+#pragma unroll 1
+  for (int chunk = 0; chunk < p.chunks; chunk++) {
+    if constexpr (!Traits::kBnRelu) cp_async_wait<kStages - 2>();
+    __syncthreads();  // the chunk is complete, and all warps have read the stage that is filled next
+    if (!multiplies_first) prepare(chunk);
+    if (warp_tile.run[0] >= 0) multiply(chunk);
+    if (multiplies_first) prepare(chunk);
   }
   cp_async_wait<0>();
   __syncthreads();

@@ -93,7 +93,7 @@ void head_bwd(const HeadBwd& op, const Launch& where) {
     p.dy_granule = granule(op.dy, where.element_size()), p.x_granule = granule(op.x, where.element_size());
     p.dx_granule = granule(op.dx, where.element_size()), p.norm = op.norm, p.dnorm = op.dnorm;
     const int64_t tiles = ceil_div<int64_t>(p.M, kHeadTileRows), blocks = ceil_div<int64_t>(op.C, Traits::kColumns);
-    p.partials = make_partials<Sums>(op.C, tiles, blocks, *where.workspace);
+    p.partials = make_partials<Sums>(op.C, tiles, blocks, Traits::kParts, *where.workspace);
     launch(head_bwd_kernel<Traits>, dim3(tiles, blocks), Traits::kThreads, 0, where, p);
   });
 }

@@ -34,6 +34,19 @@ constexpr int kKStep = 32 / sizeof(input_t);
 template <class input_t>
 constexpr int kVector = 16 / sizeof(input_t);  // elements of a 16-byte piece
 
+// The numbers of the thread and of the block, read anew: what follows from them is found again instead of kept in
+// registers that the products need.
+__device__ __forceinline__ int thread_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+__device__ __forceinline__ int block_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
+  return x;
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

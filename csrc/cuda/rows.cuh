@@ -11,7 +11,8 @@ struct RowTraits {
   using input_t = input_t_;
   static constexpr int kThreads = 256, kColumns = 64;
   static constexpr int kVector = cuda::kVector<input_t>, kPieces = kColumns / kVector;
-  static constexpr int kRows = kThreads / kPieces;  // rows that a block reads at once
+  static constexpr int kRows = kThreads / kPieces;    // rows that a block reads at once
+  static constexpr int kParts = kThreads / kColumns;  // of finish_partials
 
   __device__ __forceinline__ static int piece() { return threadIdx.x % kPieces; }
   __device__ __forceinline__ static int row() { return threadIdx.x / kPieces; }

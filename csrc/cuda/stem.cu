@@ -163,7 +163,8 @@ void stem_fwd(const StemFwd& op, const Launch& where) {
     p.M = op.shape.N * p.image.out_height() * p.image.out_width(), p.y_granule = granule(op.y, where.element_size());
     p.stats = op.stats;
     const int64_t tiles = ceil_div<int64_t>(p.M, kStemTileRows), blocks = ceil_div<int64_t>(op.C, Traits::kColumns);
-    if (op.stats.mean != nullptr) p.partials = make_partials<Moments>(op.C, tiles, blocks, *where.workspace);
+    if (op.stats.mean != nullptr)
+      p.partials = make_partials<Moments>(op.C, tiles, blocks, Traits::kParts, *where.workspace);
     launch(stem_fwd_kernel<Traits>, dim3(tiles, blocks), Traits::kThreads, 0, where, p);
   });
 }
@@ -177,7 +178,7 @@ void stem_bwd(const StemBwd& op, const Launch& where) {
     p.tiles_x = static_cast<int>(ceil_div<int64_t>(p.image.out_width(), kWindowColumns));
     p.count = static_cast<float>(op.shape.rows()), p.dnorm = op.dnorm;
     const int64_t tiles = op.shape.N * p.tiles_y * p.tiles_x, blocks = ceil_div<int64_t>(op.C, Traits::kColumns);
-    p.partials = make_partials<Sums>(op.C, tiles, blocks, *where.workspace);
+    p.partials = make_partials<Sums>(op.C, tiles, blocks, Traits::kParts, *where.workspace);
     launch(stem_bwd_kernel<Traits>, dim3(tiles, blocks), Traits::kThreads, 0, where, p);
   });
 }

@@ -172,7 +172,7 @@ void transition_bwd(const TransitionBwd& op, const Launch& where) {
     using Traits = PoolTraits<decltype(input)>;
     const int64_t tiles = ceil_div<int64_t>(p.pooled_rows, Traits::kTileRows);
     const int64_t column_blocks = ceil_div(p.C, Traits::kColumns);
-    p.partials = make_partials<Sums>(op.C, tiles, column_blocks, *where.workspace);
+    p.partials = make_partials<Sums>(op.C, tiles, column_blocks, Traits::kParts, *where.workspace);
     launch(bn_relu_pool_bwd_kernel<Traits>, tiles * column_blocks, Traits::kThreads, 0, where, p);
   });
 }

@@ -224,6 +224,22 @@ def planned(kernel, grid, **arguments):
             (300 * 64 + 300 * 96) * 2,
             (2 * 300 * 64 + 300 * 96 + 6 * 64 * 48) * 2 + 2 * 3 * 3 * 96 * 4,
         ),
+        # The same by two blocks for each column: the weight is read once for each tile, statistics are left by two.
+        (
+            planned(
+                "bn_relu_conv1x1_fwd_kernel",
+                (4, 1, 1),
+                M=300,
+                C=64,
+                K=96,
+                tiles=3,
+                splits=2,
+                column_blocks=2,
+                partials={"tile_count": 2, "C": 96},
+            ),
+            (300 * 64 + 300 * 96) * 2,
+            (2 * 300 * 64 + 300 * 96 + 6 * 64 * 48) * 2 + 2 * 2 * 3 * 96 * 4,
+        ),
         # Rows of the two images 0-3, 4-5 and 0-3 in the first tile, with neighbours 6 and 5; 3-5 in the second; columns
         # 0-8 and 7-9.
         (

@@ -27,9 +27,10 @@ def _rows(a: Arguments, values: int) -> int:
 
 
 def _conv1x1_fwd(a: Arguments, grid: Grid) -> Traffic:
-    columns = grid[0] // cdiv(a["M"], 128)
+    tiles = a.get("tiles", cdiv(a["M"], 128))
+    columns = a.get("column_blocks", grid[0] // tiles)
     x = Access("x", a["M"] * a["C"], programs=columns, reach=columns)
-    weights = grid[0] * a["C"] * cdiv(a["K"], columns)
+    weights = tiles * columns * a["C"] * cdiv(a["K"], columns)
     return Traffic([x, Access("z", a["M"] * a["K"], True)], weights, _rows(a, MOMENTS))
 
 

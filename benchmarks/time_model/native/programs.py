@@ -125,22 +125,34 @@ def _reduce(a: dict[str, Any]) -> list[int]:
     return [cdiv(a["weights"], 256)]
 
 
+def _conv1x1_fwd(a: dict[str, Any]) -> list[int]:
+    """Blocks with a tile more than the others, where the busiest multiprocessor has both. An older one has one each."""
+    if "splits" not in a:
+        return []
+    longer, every = a["tiles"] % a["splits"] * a["column_blocks"], a["splits"] * a["column_blocks"]
+    return [longer if cdiv(longer, device.PROCESSORS) < cdiv(every, device.PROCESSORS) else every]
+
+
 # Blocks along x that do another work than those behind them.
 IN_FRONT: dict[str, Callable[[dict[str, Any]], list[int]]] = {
+    "bn_relu_conv1x1_fwd_kernel": _conv1x1_fwd,
     "bn_relu_conv3x3_dgrad_kernel": lambda a: [a.get("dweight_blocks", 0)],
     "bn_relu_conv1x1_bwd_reduce_kernel": _reduce,
     "conv3x3_prepare_kernel": _prepare,
 }
+LONGER_FIRST = ("bn_relu_conv1x1_fwd_kernel",)
 
 
 def programs(launch: Planned, kernel: Kernel) -> list[Programs]:
-    """A block of the middle stands for all of its kind, and of its warps the first scheduler's for all."""
+    """A block of the middle stands for all of its kind, where the first are longer the first; and of its warps the
+    first scheduler's for all."""
     counts = IN_FRONT[launch.kernel](launch.arguments) if launch.kernel in IN_FRONT else []
     found = []
     begin, rows = 0, launch.programs // launch.grid[0]
     for count in (*counts, launch.grid[0] - sum(counts)):
         if count > 0:
-            ways = [_way(launch, kernel, begin + count // 2, last) for last in (False, True)[: 1 + kernel.counts]]
+            x = begin if launch.kernel in LONGER_FIRST else begin + count // 2
+            ways = [_way(launch, kernel, x, last) for last in (False, True)[: 1 + kernel.counts]]
             found.append(Programs(count * rows, *ways))
         begin += count
     return found
