@@ -123,7 +123,7 @@ def bn_relu_conv1x1_bwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Both gradients in one pass: a program has BLOCK_C channels and every splits-th tile of BLOCK_M pixels, and keeps
-    its slabs of the weight and of the weight's gradient in registers. All outputs fit in BLOCK_K."""
+    its slab of the weight's gradient in registers. All outputs fit in BLOCK_K."""
     split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.arange(0, BLOCK_K)
