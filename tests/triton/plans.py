@@ -55,10 +55,12 @@ class Net(NamedTuple):
 NETS = (
     Net(32, 56, 64, 32, "transition"),
     Net(32, 14, 256, 32, None),
+    Net(256, 14, 256, 32, None),
     Net(32, 7, 512, 32, "head"),
     Net(32, 28, 192, 48, "transition"),
     Net(64, 32, 24, 12, "transition", drop_rate=0.2),
     Net(64, 8, 300, 24, "head"),
+    Net(256, 28, 24, 12, None),
     Net(64, 16, 240, 40, "transition"),
     Net(64, 32, 16, 12, "transition", bottleneck=None, drop_rate=0.2),
     Net(3, 9, 37, 7, "transition"),

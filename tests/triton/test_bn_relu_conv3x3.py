@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from densenet_fast.backends import triton as implementation
+from densenet_fast.backends.triton import bn_relu_conv3x3_fwd
 from densenet_fast.backends.triton.launch import Device, recorded
 
 from .. import calls
@@ -66,6 +67,16 @@ def test_small_integers_are_exact(triton, name, options, geometry):
     if "drop_rate" in options:
         options = {**options, "drop_rate": 0.5}  # scales by 2
     check_exact(triton, call(name, geometry, exact=True, **{**options, "affine": True}), "stats", "correction")
+
+
+@pytest.mark.parametrize("geometry", [Geometry(2, 9, 15, 3, 40, 12), MANY], ids=label)
+@pytest.mark.parametrize("strip", bn_relu_conv3x3_fwd.TIMES)
+def test_strips_of_any_length(triton, eager, monkeypatch, strip, geometry):
+    """Of a GPU that would take such strips for images of any size, and tiles of them that end anywhere in a row."""
+    monkeypatch.setattr(bn_relu_conv3x3_fwd, "TIMES", {strip: 1})
+    with recorded(Device(90, 1000 + strip)) as launches:
+        check_error(triton, eager, FORMATS["bfloat16"], call("conv3x3_fwd", geometry, "bfloat16"))
+    assert {launch.arguments["STRIP"] for launch in launches if "STRIP" in launch.arguments} == {strip}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

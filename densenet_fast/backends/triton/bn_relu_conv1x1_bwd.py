@@ -68,11 +68,17 @@ def add_to_dx(
     shift,  # [BLOCK_C]
     scale,  # [BLOCK_C]
     offset,  # [BLOCK_C]
+    TIED: tl.constexpr,  # whether v's layout decides that of relu(bn(x))
 ):
     """dx = g + scale * v before the ReLU; relu(bn(x)), and the sums of v and v * (x - mean)."""
     centred = x_tile.to(tl.float32) - shift[:, None]
     normed = centred * scale[:, None] + offset[:, None]
-    activated = relu(normed).to(g.dtype)
+    activated = relu(normed)
+    if TIED:
+        # Never true, and gone from the machine code; but Triton now gives `activated` the layout of v, in which it is
+        # an operand as it lies. In the layout of x it works it out twice, and takes it through shared memory.
+        activated = tl.where(v > float("inf"), 0.0, activated)
+    activated = activated.to(g.dtype)
     # Rounded, so that it agrees with `activated`, which sm_90 would keep in registers for this: it spills.
     v = tl.where(normed.to(g.dtype) <= 0.0, 0.0, v)
     sum_vx, sum_v = tl.sum(v * centred, 1), tl.sum(v, 1)  # ahead of the store, which takes less time
@@ -117,7 +123,7 @@ def bn_relu_conv1x1_bwd_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Both gradients in one pass: a program has BLOCK_C channels and every splits-th tile of BLOCK_M pixels, and keeps
-    its slabs of the weight and of the weight's gradient in registers. All outputs fit in BLOCK_K."""
+    its slab of the weight's gradient in registers. All outputs fit in BLOCK_K."""
     split = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.arange(0, BLOCK_K)
@@ -137,7 +143,7 @@ def bn_relu_conv1x1_bwd_kernel(
         dx_at = dx + row_offset(start, dx_stride) + (m[None, :] * dx_stride + c[:, None])
         g = tl.load(dx_at, mask=mask, other=0.0)  # ahead of the product, which hides a part of the wait
         v = tl.dot(w, tl.trans(dz), input_precision=PRECISION)  # [BLOCK_C, BLOCK_M]
-        activated, of_v, of_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset)
+        activated, of_v, of_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset, BLOCK_K <= 128)
         sum_v += of_v
         sum_vx += of_vx
         dw = tl.dot(activated, dz, dw, input_precision=PRECISION)
@@ -220,7 +226,7 @@ def bn_relu_conv1x1_grads_kernel(
         x_tile = tl.load(x + row_offset(first, x_stride) + m[None, :] * x_stride + c[:, None], mask=mask, other=0.0)
         dx_at = dx + row_offset(first, dx_stride) + m[None, :] * dx_stride + c[:, None]
         g = tl.load(dx_at, mask=mask, other=0.0)
-        _, sum_v, sum_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset)
+        _, sum_v, sum_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset, False)
         rows, slab = tl.cdiv(M, BLOCK_M), tl.program_id(0) % slabs
         finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 

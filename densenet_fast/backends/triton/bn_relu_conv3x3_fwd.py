@@ -127,6 +127,11 @@ def _store_strips(
         finish_stats(stats, arrivals, tile, rows, slab, center, squares, n, g, g < G, G, BLOCK_G)
 
 
+# What a program with strips of so many pixels takes of a multiprocessor that has two or more of them, in proportion:
+# modelled for sm_90. A longer strip loads fewer columns for a pixel, but has fewer programs. On ties the longest.
+TIMES = {7: 27, 4: 18, 2: 10, 1: 7}
+
+
 def conv3x3(
     check: Arguments, norm: Norm | None, weight: Tensor, dropout: Dropout, y: Tensor, y_stats: Pair | None
 ) -> None:
@@ -136,11 +141,16 @@ def conv3x3(
     tile = plan.tile("bn_relu_conv3x3_fwd", growth)
     if not in_words:
         tile = tile._replace(channels=32, num_stages=1)
+    on_90, narrow, processors = tiles.family(plan.device) == 90, tile.outputs <= 32, plan.device.processors
     # As many accumulators as fit in registers, or in tensor memory.
-    narrow = tile.outputs <= 32 or tiles.family(plan.device) == 90
-    strip = 1 if plan.kind == tiles.FP32 or not in_words else 4 if narrow else 2
-    programs = cdiv(check.N * check.H * cdiv(check.W, strip), tile.pixels)
-    if tile.outputs <= 32 and programs * strip < plan.device.processors:
+    strip = 1 if plan.kind == tiles.FP32 or not in_words else 4 if narrow or on_90 else 2
+
+    def programs(strip: int) -> int:
+        return cdiv(check.N * check.H * cdiv(check.W, strip), tile.pixels)
+
+    if on_90 and narrow and in_words and norm is not None and plan.kind == tiles.HALF:
+        strip = min(TIMES, key=lambda s: TIMES[s] * max(2, cdiv(programs(s), processors)))
+    elif narrow and programs(strip) * strip < processors:
         strip = 1  # so few programs that there is a multiprocessor for each pixel's
     per_row = cdiv(check.W, strip)
     strips = check.N * check.H * per_row
