@@ -236,7 +236,7 @@ def test_parts_work_when_called_by_hand():
         second, their_second = f.denseblock1.denselayer2, g.denseblock1.denselayer2
         new = layer(first)
         assert error(second([first, new]), their_second([first, new])) < 1e-10
-        assert error(second(first, new), their_second([first, new])) < 1e-10
+        assert error(second((first, new)), their_second((first, new))) < 1e-10
         t = f[:5](x)
         for part in ("norm", "relu", "conv", "pool"):
             t = getattr(f.transition1, part)(t)
