@@ -98,3 +98,16 @@ sys.exit(" ".join(differ) or 0)
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("precision", "products"), [("highest", True), ("high", False), ("medium", False)])
+def test_eager_takes_no_products_that_are_less_exact_than_convolutions(precision, products, monkeypatch):
+    found, product = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args, **options: found.append(args) or product(*args, **options))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)  # bfloat16 for products of float32 where the processor has it
+    try:
+        DenseNet(4, (2, 2), backend="eager").features(torch.randn(2, 3, 32, 32)).sum().backward()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert bool(found) == products

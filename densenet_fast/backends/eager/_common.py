@@ -168,8 +168,12 @@ def conv_wgrad(dy: Tensor, x: Tensor, weight: Tensor, dilation: int = 1) -> Tens
 
 
 def _is_product(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution runs as a product of matrices: a CPU does that sooner, but not in 16 bits."""
-    return weight.shape[-1] == 1 and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+    """Whether a convolution runs as a product of matrices: a CPU does that sooner, but not in 16 bits, and not where
+    products of float32 may be less exact than convolutions (`torch.set_float32_matmul_precision`)."""
+    if weight.shape[-1] != 1 or not x.is_cpu:
+        return False
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return x.dtype == torch.float64 or (x.dtype == torch.float32 and precision in ("none", "ieee"))
 
 
 def plane(x: Tensor) -> Tensor:
