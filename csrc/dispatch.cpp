@@ -192,7 +192,7 @@ void CpuContext::release() {
   } else {
     arena.tensors.clear();
     arena.free = arena.end = nullptr;
-    arena.expected = arena.used + arena.used / 8;  // the same kernel of the next layer may take a little more
+    arena.expected = arena.used;
   }
   arena.used = 0;
 }

@@ -20,11 +20,14 @@ namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 #if !defined(DENSENET_FAST_TILES)
 namespace {
 
-constexpr int64_t kChannels = 64;  // channels of x per pass: their 16 planes stay in L2
+constexpr int64_t kChannels = 32;  // channels of x per pass: their planes stay in L2
 
+template <int size>
 struct Conv3x3Backward {
+  static constexpr int kValues = Winograd<size>::kValues;
+
   const Conv3x3Bwd& op;
-  const TileGrid grid;
+  const TileGrid<size> grid;
   const Affine bn;
   const float* mean;  // of x, padded
   const Correction correction_y;
@@ -44,11 +47,12 @@ struct Conv3x3Backward {
         d_plane(plane_size(tiles, inputs)),
         q_plane(plane_size(tiles, stride)),
         dU_plane(plane_size(op.G, Cp)),
-        ring_size(4 * grid.row_pixels() * inputs),
-        direct_size(grid.chunk_rows * 2 * op.shape.W * stride) {}
+        ring_size((size + 2) * grid.row_pixels() * inputs),
+        direct_size(grid.chunk_rows * size * op.shape.W * stride) {}
 
-  int64_t scratch_size() const { return ring_size + 16 * (d_plane + q_plane); }
-  int64_t dweight_size() const { return 16 * dU_plane; }
+  int64_t scratch_size() const { return ring_size + kValues * (d_plane + q_plane); }
+  int64_t dU_size() const { return kValues * dU_plane; }
+  int64_t taps_size() const { return 9 * op.G * Cp; }
 
   // Rows of d = mask * (dy - a - b * (y - mean)). `finite_probe` adds up 0 * d, NaN in a lane where a d is not finite.
   auto row_loader(vec& finite_probe) const {
@@ -69,14 +73,14 @@ struct Conv3x3Backward {
   // What is done with a tile of u: it is masked, u or dx written, the sums added to, and for dweight A a A^T put where
   // the tile's Q was, in `planes`.
   template <class Lanes>
-  DENSENET_FAST_INLINE void finish_tile(const vec u[2][2], int64_t pixel, bool lower, bool right, int64_t c,
-                                        Lanes lanes, float* planes, int64_t plane_c, float* sum_v,
+  DENSENET_FAST_INLINE void finish_tile(const vec u[size][size], int64_t pixel, int64_t rows, int64_t columns,
+                                        int64_t c, Lanes lanes, float* planes, int64_t plane_c, float* sum_v,
                                         float* sum_vx) const {
     const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
-    vec v_sum = {}, vx_sum = {}, a[2][2];  // short sums first, then into the long ones, whose rounding dominates
-    for (int i = 0; i < 2; i++)
-      for (int k = 0; k < 2; k++) {
-        if ((i && !lower) || (k && !right)) {
+    vec v_sum = {}, vx_sum = {}, a[size][size];  // short sums first, then into the long ones, whose rounding dominates
+    for (int i = 0; i < size; i++)
+      for (int k = 0; k < size; k++) {
+        if (i >= rows || k >= columns) {
           a[i][k] = vec{};
           continue;
         }
@@ -91,20 +95,20 @@ struct Conv3x3Backward {
       }
     store(sum_v + c, load(sum_v + c) + v_sum);
     store(sum_vx + c, load(sum_vx + c) + vx_sum);
-    if (op.dweight) winograd_output_transposed(a, planes, q_plane, plane_c);
+    if (op.dweight) winograd_output_transposed<size>(a, planes, q_plane, plane_c);
   }
 
   // The pass over a chunk's tiles and channels [c0, c0 + stride). u_of(tile_row, column, c, u) gives a tile of u.
   template <class UOf>
   void finish(int64_t first, int64_t last, int64_t c0, float* Q, float* sum_v, float* sum_vx, const UOf& u_of) const {
     for (int64_t t = first; t < last; t++) {
-      const bool lower = grid.top(t) + 1 < op.shape.H;
       for (int64_t j = 0; j < grid.tile_columns; j++) {
         float* planes = Q + ((t - first) * grid.tile_columns + j) * stride;
         for_channels(min(stride, op.C - c0), [&](int64_t c, auto lanes) {
-          vec u[2][2];
+          vec u[size][size];
           u_of(t, j, c, u);
-          finish_tile(u, grid.pixel(t) + 2 * j, lower, 2 * j + 1 < op.shape.W, c0 + c, lanes, planes, c, sum_v, sum_vx);
+          finish_tile(u, grid.pixel(t) + size * j, grid.rows_of(t), grid.columns_of(j), c0 + c, lanes, planes, c, sum_v,
+                      sum_vx);
         });
       }
     }
@@ -117,7 +121,7 @@ struct Conv3x3Backward {
              int64_t part, float* dU, bool add) const {
     const int64_t first = grid.begin(i), last = grid.end(i), count = (last - first) * grid.tile_columns;
     const int64_t W = op.shape.W;
-    float *ring = scratch, *D = ring + ring_size, *Q = D + 16 * d_plane;
+    float *ring = scratch, *D = ring + ring_size, *Q = D + kValues * d_plane;
     vec finite_probe = {};
     winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(finite_probe));
     for (int lane = 0; lane < kWidth; lane++)
@@ -129,31 +133,30 @@ struct Conv3x3Backward {
       if (direct_scratch) {
         direct_outputs(grid, first, last, op.G, inputs, ring, {packed.data + c0 * op.G, packed.plane}, op.G * kPanel,
                        channels, direct_scratch, stride, false, row_loader(finite_probe));
-        finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
-          for (int r = 0; r < 2; r++)
-            for (int k = 0; k < 2; k++)
-              u[r][k] =
-                  2 * j + k < W ? load(direct_scratch + (((t - first) * 2 + r) * W + 2 * j + k) * stride + c) : vec{};
+        finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[size][size]) {
+          for (int r = 0; r < size; r++)
+            for (int k = 0; k < grid.columns_of(j); k++)
+              u[r][k] = load(direct_scratch + (((t - first) * size + r) * W + size * j + k) * stride + c);
         });
       } else {
-        Prefetcher prefetcher(16 * Prefetcher::steps(count, channels, op.G));
+        Prefetcher prefetcher(kValues * Prefetcher::steps(count, channels, op.G));
         const int64_t pixel = grid.pixel(first), pixels = grid.chunk_pixels(i), wide = min(kChannels, op.C - c0);
         prefetcher.add(op.x.data + pixel * op.x.stride + c0, op.x.stride, pixels, wide);
         prefetcher.add(op.u.data + pixel * op.u.stride + c0, op.u.stride, pixels, wide);
-        for (int e = 0; e < 16; e++)
+        for (int e = 0; e < kValues; e++)
           gemm_nn(D + e * d_plane, inputs, packed.data + e * packed.plane + c0 * op.G, op.G * kPanel, Q + e * q_plane,
                   stride, count, channels, op.G, false, &prefetcher);
-        finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[2][2]) {
-          winograd_output(Q + ((t - first) * grid.tile_columns + j) * stride, q_plane, c, u);
+        finish(first, last, c0, Q, sum_v, sum_vx, [&](int64_t t, int64_t j, int64_t c, vec u[size][size]) {
+          winograd_output<size>(Q + ((t - first) * grid.tile_columns + j) * stride, q_plane, c, u);
         });
       }
       if (!dU) continue;
-      Prefetcher prefetcher(16 * Prefetcher::steps(op.G, channels, count));
+      Prefetcher prefetcher(kValues * Prefetcher::steps(op.G, channels, count));
       if (prefetch && c0 + kChannels >= Cp) {
         prefetcher.add(op.dy.data + grid.pixel(last) * op.dy.stride, op.dy.stride, grid.chunk_pixels(i + 1), op.G);
         prefetcher.add(op.y.data + grid.pixel(last) * op.y.stride, op.y.stride, grid.chunk_pixels(i + 1), op.G);
       }
-      for (int e = 0; e < 16; e++)
+      for (int e = 0; e < kValues; e++)
         gemm_tn(D + e * d_plane, inputs, Q + e * q_plane, stride, kPanel, dU + e * dU_plane + c0, Cp, op.G, channels,
                 count, add, &prefetcher);
     }
@@ -161,34 +164,36 @@ struct Conv3x3Backward {
     return true;
   }
 
-  // dweight [G, C, 3, 3] from the sum of all parts' dU [16][G][Cp]; the taps were flipped.
-  void write_dweight(const float* dU, int64_t parts, int64_t channels) const {
-    parallel_ranges(op.G, ceil_div(kGrain, 16 * parts * Cp), [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; g++)
-        for (int64_t c = 0; c < op.C; c += kWidth) {
-          vec u[16], taps[9];
-          for (int e = 0; e < 16; e++) u[e] = sum_parts(dU + e * dU_plane + g * Cp + c, parts, dweight_size());
-          winograd_weight_transposed(u, taps);
-          store_flipped(taps, min(kWidth, op.C - c), op.dweight + (g * channels + c) * 9);
-        }
-    });
+  // The taps [9][G][Cp] of a part's dU, written, or added to if `add`.
+  void write_taps(const float* dU, float* taps, bool add) const {
+    for (int64_t at = 0; at < op.G * Cp; at += kWidth) {
+      vec u[kValues], g[9];
+      for (int e = 0; e < kValues; e++) u[e] = load(dU + e * dU_plane + at);
+      winograd_filter_transposed<size>(u, g);
+      for (int t = 0; t < 9; t++) {
+        float* tap = taps + t * op.G * Cp + at;
+        store(tap, add ? load(tap) + g[t] : g[t]);
+      }
+    }
   }
 };
 
 // The backward for op.C of `channels` channels; op.dweight has `channels` inputs.
+template <int size>
 void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
-  const Conv3x3Backward conv(op, workspace);
-  const TileGrid& grid = conv.grid;
+  const Conv3x3Backward<size> conv(op, workspace);
+  const TileGrid<size>& grid = conv.grid;
   const Parts parts(grid.chunks);
   const Filters filters(op.weight, op.G, op.C, true);
-  const PackedFilters packed = grid.one_tile() ? PackedFilters{} : filters.pack_winograd(workspace);
+  const PackedFilters packed = grid.one_tile() ? PackedFilters{} : filters.pack_winograd<size>(workspace);
   float* scratch = workspace.floats(parts.workers * conv.scratch_size());
-  float* dU = op.dweight ? workspace.floats(parts.count * conv.dweight_size()) : nullptr;
+  float* dU = op.dweight ? workspace.floats(parts.workers * conv.dU_size()) : nullptr;
+  float* taps = op.dweight ? workspace.floats(parts.count * conv.taps_size()) : nullptr;
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
   PartialSums sums(parts.count, op.C, workspace);
 
   each_part(parts, [&](int64_t w, int64_t part) {
-    float* mine = dU ? dU + part * conv.dweight_size() : nullptr;
+    float* mine = dU ? dU + w * conv.dU_size() : nullptr;
     bool any = false;
     for (int64_t i = parts.begin(part); i < parts.end(part); i++) {
       const bool done = !grid.one_tile() && conv.chunk(i, i + 1 < parts.end(part), packed, nullptr,
@@ -196,7 +201,8 @@ void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
       finite[i] = done;
       any |= done;
     }
-    if (mine && !any) memset(mine, 0, conv.dweight_size() * sizeof(float));
+    if (mine && any) conv.write_taps(mine, taps + part * conv.taps_size(), false);
+    else if (mine) memset(taps + part * conv.taps_size(), 0, conv.taps_size() * sizeof(float));
   });
 
   bool all_finite = true;
@@ -205,15 +211,22 @@ void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
     const PackedFilters packed_direct = filters.pack_direct(workspace);
     float* direct = workspace.floats(parts.workers * conv.direct_size);
     each_part(parts, [&](int64_t w, int64_t part) {
-      float* mine = dU ? dU + part * conv.dweight_size() : nullptr;
+      float* mine = dU ? dU + w * conv.dU_size() : nullptr;
+      bool any = false;
       for (int64_t i = parts.begin(part); i < parts.end(part); i++)
         if (finite[i] == 0)
-          conv.chunk(i, false, packed_direct, direct + w * conv.direct_size, scratch + w * conv.scratch_size(), sums,
-                     part, mine, true);
+          any |= conv.chunk(i, false, packed_direct, direct + w * conv.direct_size, scratch + w * conv.scratch_size(),
+                            sums, part, mine, any);
+      if (mine && any) conv.write_taps(mine, taps + part * conv.taps_size(), true);
     });
   }
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
-  if (dU) conv.write_dweight(dU, parts.count, channels);
+  if (taps) sum_flipped(taps, parts.count, op.G, op.C, channels, op.dweight);
+}
+
+void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
+  if (large_tiles(op.shape)) backward<3>(op, channels, workspace);
+  else backward<2>(op, channels, workspace);
 }
 
 }  // namespace

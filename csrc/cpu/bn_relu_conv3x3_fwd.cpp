@@ -19,11 +19,14 @@ namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 #if !defined(DENSENET_FAST_TILES)
 namespace {
 
-constexpr int64_t kDepth = 128;  // input channels per pass: their 16 planes stay in L2
+constexpr int64_t kDepth = 128;  // input channels per pass: their planes stay in L2
 
+template <int size>
 struct Conv3x3Forward {
+  static constexpr int kValues = Winograd<size>::kValues;
+
   const Conv3x3Fwd& op;
-  const TileGrid grid;
+  const TileGrid<size> grid;
   const Affine bn;
   const int64_t stride, outputs;  // floats per pixel of the scratch: input channels of a pass, output channels
   const int64_t tiles, v_plane, m_plane, ring_size, y_size;
@@ -37,8 +40,8 @@ struct Conv3x3Forward {
         tiles(grid.chunk_rows * grid.tile_columns),
         v_plane(plane_size(tiles, stride)),
         m_plane(plane_size(tiles, outputs)),
-        ring_size(4 * grid.row_pixels() * stride),
-        y_size(grid.chunk_rows * 2 * op.shape.W * outputs) {}
+        ring_size((size + 2) * grid.row_pixels() * stride),
+        y_size(grid.chunk_rows * size * op.shape.W * outputs) {}
 
   auto row_loader(int64_t c0, int64_t depth) const {
     return [this, c0, depth](int64_t pixel, float* row) {
@@ -50,19 +53,17 @@ struct Conv3x3Forward {
   // Writes the chunk's outputs and returns whether all are finite. outputs_of(tile_row, column, c, y) gives a tile.
   template <class OutputsOf>
   bool write(int64_t first, int64_t last, const OutputsOf& outputs_of) const {
-    const int64_t H = op.shape.H, W = op.shape.W;
+    const int64_t W = op.shape.W;
     vec finite_probe = {};  // adds up 0 * y, NaN in a lane where a y is not finite
     for (int64_t t = first; t < last; t++) {
-      const bool lower = grid.top(t) + 1 < H;
+      const int64_t rows = grid.rows_of(t);
       for (int64_t j = 0; j < grid.tile_columns; j++) {
-        const int64_t pixel = grid.pixel(t) + 2 * j;
-        const bool right = 2 * j + 1 < W;
+        const int64_t pixel = grid.pixel(t) + size * j, columns = grid.columns_of(j);
         for_channels(op.G, [&](int64_t c, auto lanes) {
-          vec y[2][2];
+          vec y[size][size];
           outputs_of(t, j, c, y);
-          for (int i = 0; i < 2; i++)
-            for (int k = 0; k < 2; k++) {
-              if ((i && !lower) || (k && !right)) continue;
+          for (int i = 0; i < rows; i++)
+            for (int k = 0; k < columns; k++) {
               const int64_t at = pixel + i * W + k;
               finite_probe += y[i][k] * 0.f;
               if (op.dropout.threshold) y[i][k] *= dropout_mask(op.dropout, at * op.G + c);
@@ -76,15 +77,15 @@ struct Conv3x3Forward {
     return finite;
   }
 
-  int64_t winograd_scratch() const { return ring_size + 16 * (v_plane + m_plane); }
+  int64_t winograd_scratch() const { return ring_size + kValues * (v_plane + m_plane); }
 
   bool winograd_chunk(int64_t chunk, PackedFilters packed, float* scratch, bool prefetch) const {
     const int64_t first = grid.begin(chunk), last = grid.end(chunk), count = (last - first) * grid.tile_columns;
-    float *ring = scratch, *V = ring + ring_size, *products = V + 16 * v_plane;
+    float *ring = scratch, *V = ring + ring_size, *products = V + kValues * v_plane;
     for (int64_t c0 = 0; c0 < op.C; c0 += kDepth) {
       const int64_t depth = min(kDepth, op.C - c0);
       winograd_inputs(grid, first, last, depth, stride, ring, V, v_plane, row_loader(c0, depth));
-      Prefetcher prefetcher(16 * Prefetcher::steps(count, outputs, depth));
+      Prefetcher prefetcher(kValues * Prefetcher::steps(count, outputs, depth));
       if (c0 == 0)
         prefetcher.add(op.y.data + grid.pixel(first) * op.y.stride, op.y.stride, grid.chunk_pixels(chunk), op.G);
       if (c0 + kDepth < op.C || prefetch) {
@@ -93,12 +94,12 @@ struct Conv3x3Forward {
         const int64_t rows = same ? grid.chunk_pixels(chunk) : grid.chunk_pixels(chunk + 1);
         prefetcher.add(op.x.data + pixel * op.x.stride + c, op.x.stride, rows, min(kDepth, op.C - c));
       }
-      for (int e = 0; e < 16; e++)
+      for (int e = 0; e < kValues; e++)
         gemm_nn(V + e * v_plane, stride, packed.data + e * packed.plane + c0 * kPanel, op.C * kPanel,
                 products + e * m_plane, outputs, count, outputs, depth, c0 > 0, &prefetcher);
     }
-    return write(first, last, [&](int64_t t, int64_t j, int64_t c, vec y[2][2]) {
-      winograd_output(products + ((t - first) * grid.tile_columns + j) * outputs, m_plane, c, y);
+    return write(first, last, [&](int64_t t, int64_t j, int64_t c, vec y[size][size]) {
+      winograd_output<size>(products + ((t - first) * grid.tile_columns + j) * outputs, m_plane, c, y);
     });
   }
 
@@ -112,20 +113,21 @@ struct Conv3x3Forward {
       direct_outputs(grid, first, last, depth, stride, ring, {packed.data + c0 * kPanel, packed.plane}, op.C * kPanel,
                      op.G, y, outputs, c0 > 0, row_loader(c0, depth));
     }
-    write(first, last, [&](int64_t t, int64_t j, int64_t c, vec tile[2][2]) {
-      for (int i = 0; i < 2; i++)
-        for (int k = 0; k < 2; k++)
-          tile[i][k] = 2 * j + k < W ? load(y + (((t - first) * 2 + i) * W + 2 * j + k) * outputs + c) : vec{};
+    write(first, last, [&](int64_t t, int64_t j, int64_t c, vec tile[size][size]) {
+      for (int i = 0; i < size; i++)
+        for (int k = 0; k < grid.columns_of(j); k++)
+          tile[i][k] = load(y + (((t - first) * size + i) * W + size * j + k) * outputs + c);
     });
   }
 };
 
+template <int size>
 void forward(const Conv3x3Fwd& op, Workspace& workspace) {
-  const Conv3x3Forward conv(op, workspace);
-  const TileGrid& grid = conv.grid;
+  const Conv3x3Forward<size> conv(op, workspace);
+  const TileGrid<size>& grid = conv.grid;
   const Division division(grid.chunks);
   const Filters filters(op.weight, op.G, op.C, false);
-  PackedFilters packed = grid.one_tile() ? PackedFilters{} : filters.pack_winograd(workspace);
+  PackedFilters packed = grid.one_tile() ? PackedFilters{} : filters.pack_winograd<size>(workspace);
   float* scratch = workspace.floats(division.workers * conv.winograd_scratch());
   float* finite = workspace.floats(grid.chunks);  // [chunks], 1 or 0
   PartialStats partial(op.stats, grid.chunks, op.G, workspace);
@@ -151,6 +153,11 @@ void forward(const Conv3x3Fwd& op, Workspace& workspace) {
     });
   }
   if (partial.wanted()) partial.merge([&](int64_t i) { return grid.chunk_pixels(i); });
+}
+
+void forward(const Conv3x3Fwd& op, Workspace& workspace) {
+  if (large_tiles(op.shape)) forward<3>(op, workspace);
+  else forward<2>(op, workspace);
 }
 
 }  // namespace

@@ -3,11 +3,12 @@
 #pragma once
 
 #include "gemm.h"
+#include "sums.h"
 #include "winograd.h"
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
-// Filters packed in panels of outputs, in one plane for each of Winograd's 16 values or of the 9 taps.
+// Filters packed in panels of outputs, in one plane for each of a transformed tile's values or of the 9 taps.
 struct PackedFilters {
   const float* data;  // [planes][padded(outputs) / kPanel][inputs][kPanel]
   int64_t plane;      // floats from one plane to the next
@@ -21,14 +22,20 @@ struct PackedPairs {
 };
 #endif
 
-// Nine taps of some filters, flipped, where their inputs lie side by side: to [filters][9].
-inline void store_flipped(const vec taps[9], int64_t filters, element* to) {
-  for (int first = 0; first < 9; first += kWidth) {
-    vec columns[kWidth] = {};
-    const int64_t n = min(kWidth, 9 - first);
-    for (int64_t t = 0; t < n; t++) columns[t] = taps[8 - first - t];
-    store_columns(to + first, 9, filters, n, columns);
-  }
+// dweight [G, channels, 3, 3], its first C inputs, from the taps [9][G][padded(C)] of all parts, which are flipped.
+inline void sum_flipped(const float* taps, int64_t parts, int64_t G, int64_t C, int64_t channels, element* dweight) {
+  const int64_t Cp = padded(C);
+  parallel_ranges(G, ceil_div(kGrain, 9 * parts * Cp), [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; g++)
+      for (int64_t c = 0; c < C; c += kWidth)
+        for (int first = 0; first < 9; first += kWidth) {
+          vec columns[kWidth] = {};
+          const int64_t n = min(kWidth, 9 - first);
+          for (int64_t t = 0; t < n; t++)
+            columns[t] = sum_parts(taps + ((8 - first - t) * G + g) * Cp + c, parts, 9 * G * Cp);
+          store_columns(dweight + (g * channels + c) * 9 + first, 9, min(kWidth, C - c), n, columns);
+        }
+  });
 }
 
 // The filters of the convolution with `weight` [G, C, 3, 3], outputs G and inputs C, or of the transposed convolution:
@@ -47,13 +54,14 @@ class Filters {
       offset_[flipped_ ? 8 - tap : tap] = tap / 3 * weight.stride[2] + tap % 3 * weight.stride[3];
   }
 
-  // Transformed by Winograd.
+  // Transformed by Winograd, for tiles of `size` x `size` outputs.
+  template <int size>
   PackedFilters pack_winograd(Workspace& workspace) const {
-    return pack<16>(workspace, [](const vec g[9], vec u[16]) { winograd_weight(g, u); });
+    return pack<Winograd<size>::kValues>(workspace, [](const vec g[9], vec u[]) { winograd_filter<size>(g, u); });
   }
   // The taps themselves, for the direct kernel.
   PackedFilters pack_direct(Workspace& workspace) const {
-    return pack<9>(workspace, [](const vec g[9], vec u[9]) { memcpy(u, g, 9 * sizeof(vec)); });
+    return pack<9>(workspace, [](const vec g[9], vec u[]) { memcpy(u, g, 9 * sizeof(vec)); });
   }
 
 #if defined(DENSENET_FAST_TILES)

@@ -252,15 +252,7 @@ inline void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspac
     }
   });
   sums.finish(op.norm, op.shape.rows(), op.dnorm);
-  if (!dw) return;
-  parallel_ranges(G, ceil_div(kGrain, 9 * parts.count * Cp), [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; g++)
-      for (int64_t c = 0; c < C; c += kWidth) {
-        vec taps[9];
-        for (int t = 0; t < 9; t++) taps[t] = sum_parts(dw + (t * G + g) * Cp + c, parts.count, 9 * G * Cp);
-        store_flipped(taps, min(kWidth, C - c), op.dweight + (g * channels + c) * 9);
-      }
-  });
+  if (dw) sum_flipped(dw, parts.count, G, C, channels, op.dweight);
 }
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

@@ -12,7 +12,7 @@ from .stage import Stage
 
 PANEL = 16  # channels that the CPU kernels pad to
 ROWS = 96  # pixels of a tile of their 1x1 convolutions, about
-TILES = 56  # 2x2 tiles of a chunk of their 3x3 convolutions, about
+TILES = 42  # tiles of a chunk of their 3x3 convolutions, at most
 ARENA = 3 << 14  # elements that they take at once, at least, and leave
 FEW = 256  # pixels up to which they divide the channels of a 3x3 convolution among the threads
 
@@ -47,24 +47,42 @@ def _tasks(units: int, target: int, threads: int) -> int:
 
 
 def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
-    """Elements of the kernel that needs most: each lets go of what it took, and leaves an eighth more for the next."""
-    height, tiles = stage.size[-2] if len(stage.size) > 1 else 1, -(-stage.size[-1] // 2)
-    of_3x3 = _parts(_tasks(stage.images * -(-height // 2), max(1, TILES // tiles), threads), threads)
+    """Elements of the kernel that needs most: each lets go of what it took, for the next."""
+    size = 3 if _large_tiles(stage) else 2  # outputs of a tile along an axis
+    rows, columns = _tiles(stage, size)
+    rows *= stage.images
+    chunks = _tasks(rows, max(1, TILES // columns), threads)
+    tiles = -(-rows // chunks) * columns  # the most of a chunk
+    of_3x3 = _parts(chunks, threads)
     of_1x1 = _parts(_tasks(stage.pixels, ROWS, threads), threads)
     most = 0
     for c, (width, growth) in zip(stage.inputs, stage.layers, strict=True):
         c, width, growth = _padded(c), _padded(width), _padded(growth)
         inputs = width or c  # of the 3x3 convolution
-        tile = 8 * (tiles + 1) * growth + 16 * max(TILES, tiles) * (growth + min(64, inputs))
+        values = (size + 2) ** 2
+        tile = (size + 2) * (size * columns + 2) * growth + values * tiles * (growth + min(32, inputs))
         partial = 1 if stage.pixels <= FEW else of_3x3
-        second = 16 * inputs * growth * (1 + partial) + threads * tile + 6 * partial * inputs
+        second = inputs * growth * (values * (1 + min(partial, threads)) + 9 * partial)
+        second += threads * tile + 6 * partial * inputs
         first = again = 0
         if width:
             partial = 1 if stage.pixels <= c else of_1x1
             first = width * c * (1 + partial) + threads * ROWS * (width + 9 * PANEL) + 6 * partial * c
             again = (width * c + threads * _tile(stage, width) + stage.pixels // 48 * width) * efficient
         most = max(most, first, second, again)
-    return most + most // 8 + ARENA
+    return most + ARENA
+
+
+def _tiles(stage: Stage, size: int) -> tuple[int, int]:
+    """Rows and columns of an image's tiles of size x size outputs."""
+    height, width = stage.size[-2] if len(stage.size) > 1 else 1, stage.size[-1]
+    return -(-height // size), -(-width // size)
+
+
+def _large_tiles(stage: Stage) -> bool:
+    """large_tiles of csrc/cpu/conv3x3_tiles.h."""
+    large, small = (rows * columns for rows, columns in (_tiles(stage, 3), _tiles(stage, 2)))
+    return large > 1 and 25 * (stage.images * large + 32) < 16 * (stage.images * small + 32)
 
 
 def _native_consumer(stage: Stage, threads: int) -> int:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from benchmarks.winograd import TRANSFORMS, convolve
+from benchmarks.winograd import POINTS, convolve
 
 
-@pytest.mark.parametrize("size", TRANSFORMS)
-def test_is_the_convolution(size):
+@pytest.mark.parametrize("points", POINTS, ids=" ".join)
+def test_is_the_convolution(points):
+    size = len(points) - 1
     x = torch.randn(3, 5, size + 2, size + 2, dtype=torch.float64)
     weight = torch.randn(4, 5, 3, 3, dtype=torch.float64)
-    torch.testing.assert_close(convolve(x, weight, size), torch.conv2d(x, weight), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(convolve(x, weight, points), torch.conv2d(x, weight), rtol=1e-12, atol=1e-12)

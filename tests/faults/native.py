@@ -97,9 +97,30 @@ FAULTS = [
     Fault(
         "an odd image's last row written past its end",
         "csrc/cpu/bn_relu_conv3x3_fwd.cpp",
-        "if ((i && !lower) || (k && !right)) continue;",
-        "if (k && !right) continue;",
+        "const int64_t rows = grid.rows_of(t);",
+        "const int64_t rows = size;",
         of("conv3x3_fwd"),
+    ),
+    Fault(
+        "rows that two tiles share from the wrong place",
+        "csrc/cpu/conv3x3_tiles.h",
+        "rows[i] = rows[i + size];",
+        "rows[i] = rows[i + 2];",
+        of("conv3x3_fwd"),
+    ),
+    Fault(
+        "quotients of Winograd's points rounded",
+        "csrc/cpu/winograd.h",
+        "return v * high + v * low;",
+        "return v * high;",
+        of("conv3x3_fwd", "twice"),
+    ),
+    Fault(
+        "a sign of a transform",
+        "csrc/cpu/winograd.h",
+        "t[1] = even_p - odd_p;",
+        "t[1] = odd_p - even_p;",
+        of("conv3x3_bwd"),
     ),
     Fault(
         "an output that is not finite left as Winograd made it",
@@ -111,8 +132,8 @@ FAULTS = [
     Fault(
         "the taps of dweight not turned round",
         "csrc/cpu/conv3x3_filters.h",
-        "taps[8 - first - t]",
-        "taps[first + t]",
+        "taps + ((8 - first - t) * G + g) * Cp + c",
+        "taps + ((first + t) * G + g) * Cp + c",
         of("conv3x3_bwd"),
     ),
     Fault(

@@ -4,7 +4,8 @@ from ..calls import Geometry
 
 # One pixel, one image, odd and even sizes, one column, growths 4 to 48, widths 4g and others, odd ones before several
 # panels of 16 channels, more than one block of channels (128, 256) and of rows. The CPU kernels divide few rows by
-# channels: MANY_ROWS are too many for that.
+# channels: MANY_ROWS are too many for that. The 3x3 kernels cut large images into tiles of 3x3 outputs, small ones of
+# 2x2, of which 20 images of 4x4 are more than one block.
 MANY_ROWS = Geometry(3, 11, 9, 37, 20, 5)
 GEOMETRIES = [
     Geometry(2, 5, 7, 24, 16, 4),
@@ -18,6 +19,7 @@ GEOMETRIES = [
     MANY_ROWS,
     Geometry(2, 13, 11, 270, 136, 12),
     Geometry(2, 6, 5, 19, 7, 5),
+    Geometry(20, 4, 4, 19, 24, 5),
     Geometry(2, 28, 28, 64, 128, 32),
 ]
 SMALL = GEOMETRIES[0]
