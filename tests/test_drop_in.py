@@ -103,19 +103,35 @@ def test_replaced_norms_get_the_memory_format_they_get_in_torchvision(name, layo
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("create_graph", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_have_the_memory_format_they_have_in_torchvision(layout):
+def test_gradients_have_the_memory_format_they_have_in_torchvision(layout, create_graph):
     """Of the image, and of tensors between modules called one by one."""
     seen = []
     for model in pair():
         x = LAYOUTS[layout](image()).requires_grad_()
-        strides = [torch.autograd.grad(model(x).sum(), x)[0].stride()]
+        strides = [torch.autograd.grad(model(x).sum(), x, create_graph=create_graph)[0].stride()]
         tensors = [x]
         for module in model.features:
             tensors.append(module(tensors[-1]))
         cotangent = torch.randn_like(tensors[-1])
-        seen.append(strides + [g.stride() for g in torch.autograd.grad(tensors[-1], tensors[:-1], cotangent)])
+        gradients = torch.autograd.grad(tensors[-1], tensors[:-1], cotangent, create_graph=create_graph)
+        seen.append(strides + [g.stride() for g in gradients])
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("create_graph", [False, True], ids=["once", "twice"])
+def test_hooks_on_parameters_are_called_once_with_what_can_be_seen_as_a_vector(create_graph):
+    """As whoever compresses, scales or collects gradients sees them."""
+    x, found = image(), []
+    for model in pair():
+        for parameter in model.parameters():
+            parameter.register_hook(lambda gradient: 2 * gradient)
+        loss = model(x).square().sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=create_graph)
+        found.append([gradient.view(-1) for gradient in gradients])
+    theirs, ours = found
+    assert max(map(error, ours, theirs)) < 1e-9
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

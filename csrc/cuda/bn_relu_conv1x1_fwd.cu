@@ -187,7 +187,21 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
     for (int group = 0; group < Traits::kGroups; group++) {
       const RowSlice<input_t, kLaneColumns> z(Matrix{p.z, p.z_stride}, n0 + col0 + group * kGroup + t * kLaneColumns,
                                               p.K);
+      const auto result = [&](int row, int e) -> float& {
+        return acc[row / 16][group * Traits::kGroupTiles + e / 2][row / 8 % 2 * 2 + e % 2];
+      };
       input_t* to = z.data + m0 * z.stride;
+#pragma unroll
+      for (int row = 0; row < Traits::kTilesM * 16; row += 8, to += 8 * z.stride) {
+        if (row >= left) continue;
+        float v[kLaneColumns];
+#pragma unroll
+        for (int e = 0; e < kLaneColumns; e++) v[e] = result(row, e);
+        z.store(to, v);
+#pragma unroll
+        for (int e = 0; e < kLaneColumns; e++) result(row, e) = v[e];
+      }
+      if (p.partials.tiles == nullptr) continue;
       float mean[kLaneColumns], squares[kLaneColumns], sum[kLaneColumns] = {}, sum_squares[kLaneColumns] = {};
 #pragma unroll
       for (int e = 0; e < kLaneColumns; e += 2) {
@@ -195,17 +209,12 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kBlocks)
         mean[e] = two.x, squares[e] = two.y, mean[e + 1] = two.z, squares[e + 1] = two.w;
       }
 #pragma unroll
-      for (int row = 0; row < Traits::kTilesM * 16; row += 8, to += 8 * z.stride) {
+      for (int row = 0; row < Traits::kTilesM * 16; row += 8) {
         if (row >= left) continue;
-        float v[kLaneColumns];
-#pragma unroll
-        for (int e = 0; e < kLaneColumns; e++)
-          v[e] = acc[row / 16][group * Traits::kGroupTiles + e / 2][row / 8 % 2 * 2 + e % 2];
-        z.store(to, v);
 #pragma unroll
         for (int e = 0; e < kLaneColumns; e++) {
-          if (row == 0 && count == 0.f) mean[e] = v[e];
-          const float distance = v[e] - mean[e];
+          if (row == 0 && count == 0.f) mean[e] = result(row, e);
+          const float distance = result(row, e) - mean[e];
           sum[e] += distance, sum_squares[e] = fmaf(distance, distance, sum_squares[e]);
         }
       }

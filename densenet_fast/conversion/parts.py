@@ -5,7 +5,7 @@ hooks and the library's methods stay where they are, and its plain run is the li
 """
 
 import inspect
-from types import FunctionType
+from functools import wraps
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,17 +69,24 @@ def _converted_class(stock: type[nn.Module], library: Library | None) -> type[Co
     base = ConvertedTransition if library is None else ConvertedBlock
     namespace = {"stock": stock, "library": library, "__module__": __name__, "__doc__": stock.__doc__}
     if library is not None:
-        namespace["forward"] = _with_names_of(stock)
+        namespace["forward"] = _called_as(stock)
     made = type(f"Fused{stock.__name__.lstrip('_')}", (base, stock), namespace)
     return _classes.setdefault((stock, library), made)
 
 
-def _with_names_of(stock: type[nn.Module]) -> Any:
-    """A block's fused forward whose parameter is called what it is in `stock`: keywords, graphs of torch.fx and
-    exporters go by it."""
-    forward, names = FusableBlock.forward, tuple(inspect.signature(stock.forward).parameters)
-    made: Any = FunctionType(forward.__code__.replace(co_varnames=names), forward.__globals__, "forward")
-    made.__annotations__, made.stands_for = dict(stock.forward.__annotations__), forward
+def _called_as(stock: type[nn.Module]) -> Any:
+    """A block's fused forward that is called as that of `stock`: keywords, torch.fx and exporters go by its names."""
+    name = list(inspect.signature(stock.forward).parameters)[1]
+
+    @wraps(stock.forward)
+    def forward(self: FusableBlock, *args: Tensor, **kwargs: Tensor) -> Any:
+        inputs = [*args, *kwargs.values()]
+        if len(inputs) != 1 or list(kwargs) not in ([], [name]):
+            return stock.forward(self, *args, **kwargs)  # an error, in the library's words
+        return self._call(inputs[0])
+
+    made: Any = forward
+    made.stands_for = FusableBlock.forward
     return made
 
 

@@ -86,7 +86,7 @@ def name_beside(module: nn.Module, other: str) -> str:
 
 @constant
 def _stands_for(other: type[nn.Module], cls: type[nn.Module], method: str) -> bool:
-    """Whether a method of a converted part's class does what that of `cls` does, under other names."""
+    """Whether a method of a converted part's class does what that of `cls` does, called as its library's."""
     return getattr(getattr(other, method), "stands_for", None) is getattr(cls, method)
 
 

@@ -33,7 +33,7 @@ def convolved(spec: StageSpec, images: Tensor, slots: Sequence[Tensor | None]) -
 def gradients(
     spec: StageSpec, dy: Tensor, images: Tensor, slots: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of the weight, and of the bias if there is one, those that are needed; dy as `convolved` gives it."""
+    """Of the weight, and of the bias if there is one, those that are needed, contiguous; dy as `convolved` gives it."""
     _, _, stride, padding, dilation, groups = _of(spec)
     weight, bias = slots[-len(CONVOLUTION_TENSORS) :]
     assert weight is not None
@@ -41,7 +41,7 @@ def gradients(
     sizes = None if bias is None else [spec.channels]
     geometry = list(stride), list(padding), list(dilation), False, [0] * spec.dims, groups
     _, *found = torch.ops.aten.convolution_backward.default(dy, images, weight, sizes, *geometry, mask)
-    return found[: len(needs)]
+    return [gradient.contiguous() if need else None for gradient, need in zip(found, needs, strict=False)]
 
 
 def _of(spec: StageSpec) -> Any:

@@ -149,18 +149,19 @@ class StageFunction(torch.autograd.Function):
         x, images, stats, z, seeds, *tensors = ctx.saved_tensors
         _, needs_x, _, _, *needs = ctx.needs_input_grad
         contract.serve_modes()
+        is_batched = recompute.is_batched(dy, dbuffer)
         with _without_autocast(stats):
-            if torch.is_grad_enabled() or recompute.is_batched(dy, dbuffer):
+            if torch.is_grad_enabled() or is_batched:
                 convolves = images is not None
                 head = images if convolves else x[:, : ctx.stage.spec.channels]
                 dx, *gradients = recompute.backward(ctx, ctx.stage, head, convolves, tensors, seeds, dy, dbuffer)
-                return None, dx, None, None, *gradients
-            x = None if x is None else laid_out(x)
-            dx, gradients = schedule.backward(
-                ctx.stage, x, images, stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
-            )
-            gradients = _converted(gradients, *ctx.converted)
-        if dx is not None:
+            else:
+                x = None if x is None else laid_out(x)
+                dx, gradients = schedule.backward(
+                    ctx.stage, x, images, stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
+                )
+                gradients = _converted(gradients, *ctx.converted)
+        if dx is not None and not is_batched:
             dx = handed_out(dx, ctx.layout, shared=False)
         return None, dx, None, None, *gradients
 

@@ -232,8 +232,6 @@ def _stage_backward(
     dx, gradients = schedule.backward(
         stage, buffer, images, stats, kept_z, tensors, seeds, dy, needs_x, tuple(needs), dbuffer
     )
-    for i in spec.of_convolution:
-        gradients[i] = gradients[i].contiguous() if needs[i] else None
     return [gradient for gradient in (dx, *gradients) if gradient is not None]
 
 

@@ -54,7 +54,8 @@ def backward(
     dy: Tensor | None,
     dbuffer: Tensor | None,
 ) -> list[Tensor | None]:
-    """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them.
+    """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them;
+    the tensors' contiguous.
 
     x, tensors: their values, as the forward has saved them; convolves: whether x are images for the stage's
     convolution; dy, dbuffer: as `schedule.backward` has them.
@@ -73,12 +74,15 @@ def backward(
                 values[i] = values[i].detach().requires_grad_()
             elif need and not values[i].requires_grad:  # what was saved is a copy
                 values[i] = _Attached.apply(_place(node, i, len(tensors)), values[i])
+            elif need:  # whose own hooks are called with what is returned
+                values[i] = values[i].view_as(values[i])
         outputs = zip(_forward(stage, values[0], convolves, values[1:], seeds), (dy, dbuffer), strict=True)
         given = [(output, gradient) for output, gradient in outputs if gradient is not None]
     wanted = [value for value, need in zip(values, needs, strict=True) if need]
     ys, dys = zip(*given, strict=True)
     found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=again, allow_unused=dy is None))
-    return [next(found) if need else None for need in needs]
+    dx, *gradients = [next(found) if need else None for need in needs]
+    return [dx, *(None if gradient is None else gradient.contiguous() for gradient in gradients)]
 
 
 def _place(node: Any, i: int, count: int) -> Tensor:

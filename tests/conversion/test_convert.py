@@ -118,7 +118,11 @@ def test_blocks_keep_the_name_of_their_input(case):
     block, (name,) = blocks[0], signatures[0].parameters
     conv = next(m for m in block.modules() if hasattr(m, "in_channels"))
     x = torch.randn(2, conv.in_channels, *[8] * len(case.size), dtype=torch.float64)
+    torch.compiler.reset()  # all libraries' blocks have one code, for which it counts its graphs
     compiled = torch.compile(block, fullgraph=True, backend="eager")
+    for wrong in ({}, {"other": x}, {name: x, "other": x}):
+        with pytest.raises(TypeError, match=r"forward\(\)"):
+            block(**wrong)
     with torch.no_grad():
         expected = type(block).stock.forward(block, x)
         assert relative([block(**{name: x}), compiled(**{name: x})], [expected] * 2) <= 1e-10
