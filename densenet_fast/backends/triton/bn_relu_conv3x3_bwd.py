@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset
+from ._common import block_of, bn_relu, cdiv, load_norm, padded, replaced, row_offset
 from ._partial import Partial, rows_of_programs, sum_weight
 from ._reduce import finish_bwd, finish_norm, sums_into
 from .arguments import Arguments, Pair
@@ -197,8 +197,8 @@ def bn_relu_conv3x3_wgrad_kernel(
         mask = exists[:, None] & (c < C)[None, :]
         x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
         values = tl.load(x_at, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_C]
-        activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
-        activated = tl.trans(tl.where(mask, activated, 0.0).to(values.dtype))
+        # Of pixels that do not exist it is not 0, but the gradient is.
+        activated = tl.trans(bn_relu(values, shift, scale, b).to(values.dtype))
         d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride + g[None, :]
         for i in tl.static_range(TAPS):
             dh = 1 - (first + i) // 3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset
+from ._common import bn_relu, cdiv, load_norm, relu, row_offset
 from ._partial import Partial
 from ._reduce import finish_bwd, finish_norm, merge_stats, stats_into, sums_into, tile_stats
 from .arguments import Arguments
@@ -36,8 +36,8 @@ def average(
     """relu(bn(x)) averaged over quads, [BLOCK_M, BLOCK_C] float32."""
     total = tl.zeros(x_at.shape, dtype=tl.float32)
     for i in tl.static_range(4):
-        values = tl.load(x_at + (i // 2 * W + i % 2) * x_stride, mask=mask, other=0.0).to(tl.float32)
-        total += relu((values - shift[None, :]) * scale[None, :] + offset[None, :])
+        values = tl.load(x_at + (i // 2 * W + i % 2) * x_stride, mask=mask, other=0.0)
+        total += bn_relu(values, shift, scale, offset)
     return total * 0.25
 
 
