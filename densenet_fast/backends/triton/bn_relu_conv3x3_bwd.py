@@ -205,7 +205,10 @@ def bn_relu_conv3x3_wgrad_kernel(
             dw = 1 - (first + i) % 3
             inside = exists & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
             shifted = tl.load(d_at + (dh * W + dw) * d_stride, mask=inside[:, None] & (g < D)[None, :], other=0.0)
-            acc = replaced(acc, i, tl.dot(activated, shifted, acc[i], input_precision=PRECISION))
+            made = tl.dot(activated, shifted, acc[i], input_precision=PRECISION)
+            # Never true, and gone from the machine code; but Triton now waits for each product, where ptxas, finding
+            # one in flight into the next round, would let every instruction of all of them wait for the one before.
+            acc = replaced(acc, i, tl.where(made > float("inf"), 0.0, made))
     at = weights + row_offset(split * 9 + first, G * C) + g[None, :] * C + c[:, None]
     for i in tl.static_range(TAPS):
         tl.store(at + i * G * C, acc[i], mask=(c < C)[:, None] & (g < G)[None, :])
