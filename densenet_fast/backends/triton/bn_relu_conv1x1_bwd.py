@@ -234,6 +234,11 @@ def bn_relu_conv1x1_grads_kernel(
         finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
 
 
+# What a slab of 128 channels takes in one pass, and one of 64, where two programs share a multiprocessor: modelled for
+# sm_90. Of few channels the last slab of 128 would be half empty.
+WIDE, NARROW = 7, 4
+
+
 def conv1x1_bwd(
     check: Arguments,
     u: Tensor,
@@ -255,6 +260,10 @@ def conv1x1_bwd(
     in_words = check.in_words(u_stride, z_stride, dx_stride, outputs)
     wanted = dweight is not None
     both = tiles.find("bn_relu_conv1x1_bwd", plan.device, plan.kind, outputs) if wanted and in_words else None
+    resident = 1
+    if both and both.outputs == 128 and NARROW * cdiv(check.C, 64) < WIDE * cdiv(check.C, 128):
+        both = tiles.find("bn_relu_conv1x1_bwd_narrow", plan.device, plan.kind, outputs) or both
+        resident = 128 // both.channels
     if both and outputs > 64 and check.C % 8:  # rows of the weight off 16 bytes: their addresses take the registers
         both = both._replace(num_stages=1)
     tile = both or plan.tile("bn_relu_conv1x1_grads", outputs)
@@ -264,7 +273,7 @@ def conv1x1_bwd(
     if dweight is not None:
         row = (2 * outputs + 3 * check.C) * x.itemsize
         most = tiles.partial(3 * check.M * row // (20 * 4 * dweight.numel()), dweight)  # of the rows' traffic 3/20
-        splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most)
+        splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most, resident)
     rows = splits if both else cdiv(check.M, tile.pixels)
     weights = plan.empty(splits, outputs, check.C) if wanted else None
     into = sums_into(plan, dnorm, rows, slabs, room=not both or tile.outputs <= 128)
