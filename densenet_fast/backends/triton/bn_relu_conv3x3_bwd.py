@@ -176,6 +176,7 @@ def bn_relu_conv3x3_wgrad_kernel(
     x_stride,
     D: tl.constexpr,
     TAPS: tl.constexpr,
+    WAITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -206,9 +207,12 @@ def bn_relu_conv3x3_wgrad_kernel(
             inside = exists & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
             shifted = tl.load(d_at + (dh * W + dw) * d_stride, mask=inside[:, None] & (g < D)[None, :], other=0.0)
             made = tl.dot(activated, shifted, acc[i], input_precision=PRECISION)
-            # Never true, and gone from the machine code; but Triton now waits for each product, where ptxas, finding
-            # one in flight into the next round, would let every instruction of all of them wait for the one before.
-            acc = replaced(acc, i, tl.where(made > float("inf"), 0.0, made))
+            if WAITS:
+                # Never true, and gone from the machine code; but Triton now waits for each product, where ptxas,
+                # finding one in flight into the next round, would let every instruction of them wait for the one
+                # before. In tensor memory it would be moved to registers and back.
+                made = tl.where(made > float("inf"), 0.0, made)
+            acc = replaced(acc, i, made)
     at = weights + row_offset(split * 9 + first, G * C) + g[None, :] * C + c[:, None]
     for i in tl.static_range(TAPS):
         tl.store(at + i * G * C, acc[i], mask=(c < C)[:, None] & (g < G)[None, :])
@@ -358,6 +362,7 @@ def _wgrad(check: Arguments, d: Tensor, norm: Norm, dweight: Tensor) -> Partial:
         x_stride=check.stride,
         D=d.shape[1],
         TAPS=taps,
+        WAITS=tiles.family(plan.device) == 90,
         BLOCK_M=tile.pixels,
         BLOCK_C=tile.channels,
         BLOCK_G=tile.outputs,
