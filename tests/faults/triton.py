@@ -187,8 +187,8 @@ FAULTS = [
     Fault(
         "z's correction left out",
         f"{FOLDER}/bn_relu_conv1x1_bwd.py",
-        " - a[None, :] - b[None, :] * centred",
-        "",
+        "u_tile.to(tl.float32) + constant",
+        "u_tile.to(tl.float32)",
         MODES,
     ),
     Fault(
@@ -199,11 +199,32 @@ FAULTS = [
         kernel("bn_relu_conv1x1", "twice and conv1x1_bwd and bfloat16"),
     ),
     Fault(
+        "z's mean left out of its correction in 16 bits",
+        f"{FOLDER}/bn_relu_conv1x1_bwd.py",
+        "(b * shift - a)[None, :]",
+        "-a[None, :]",
+        kernel("bn_relu_conv1x1", "twice and conv1x1_bwd and bfloat16"),
+    ),
+    Fault(
+        "a mean left out in 16 bits",
+        f"{FOLDER}/_common.py",
+        "(offset - shift * scale)",
+        "offset",
+        kernel("bn_relu_conv1x1", "twice and conv1x1_fwd and bfloat16"),
+    ),
+    Fault(
         "padding in front of the ReLU",
         f"{FOLDER}/bn_relu_conv3x3_fwd.py",
-        "tl.where(mask, normed, 0.0).to(activated.dtype)  # padding follows the ReLU",
-        "normed.to(activated.dtype)",
+        "bn_relu(x, shift, scale, b) * exists",
+        "bn_relu(x, shift, scale, b)",
         kernel("bn_relu_conv3x3", "integers"),
+    ),
+    Fault(
+        "padding in front of the ReLU in 16 bits",
+        f"{FOLDER}/bn_relu_conv3x3_fwd.py",
+        "(b - shift * scale)[None, :] * exists",
+        "(b - shift * scale)[None, :]",
+        kernel("bn_relu_conv3x3", "strips_of_any_length"),
     ),
     Fault(
         "an image's last row left out",
@@ -215,9 +236,23 @@ FAULTS = [
     Fault(
         "a strip's first column from the row before",
         f"{FOLDER}/bn_relu_conv3x3_fwd.py",
-        "(inside & (w + column >= 1) & (w + column <= W))",
-        "(inside & (w + column <= W))",
+        "within = within & (w >= 1)",
+        "within = within & (w >= 0)",
         kernel("bn_relu_conv3x3", "integers"),
+    ),
+    Fault(
+        "the column behind whole strips from the next row",
+        f"{FOLDER}/bn_relu_conv3x3_fwd.py",
+        "if not WHOLE or column == STRIP + 1:",
+        "if not WHOLE:",
+        kernel("bn_relu_conv3x3", "strips_of_any_length"),
+    ),
+    Fault(
+        "strips taken for whole that are not",
+        f"{FOLDER}/bn_relu_conv3x3_fwd.py",
+        "WHOLE=check.W % strip == 0",
+        "WHOLE=True",
+        kernel("bn_relu_conv3x3", "strips_of_any_length"),
     ),
     Fault(
         "a strip that ends in the next row",

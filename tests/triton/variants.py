@@ -54,9 +54,7 @@ def _reasons(variant: Variant, launch: Launch, form: str) -> dict[str, str]:
     half, found = form in ("bf16", "fp16"), {}
     if variant.architecture != 90 or "PRECISION" not in a:
         return {}
-    if kernel == "bn_relu_conv3x3_wgrad" and form != "fp32":
-        found["serialised"] = "the operand computed for nine accumulators; one stage mends it and loads nothing ahead"
-    elif kernel == "bn_relu_conv3x3_fwd" and form != "fp32" and not (half and a["G"] <= 32):
+    if kernel == "bn_relu_conv3x3_fwd" and form != "fp32" and not (half and a["G"] <= 32):
         found["serialised"] = "the operand computed for four accumulators, but in tiles of 32 outputs in 16 bits"
     elif kernel == "bn_relu_conv3x3_fwd" and half and a["y"].data_ptr() % 16 + a["G"] % 2:
         found["serialised"] = "accumulators that are stored as they lie, off 16 bytes"

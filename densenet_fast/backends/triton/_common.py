@@ -11,6 +11,21 @@ def relu(x):
 
 
 @triton.jit
+def bn_relu(
+    x,  # [BLOCK_M, BLOCK_C] as loaded
+    shift,  # [BLOCK_C] of `load_norm`, as the next two
+    scale,  # [BLOCK_C]
+    offset,  # [BLOCK_C]
+):
+    """relu(bn(x)) in float32."""
+    if x.dtype == tl.float32:
+        normed = (x - shift[None, :]) * scale[None, :] + offset[None, :]
+    else:  # one instruction less for each value; x was rounded more coarsely than this rounds
+        normed = x.to(tl.float32) * scale[None, :] + (offset - shift * scale)[None, :]
+    return relu(normed)
+
+
+@triton.jit
 def load_norm(
     mean,  # [C]
     var,  # [C]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset
+from ._common import bn_relu, cdiv, load_norm, relu, row_offset
 from ._partial import Partial
 from ._reduce import finish_bwd, finish_norm, sums_into
 from .arguments import Arguments, Pair
@@ -52,8 +52,11 @@ def load_dz(
     mask = exists[:, None] & (k < K)[None, :]
     u_tile = tl.load(u + row_offset(start, u_stride) + (m[:, None] * u_stride + k[None, :]), mask=mask, other=0.0)
     z_tile = tl.load(z + row_offset(start, z_stride) + (m[:, None] * z_stride + k[None, :]), mask=mask, other=0.0)
-    centred = z_tile.to(tl.float32) - shift[None, :]
-    dz = scale[None, :] * u_tile.to(tl.float32) - a[None, :] - b[None, :] * centred
+    if z_tile.dtype == tl.float32:
+        constant = -a[None, :] - b[None, :] * (z_tile - shift[None, :])
+    else:  # as in `bn_relu`
+        constant = (b * shift - a)[None, :] - b[None, :] * z_tile.to(tl.float32)
+    dz = scale[None, :] * u_tile.to(tl.float32) + constant
     # Outputs that do not exist have 0 already, pixels have not. To select takes more instructions than to multiply.
     return (dz * exists.to(tl.float32)[:, None]).to(u.dtype.element_ty)
 
@@ -207,8 +210,8 @@ def bn_relu_conv1x1_grads_kernel(
                 dz = load_dz(u, z, start, exists, k, K, u_stride, z_stride, z_shift, z_scale, of_a, of_b, BLOCK_M)
                 x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
                 values = tl.load(x_at, mask=exists[:, None] & (c < C)[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
-                activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + offset[None, :])
-                dw = tl.dot(tl.trans(dz), activated.to(dz.dtype), dw, input_precision=PRECISION)
+                activated = bn_relu(values, shift, scale, offset).to(dz.dtype)
+                dw = tl.dot(tl.trans(dz), activated, dw, input_precision=PRECISION)
             dw_at = dweight + row_offset(split, K * C) + k[:, None] * C + c[None, :]
             tl.store(dw_at, dw, mask=(k < K)[:, None] & (c < C)[None, :])
     else:
@@ -229,6 +232,11 @@ def bn_relu_conv1x1_grads_kernel(
         _, sum_v, sum_vx = add_to_dx(v, g, dx_at, x_tile, mask, shift, scale, offset, False)
         rows, slab = tl.cdiv(M, BLOCK_M), tl.program_id(0) % slabs
         finish_norm(into, arrivals, a, b, tile, rows, slab, sum_v, sum_vx, var, gamma, eps, c, c < C, C, M, BLOCK_C)
+
+
+# What a slab of 128 channels takes in one pass, and one of 64, where two programs share a multiprocessor: modelled for
+# sm_90. Of few channels the last slab of 128 would be half empty.
+WIDE, NARROW = 7, 4
 
 
 def conv1x1_bwd(
@@ -252,6 +260,10 @@ def conv1x1_bwd(
     in_words = check.in_words(u_stride, z_stride, dx_stride, outputs)
     wanted = dweight is not None
     both = tiles.find("bn_relu_conv1x1_bwd", plan.device, plan.kind, outputs) if wanted and in_words else None
+    resident = 1
+    if both and both.outputs == 128 and NARROW * cdiv(check.C, 64) < WIDE * cdiv(check.C, 128):
+        both = tiles.find("bn_relu_conv1x1_bwd_narrow", plan.device, plan.kind, outputs) or both
+        resident = 128 // both.channels
     if both and outputs > 64 and check.C % 8:  # rows of the weight off 16 bytes: their addresses take the registers
         both = both._replace(num_stages=1)
     tile = both or plan.tile("bn_relu_conv1x1_grads", outputs)
@@ -261,7 +273,7 @@ def conv1x1_bwd(
     if dweight is not None:
         row = (2 * outputs + 3 * check.C) * x.itemsize
         most = tiles.partial(3 * check.M * row // (20 * 4 * dweight.numel()), dweight)  # of the rows' traffic 3/20
-        splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most)
+        splits = tiles.splits(plan.device, slabs * of_k, check.M, tile.pixels, most, resident)
     rows = splits if both else cdiv(check.M, tile.pixels)
     weights = plan.empty(splits, outputs, check.C) if wanted else None
     into = sums_into(plan, dnorm, rows, slabs, room=not both or tile.outputs <= 128)

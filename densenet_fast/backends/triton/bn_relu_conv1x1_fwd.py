@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...contract import Norm
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset
+from ._common import bn_relu, cdiv, load_norm, relu, row_offset
 from ._reduce import finish_stats, merge_stats, stats_into
 from .arguments import NO_NORM, Arguments, Pair
 
@@ -57,8 +57,8 @@ def bn_relu_conv1x1_fwd_kernel(
         values = tl.load(x_at + c[None, :], mask=exists[None, :], other=0.0)  # [BLOCK_M, BLOCK_C]
         w = tl.load(weight + (row + c[None, :]), mask=exists[None, :], other=0.0)
         shift, scale, b = load_norm(mean, var, gamma, beta, eps, c, exists)
-        activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
-        acc = tl.dot(w, tl.trans(activated.to(w.dtype)), acc, input_precision=PRECISION)
+        activated = bn_relu(values, shift, scale, b).to(w.dtype)
+        acc = tl.dot(w, tl.trans(activated), acc, input_precision=PRECISION)
     if z_mean is not None:
         shift, scale, b = load_norm(z_mean, z_var, z_gamma, z_beta, z_eps, k, k < K)
         acc = relu((acc - shift[:, None]) * scale[:, None] + b[:, None])

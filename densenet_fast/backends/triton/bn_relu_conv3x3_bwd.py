@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import block_of, cdiv, load_norm, padded, relu, replaced, row_offset
+from ._common import block_of, bn_relu, cdiv, load_norm, padded, replaced, row_offset
 from ._partial import Partial, rows_of_programs, sum_weight
 from ._reduce import finish_bwd, finish_norm, sums_into
 from .arguments import Arguments, Pair
@@ -176,6 +176,7 @@ def bn_relu_conv3x3_wgrad_kernel(
     x_stride,
     D: tl.constexpr,
     TAPS: tl.constexpr,
+    WAITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -197,15 +198,21 @@ def bn_relu_conv3x3_wgrad_kernel(
         mask = exists[:, None] & (c < C)[None, :]
         x_at = x + row_offset(start, x_stride) + m[:, None] * x_stride + c[None, :]
         values = tl.load(x_at, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_C]
-        activated = relu((values.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
-        activated = tl.trans(tl.where(mask, activated, 0.0).to(values.dtype))
+        # Of pixels that do not exist it is not 0, but the gradient is.
+        activated = tl.trans(bn_relu(values, shift, scale, b).to(values.dtype))
         d_at = d + row_offset(start, d_stride) + m[:, None] * d_stride + g[None, :]
         for i in tl.static_range(TAPS):
             dh = 1 - (first + i) // 3
             dw = 1 - (first + i) % 3
             inside = exists & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
             shifted = tl.load(d_at + (dh * W + dw) * d_stride, mask=inside[:, None] & (g < D)[None, :], other=0.0)
-            acc = replaced(acc, i, tl.dot(activated, shifted, acc[i], input_precision=PRECISION))
+            made = tl.dot(activated, shifted, acc[i], input_precision=PRECISION)
+            if WAITS:
+                # Never true, and gone from the machine code; but Triton now waits for each product, where ptxas,
+                # finding one in flight into the next round, would let every instruction of them wait for the one
+                # before. In tensor memory it would be moved to registers and back.
+                made = tl.where(made > float("inf"), 0.0, made)
+            acc = replaced(acc, i, made)
     at = weights + row_offset(split * 9 + first, G * C) + g[None, :] * C + c[:, None]
     for i in tl.static_range(TAPS):
         tl.store(at + i * G * C, acc[i], mask=(c < C)[:, None] & (g < G)[None, :])
@@ -355,6 +362,7 @@ def _wgrad(check: Arguments, d: Tensor, norm: Norm, dweight: Tensor) -> Partial:
         x_stride=check.stride,
         D=d.shape[1],
         TAPS=taps,
+        WAITS=tiles.family(plan.device) == 90,
         BLOCK_M=tile.pixels,
         BLOCK_C=tile.channels,
         BLOCK_G=tile.outputs,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...contract import Norm
 from . import tiles
-from ._common import cdiv, load_norm, relu, replaced, row_offset
+from ._common import block_of, bn_relu, cdiv, load_norm, relu, replaced, row_offset
 from ._reduce import finish_stats, merge_stats, stats_into
 from .arguments import NO_NORM, Arguments, Pair
 from .dropout import Dropout, dropout_scale
@@ -42,6 +42,7 @@ def bn_relu_conv3x3_fwd_kernel(
     threshold,
     keep,
     STRIP: tl.constexpr,
+    WHOLE: tl.constexpr,  # whether W is a multiple of STRIP
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -72,16 +73,37 @@ def bn_relu_conv3x3_fwd_kernel(
         )
         inside = (s < strips) & (h + kh >= 1) & (h + kh <= H)
         for column in tl.static_range(STRIP + 2):  # the pixel at w + column - 1
-            mask = (inside & (w + column >= 1) & (w + column <= W))[:, None] & (c < C)[None, :]
+            within = inside
+            if column == 0:
+                within = within & (w >= 1)
+            if not WHOLE or column == STRIP + 1:
+                within = within & (w + column <= W)
+            mask = within[:, None] & (c < C)[None, :]
             offset = (pixel + (kh - 1) * W + column - 1) * x_stride
             activated = tl.load(x_at + offset[:, None] + c[None, :], mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
             if mean is not None:
-                normed = relu((activated.to(tl.float32) - shift[None, :]) * scale[None, :] + b[None, :])
-                activated = tl.where(mask, normed, 0.0).to(activated.dtype)  # padding follows the ReLU
+                activated = _bn_relu_padded(activated, within, shift, scale, b).to(activated.dtype)
             for j in tl.static_range(max(column - 2, 0), min(column + 1, STRIP)):
                 acc = replaced(acc, j, tl.dot(activated, taps[column - j], acc[j], input_precision=PRECISION))
     tile_at = (tile, s < strips, w, start, pixel)
     _store_strips(acc, seed, y, stats, arrivals, tile_at, g, W, G, y_stride, threshold, keep, STRIP, BLOCK_G)
+
+
+@triton.jit
+def _bn_relu_padded(
+    x,  # [BLOCK_S, BLOCK_C] as loaded, 0 in the padding
+    within,  # [BLOCK_S] which pixels are not
+    shift,  # [BLOCK_C]
+    scale,  # [BLOCK_C]
+    b,  # [BLOCK_C]
+):
+    """As `bn_relu`, but 0 in the padding, which follows the ReLU."""
+    exists = within.to(tl.float32)[:, None]
+    if x.dtype == tl.float32:
+        activated = bn_relu(x, shift, scale, b) * exists
+    else:  # columns that exist alike share what is added: less to work out than to select by
+        activated = relu(x.to(tl.float32) * scale[None, :] + (b - shift * scale)[None, :] * exists)
+    return activated
 
 
 @triton.jit
@@ -127,9 +149,10 @@ def _store_strips(
         finish_stats(stats, arrivals, tile, rows, slab, center, squares, n, g, g < G, G, BLOCK_G)
 
 
-# What a program with strips of so many pixels takes of a multiprocessor that has two or more of them, in proportion:
+# What a program with strips of so many pixels takes of a multiprocessor that has several of them, in proportion:
 # modelled for sm_90. A longer strip loads fewer columns for a pixel, but has fewer programs. On ties the longest.
-TIMES = {7: 27, 4: 18, 2: 10, 1: 7}
+TIMES = {7: 42, 4: 25, 2: 17, 1: 13}
+BESIDE = 3  # programs on a multiprocessor, of which fewer take hardly less time
 
 
 def conv3x3(
@@ -149,7 +172,9 @@ def conv3x3(
         return cdiv(check.N * check.H * cdiv(check.W, strip), tile.pixels)
 
     if on_90 and narrow and in_words and norm is not None and plan.kind == tiles.HALF:
-        strip = min(TIMES, key=lambda s: TIMES[s] * max(2, cdiv(programs(s), processors)))
+        strip = min(TIMES, key=lambda s: TIMES[s] * max(BESIDE, cdiv(programs(s), processors)))
+        if strip == 1 and programs(strip) <= processors:  # with one on each, its shared memory is free for a longer way
+            tile = tile._replace(channels=min(128, block_of(check.C)))
     elif narrow and programs(strip) * strip < processors:
         strip = 1  # so few programs that there is a multiprocessor for each pixel's
     per_row = cdiv(check.W, strip)
@@ -177,6 +202,7 @@ def conv3x3(
         threshold=dropout.threshold,
         keep=dropout.keep,
         STRIP=strip,
+        WHOLE=check.W % strip == 0,
         BLOCK_S=tile.pixels,
         BLOCK_G=tile.outputs,
         BLOCK_C=tile.channels,

@@ -146,6 +146,8 @@ for _architecture, _stages in ((80, 2), (90, 2), (100, 1)):
 # On sm_90 the copies of a loop with two stages mostly start behind its last product and are waited for at once: three,
 # where as many programs are then on a multiprocessor as with two. What must be otherwise: tests/triton/variants.py.
 TABLE |= {
+    # Half of the channels, for two programs on a multiprocessor, where conv1x1_bwd finds that it pays.
+    ("bn_relu_conv1x1_bwd_narrow", 90, HALF): ((128, Tile(32, 128, 64, 4, 3)),),
     # With four warps of 255 registers two programs are on a multiprocessor.
     ("bn_relu_conv1x1_fwd", 90, HALF): (
         (64, Tile(128, 64, 64, 8, 3)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...contract import Norm, NormGradient
 from . import tiles
-from ._common import cdiv, load_norm, relu, row_offset
+from ._common import bn_relu, cdiv, load_norm, relu, row_offset
 from ._partial import Partial
 from ._reduce import finish_bwd, finish_norm, merge_stats, stats_into, sums_into, tile_stats
 from .arguments import Arguments
@@ -36,8 +36,8 @@ def average(
     """relu(bn(x)) averaged over quads, [BLOCK_M, BLOCK_C] float32."""
     total = tl.zeros(x_at.shape, dtype=tl.float32)
     for i in tl.static_range(4):
-        values = tl.load(x_at + (i // 2 * W + i % 2) * x_stride, mask=mask, other=0.0).to(tl.float32)
-        total += relu((values - shift[None, :]) * scale[None, :] + offset[None, :])
+        values = tl.load(x_at + (i // 2 * W + i % 2) * x_stride, mask=mask, other=0.0)
+        total += bn_relu(values, shift, scale, offset)
     return total * 0.25
 
 
@@ -166,6 +166,14 @@ def transition_dgrad_kernel(
     first_average = start // (HQ * WQ) * (H // 2) * (W // 2)
     averages = (image * (H // 2) + row) * (W // 2) + column - first_average
     dy_at = dy + row_offset(first_average, dy_stride) + averages[:, None] * dy_stride
+    first = top_left(start, H, W, HQ, WQ)
+    pixel = top_left(q, H, W, HQ, WQ) - first
+    values = ()  # all loaded ahead of the product; dx might be x, so that none would pass a store
+    for i in tl.static_range(4):
+        exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
+        at = pixel + i // 2 * W + i % 2
+        x_at = x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None]
+        values += (tl.load(x_at, mask=(c < C)[:, None] & exists[None, :], other=0.0),)
     acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
     for output in range(0, K, BLOCK_K):
         k = output + tl.arange(0, BLOCK_K)
@@ -174,21 +182,17 @@ def transition_dgrad_kernel(
         acc = tl.dot(w, tl.trans(d), acc, input_precision=PRECISION)
     acc *= 0.25
     shift, scale, offset = load_norm(mean, var, gamma, beta, eps, c, c < C)
-    first = top_left(start, H, W, HQ, WQ)
-    pixel = top_left(q, H, W, HQ, WQ) - first
     sum_v = tl.zeros((BLOCK_C,), dtype=tl.float32)
     sum_vx = tl.zeros((BLOCK_C,), dtype=tl.float32)
     for i in tl.static_range(4):
         exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
         mask = (c < C)[:, None] & exists[None, :]
         at = pixel + i // 2 * W + i % 2
-        x_at = x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None]
-        values = tl.load(x_at, mask=mask, other=0.0)
-        centred = values.to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
+        centred = values[i].to(tl.float32) - shift[:, None]  # [BLOCK_C, BLOCK_M]
         activated = relu(centred * scale[:, None] + offset[:, None]).to(x.dtype.element_ty)
         v = tl.where(activated <= 0.0, 0.0, acc)
         sum_v += tl.sum(v, 1)
-        sum_vx += tl.sum(tl.where(mask, v * centred, 0.0), 1)
+        sum_vx += tl.sum(v * centred, 1)
         dx_at = dx + row_offset(first, dx_stride) + at[None, :] * dx_stride + c[:, None]
         tl.store(dx_at, (scale[:, None] * v).to(dx.dtype.element_ty), mask=mask)
     rows, slab, count, exists = tl.num_programs(0), tl.program_id(1), N * H * W, c < C
