@@ -105,12 +105,15 @@ def _padded(channels: int) -> int:
 
 
 def _eager_block(stage: Stage, efficient: bool) -> int:
-    """The last layer's: its widest image and the gradient of it, a piece of it again, and the bottleneck's."""
-    most = 0
+    """A layer's first half: the bottleneck's gradient, pieces of its widest image and of the gradient of that, which in
+    16 bits is one piece. Its second half: the gradients of both its ends, the bottleneck itself, if it is made again,
+    pieces of it, and of the new channels' gradient with its surroundings, as the weight's gradient takes it."""
+    most, in_products = 0, stage.dtype.itemsize >= 4
     for c, (width, growth) in zip(stage.inputs, stage.layers, strict=True):
-        first = stage.pixels * (width + c) + _pieces(stage, c, 1) + width * c
-        second = stage.pixels * (growth + (width or c) * (1 + bool(width and efficient)))
-        second += _pieces(stage, width or c, 1) + 9 * (width or c) * growth
+        inner = width or c
+        first = stage.pixels * (width + c * (not in_products)) + _pieces(stage, c, 1 + in_products) + 2 * width * c
+        second = stage.pixels * (growth + inner * (1 + bool(width and efficient)))
+        second += _pieces(stage, inner, 1, 5 * growth * in_products) + 9 * inner * growth
         most = max(most, first if width else 0, second)
     return most * stage.dtype.itemsize
 
@@ -119,15 +122,17 @@ def _eager_consumer(stage: Stage) -> int:
     values = {
         "transition": stage.pixels // 4 * stage.total
         + max(_pieces(stage, stage.total, 2), 2 * stage.total * stage.outputs),
-        "head": stage.pixels * stage.total + _pieces(stage, stage.total, 1),
+        "head": _pieces(stage, stage.total, 2),
         "stem": _pieces(stage, stage.total, 3),
     }
     return values[stage.consumer] * stage.dtype.itemsize
 
 
-def _pieces(stage: Stage, channels: int, count: int) -> int:
+def _pieces(stage: Stage, channels: int, count: int, instead: int = 0) -> int:
     """Elements of `count` images of a piece of the batch (backends/eager/_common.py, `pieces`), and, where there is
-    another piece, of what is left of the last one; and of interleaved sums (`folded`)."""
+    another piece, of what is left of the last one or of `instead` channels, which a single piece has in the place of
+    an image; and of interleaved sums (`folded`)."""
     image = stage.pixels // stage.images * channels
     images = max(-(-stage.images // 4), -(-(2 << 20) // (image * stage.dtype.itemsize)))
-    return min(images, stage.images) * image * (count + (images < stage.images)) + 7 * min(64 * channels, 8192)
+    of_piece = channels * count + (max(channels, instead) if images < stage.images else max(0, instead - channels))
+    return min(images, stage.images) * stage.pixels // stage.images * of_piece + 7 * min(64 * channels, 2048)

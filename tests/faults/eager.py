@@ -7,6 +7,7 @@ BLOCK = f"{FOLDER}/block.py"
 MODES = contract("eager", "test_modes.py")
 STEPS = contract("eager", "test_modes.py", "test_steps.py")
 DROPOUT = contract("eager", "test_dropout.py")
+PIECES = ("tests/test_operations.py", "-k", "piece_by_piece")
 FAULTS = [
     Fault(
         "the variance of interleaved sums lacks that of their means",
@@ -39,15 +40,15 @@ FAULTS = [
     Fault(
         "no correction by a",
         f"{FOLDER}/_common.py",
-        "            a.addcmul_(scale, dbeta, value=1 / count)\n",
+        "            a.addcmul_(self._norm.scale, dbeta, value=1 / count)\n",
         "",
         MODES,
     ),
     Fault(
         "a correction by b that lacks rstd",
         f"{FOLDER}/_common.py",
-        "b.addcmul_(scale * rstd, dgamma,",
-        "b.addcmul_(scale, dgamma,",
+        "b.addcmul_(self._norm.scale * self._norm.rstd, dgamma,",
+        "b.addcmul_(self._norm.scale, dgamma,",
         MODES,
     ),
     Fault(
@@ -73,10 +74,31 @@ FAULTS = [
     ),
     Fault(
         "dx overwritten instead of added to",
-        f"{FOLDER}/_common.py",
-        "rows(dx[i]).addcmul_(rows(v[i]), bn.scale)",
-        "torch.mul(rows(v[i]), bn.scale, out=rows(dx[i]))",
+        BLOCK,
+        "part(dx, i).addcmul_(of_v, bn.scale)",
+        "torch.mul(of_v, bn.scale, out=part(dx, i))",
         MODES,
+    ),
+    Fault(
+        "the taps of a weight's gradient in the order of those of dy",
+        f"{FOLDER}/_common.py",
+        ".flip(0, *range(2, 1 + len(size)))",
+        "",
+        MODES,
+    ),
+    Fault(
+        "a weight's gradient of the last piece alone",
+        BLOCK,
+        "found if of_weight is None else of_weight.add_(found)",
+        "found",
+        PIECES,
+    ),
+    Fault(
+        "sums of the last piece alone",
+        f"{FOLDER}/_common.py",
+        "[a.add_(b) for a, b in zip(self._sums, found, strict=True)] if self._sums else found",
+        "found",
+        PIECES,
     ),
     Fault(
         "the kernel is not turned round in dgrad",
@@ -88,15 +110,15 @@ FAULTS = [
     Fault(
         "no dropout in backward",
         BLOCK,
-        "rows(d).mul_(dropout_mask(rows(d), layer.drop_rate, layer.seed))",
+        "d.mul_(dropout_mask(d, layer.drop_rate, layer.seed))",
         "pass",
         DROPOUT,
     ),
     Fault(
         "the statistics of a slice before dropout",
         BLOCK,
-        "        channel_stats(new, stats[:, layer.begin : layer.end])\n",
-        "        channel_stats(conv(activated, weight), stats[:, layer.begin : layer.end])\n",
+        "        row_stats(new, stats[:, layer.begin : layer.end])\n",
+        "        row_stats(conv(activated, weight, images), stats[:, layer.begin : layer.end])\n",
         DROPOUT,
     ),
     Fault(
@@ -109,22 +131,22 @@ FAULTS = [
     Fault(
         "folded inference without gamma2's scale in the shift",
         BLOCK,
-        "folded, bn2.shift.to(features.dtype)",
-        "folded, 0 * bn2.shift.to(features.dtype)",
+        "folded, images, bn2.shift.to(features.dtype)",
+        "folded, images, 0 * bn2.shift.to(features.dtype)",
         STEPS,
     ),
     Fault(
         "the head's gradient is not averaged over the columns",
         f"{FOLDER}/head.py",
-        "(x.shape[2] * x.shape[3])",
-        "(x.shape[2] * x.shape[2])",
+        "(dy[i] / of_image)",
+        "(dy[i] / x.shape[2] ** 2)",
         ("tests/test_stage.py", "tests/test_operations.py"),
     ),
     Fault(
-        "the head's dx is added to what was there",
-        f"{FOLDER}/head.py",
-        "    dx.zero_()\n",
-        "",
+        "a consumer's dx is added to what was there",
+        f"{FOLDER}/_common.py",
+        "torch.mul(v, bn.scale, out=rows(dx[i]))",
+        "rows(dx[i]).addcmul_(v, bn.scale)",
         ("tests/contract/test_modes.py", "tests/test_stage.py", "-k", "not cuda and not triton and not native"),
     ),
     Fault(
@@ -135,10 +157,10 @@ FAULTS = [
         ("tests/test_stage.py", "tests/test_operations.py"),
     ),
     Fault(
-        "the stem's gradient is not masked by the ReLU",
-        f"{FOLDER}/stem.py",
-        "        relu_bwd_(v, activated)\n",
-        "",
+        "a consumer's gradient is not masked by the ReLU",
+        f"{FOLDER}/_common.py",
+        "relu_bwd_(gradient(i, activated), activated)",
+        "gradient(i, activated)",
         MODES,
     ),
     Fault(

@@ -4,43 +4,42 @@ import torch
 from torch import Tensor
 
 from ...contract import accumulator
-from ._common import folded, folding, nhwc, rows
+from ._common import folded, folding, rows
 
 
 def channel_stats(x: Tensor, stats: Tensor) -> None:
+    row_stats(rows(x), stats)
+
+
+def row_stats(x: Tensor, stats: Tensor) -> None:
+    """`channel_stats` of rows [M, C]."""
     x = x.to(accumulator(x.dtype))
     mean, var = stats.unbind()
     if not x.is_cpu:
-        for found, to in zip(torch.var_mean(rows(x), 0, correction=0), (var, mean), strict=True):
+        for found, to in zip(torch.var_mean(x, 0, correction=0), (var, mean), strict=True):
             to.copy_(found)
         return
     # var_mean is not vectorised on the CPU, 20 times slower than BatchNorm's own statistics.
-    x = nhwc(x)
+    x = x.contiguous()
     r = folding(x)
     means, variances = (s.view(r, -1) for s in torch.batch_norm_update_stats(folded(x, r), None, None, 0.0))
     torch.mean(means, 0, out=mean)
-    apart = means - mean
+    apart = means.sub_(mean)
     torch.mean(variances.addcmul_(apart, apart), 0, out=var)
 
 
 def bn_bwd_apply(v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, dx: Tensor) -> None:
     if dx.dtype == mean.dtype:
-        torch.sub(rows(v), correction_at_zero(mean, correction), out=rows(dx)).addcmul_(
-            rows(x), correction[1], value=-1
-        )
+        corrected(rows(v), rows(x), mean, correction, out=rows(dx))
     else:
-        rows(dx).copy_(corrected(rows(v), x, mean, correction))
+        rows(dx).copy_(corrected(rows(v), rows(x), mean, correction))
 
 
-def corrected(v: Tensor, x: Tensor, mean: Tensor, correction: Tensor) -> Tensor:
-    """v - a - b * (x - mean) for rows v, in the accumulator dtype."""
-    return (v - correction_at_zero(mean, correction)).addcmul_(rows(x), correction[1], value=-1)
-
-
-def correction_at_zero(mean: Tensor, correction: Tensor) -> Tensor:
-    """a - b * mean."""
-    a, b = correction
-    return torch.addcmul(a, b, mean, value=-1)
+def corrected(v: Tensor, x: Tensor, mean: Tensor, correction: Tensor, out: Tensor | None = None) -> Tensor:
+    """v - a - b * (x - mean) of rows [M, C], in the accumulator dtype."""
+    a, b = correction.unbind()
+    at_zero = torch.addcmul(a, b, mean, value=-1)
+    return torch.sub(v, at_zero, out=out).addcmul_(x, b, value=-1)
 
 
 def update_running_stats(

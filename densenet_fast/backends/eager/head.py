@@ -3,14 +3,17 @@
 from torch import Tensor
 
 from ...contract import Norm, NormGradient
-from ._common import Affine, bn_relu_bwd, nhwc
+from ._common import Affine, bn_relu_bwd, rows
 
 
 def head_fwd(x: Tensor, norm: Norm, y: Tensor) -> None:
-    y.copy_(Affine(norm).relu(x).mean((2, 3)))
+    y.copy_(Affine(norm).relu(rows(x)).view(x.shape[0], -1, x.shape[1]).mean(1))
 
 
 def head_bwd(dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
-    v = nhwc((dy / (x.shape[2] * x.shape[3]))[:, :, None, None].expand_as(x))
-    dx.zero_()
-    bn_relu_bwd(v, x, Affine(norm), dx, dnorm)
+    of_image = x.shape[2] * x.shape[3]
+
+    def gradient(i: slice, activated: Tensor) -> Tensor:
+        return (dy[i] / of_image)[:, None].expand(-1, of_image, -1).contiguous().view(activated.shape)
+
+    bn_relu_bwd(x, norm, dx, dnorm, gradient)

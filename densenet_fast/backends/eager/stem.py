@@ -4,28 +4,24 @@ import torch
 from torch import Tensor
 
 from ...contract import Norm, NormGradient
-from ._common import Affine, NormSums, nhwc, pieces, pixels, plane, relu_bwd_, rows, window
+from ._common import Affine, bn_relu_bwd, image, nhwc, plane, rows, window
 from .batch_norm import channel_stats
 
 
 def stem_fwd(x: Tensor, norm: Norm, y: Tensor, stats: Tensor | None) -> None:
-    new, _ = _maxima(Affine(norm).relu(x))
+    new, _ = _maxima(image(Affine(norm).relu(rows(x)), x.shape[2:]))
     y.copy_(new)
     if stats is not None:
         channel_stats(new, stats)
 
 
 def stem_bwd(dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm: NormGradient) -> None:
-    bn = Affine(norm)
-    sums = NormSums(bn)
-    for i in pieces(x):
-        activated = bn.relu(x[i])
+    def gradient(i: slice, activated: Tensor) -> Tensor:
+        activated = image(activated, x.shape[2:])
         _, positions = _maxima(activated)
-        v = _maxima_bwd(dy[i], activated, positions)
-        relu_bwd_(v, activated)
-        torch.mul(rows(v), bn.scale, out=rows(dx[i]))
-        sums.add(v, x[i], scratch=activated)
-    sums.write(dnorm, pixels(x))
+        return rows(_maxima_bwd(dy[i], activated, positions))
+
+    bn_relu_bwd(x, norm, dx, dnorm, gradient)
 
 
 def _maxima(x: Tensor) -> tuple[Tensor, Tensor]:

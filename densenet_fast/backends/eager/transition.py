@@ -4,29 +4,18 @@ import torch
 from torch import Tensor
 
 from ...contract import Norm, NormGradient, accumulator
-from ._common import (
-    Affine,
-    NormSums,
-    conv,
-    conv_dgrad,
-    conv_wgrad,
-    nhwc,
-    pieces,
-    pixels,
-    plane,
-    relu_bwd_,
-    rows,
-    window,
-)
-from .batch_norm import channel_stats
+from ._common import Affine, Images, bn_relu_bwd, conv, conv_dgrad, conv_wgrad, image, nhwc, pieces, plane, rows, window
+from .batch_norm import row_stats
 
 
 def transition_fwd(x: Tensor, norm: Norm, weight: Tensor, y: Tensor, stats: Tensor | None, pools: bool = True) -> None:
-    activated = Affine(norm).relu(x)
-    new = conv(_averages(activated) if pools else activated, weight)
-    y.copy_(new)
+    activated = Affine(norm).relu(rows(x))
+    size = x.shape[2:]
+    pooled = rows(_averages(image(activated, size))) if pools else activated
+    new = conv(pooled, weight, Images.of(y))
+    rows(y).copy_(new)
     if stats is not None:
-        channel_stats(new, stats)
+        row_stats(new, stats)
 
 
 def transition_bwd(
@@ -39,20 +28,19 @@ def transition_bwd(
     dweight: Tensor | None,
     pools: bool = True,
 ) -> None:
-    bn = Affine(norm)
+    size, images = x.shape[2:], Images.of(dy)
     if dweight is not None:
-        pooled = nhwc(torch.cat([_averages(bn.relu(x[i])) for i in pieces(x)])) if pools else bn.relu(x)
-        dweight.copy_(conv_wgrad(dy, pooled, weight))
+        bn = Affine(norm)
+        activated = (bn.relu(rows(x[i])) for i in pieces(x))
+        pooled = torch.cat([rows(_averages(image(a, size))) if pools else a for a in activated])
+        dweight.copy_(conv_wgrad(rows(dy), pooled, weight, images))
         del pooled
-    dpooled = conv_dgrad(dy, weight)
-    sums = NormSums(bn)
-    for i in pieces(x):
-        activated = bn.relu(x[i])
-        v = _averages_bwd(dpooled[i], activated) if pools else dpooled[i]
-        relu_bwd_(v, activated)
-        torch.mul(rows(v), bn.scale, out=rows(dx[i]))
-        sums.add(v, x[i], scratch=activated)
-    sums.write(dnorm, pixels(x))
+    dpooled = image(conv_dgrad(rows(dy), weight, images), images.size)
+
+    def gradient(i: slice, activated: Tensor) -> Tensor:
+        return rows(_averages_bwd(dpooled[i], image(activated, size)) if pools else dpooled[i])
+
+    bn_relu_bwd(x, norm, dx, dnorm, gradient)
 
 
 def _averages(x: Tensor) -> Tensor:
