@@ -26,6 +26,7 @@ from tests.calls import Geometry, make
 from .machine import describe
 
 BATCH, SIZE, CHANNELS = 128, 56, 256
+NARROW, FEW = "_narrow", 64  # rows for few channels, and so many
 WIDTHS = (192, 320)  # outputs where a row has no limit: the second where the first take another kernel
 DEVICES = (Device(80, 108), Device(90, 132), Device(100, 148))  # A100, H200, B200
 
@@ -48,12 +49,16 @@ class Row(NamedTuple):
         return self.operation, self.architecture, self.kind
 
     @property
+    def kernel(self) -> str:
+        return self.operation.removesuffix(NARROW)
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.kind == tiles.HALF else torch.float32
 
     def candidates(self) -> list[Tile]:
         """The tile and its neighbours, which differ in one field: a size halved or doubled, other warps or stages."""
-        all_of_them = self.operation == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
+        all_of_them = self.kernel == "bn_relu_conv1x1_bwd"  # its tile holds all outputs
         named = zip(("pixels", "outputs", "channels"), self.tile[:3], strict=True)
         sizes = {name: (size // 2, size * 2) for name, size in named if name != "outputs" or not all_of_them}
         other = {"num_warps": (4, 8), "num_stages": (1, 2, 3, 4)}
@@ -77,7 +82,7 @@ class Row(NamedTuple):
         """The launch of the row's kernel among those of `run`, planned as for `device` if one is given."""
         with self.taking(tile), recorded(device) as launches:
             run()
-        return next((e for e in launches if e.kernel.__name__ == f"{self.operation}_kernel"), None)
+        return next((e for e in launches if e.kernel.__name__ == f"{self.kernel}_kernel"), None)
 
     def outputs(self, device: Device) -> int:
         """Of a layer that takes the row's kernel."""
@@ -102,15 +107,16 @@ def plan(row: Row, device: Device) -> dict[Tile, Launch]:
 
 def layer(operation: str, outputs: int, dtype: torch.dtype, device: str) -> Callable[[], Any]:
     """A call that contains the operation's kernel, for a layer with so many outputs."""
-    family, _, part = operation.rpartition("_")
+    channels = FEW if operation.endswith(NARROW) else CHANNELS
+    family, _, part = operation.removesuffix(NARROW).rpartition("_")
     direction = "fwd" if part == "fwd" else "bwd"
     if family == "transition":
-        name, sizes = f"transition_{direction}", (CHANNELS, outputs, 1)
+        name, sizes = f"transition_{direction}", (channels, outputs, 1)
     elif family == "bn_relu_conv3x3":
         growth = outputs // 4 if part == "dgrad" else outputs
-        name, sizes = f"conv3x3_{direction}", (CHANNELS, 4 * growth, growth)
+        name, sizes = f"conv3x3_{direction}", (channels, 4 * growth, growth)
     else:
-        name, sizes = f"conv1x1_{direction}", (CHANNELS, outputs, 32)
+        name, sizes = f"conv1x1_{direction}", (channels, outputs, 32)
     with torch.device(device):
         call = make(name, Geometry(BATCH, SIZE, SIZE, *sizes), dtype, room=0)
     return lambda: call.on(operations)

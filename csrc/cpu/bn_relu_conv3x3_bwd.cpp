@@ -225,7 +225,7 @@ void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
 }
 
 void backward(const Conv3x3Bwd& op, int64_t channels, Workspace& workspace) {
-  if (large_tiles(op.shape)) backward<3>(op, channels, workspace);
+  if (large_tiles(op.shape, op.C, op.G)) backward<3>(op, channels, workspace);
   else backward<2>(op, channels, workspace);
 }
 

@@ -156,7 +156,7 @@ void forward(const Conv3x3Fwd& op, Workspace& workspace) {
 }
 
 void forward(const Conv3x3Fwd& op, Workspace& workspace) {
-  if (large_tiles(op.shape)) forward<3>(op, workspace);
+  if (large_tiles(op.shape, op.C, op.G)) forward<3>(op, workspace);
   else forward<2>(op, workspace);
 }
 

@@ -11,12 +11,13 @@ namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 constexpr int64_t kFewRows = 256;
 
 // Whether images are cut into tiles of 3x3 outputs: where these take fewer products than tiles of 2x2, 25 for a tile
-// and not 16. Transforming the filters counts as kFilters tiles. No image is a single tile (TileGrid::one_tile).
-inline bool large_tiles(const Shape& shape) {
+// and not 16, and the products are most of the work. Transforming the filters counts as kFilters tiles. No image is a
+// single tile (TileGrid::one_tile).
+inline bool large_tiles(const Shape& shape, int64_t C, int64_t G) {
   constexpr int64_t kFilters = 32;
   const int64_t large = ceil_div(shape.H, 3) * ceil_div(shape.W, 3),
                 small = ceil_div(shape.H, 2) * ceil_div(shape.W, 2);
-  return large > 1 && 25 * (shape.N * large + kFilters) < 16 * (shape.N * small + kFilters);
+  return min(C, G) >= kPanel && large > 1 && 25 * (shape.N * large + kFilters) < 16 * (shape.N * small + kFilters);
 }
 
 // Cuts the images into rows of tiles of `size` x `size` outputs, one sequence over the whole batch, and that into

@@ -48,18 +48,16 @@ def _tasks(units: int, target: int, threads: int) -> int:
 
 def _native_block(stage: Stage, threads: int, efficient: bool) -> int:
     """Elements of the kernel that needs most: each lets go of what it took, for the next."""
-    size = 3 if _large_tiles(stage) else 2  # outputs of a tile along an axis
-    rows, columns = _tiles(stage, size)
-    rows *= stage.images
-    chunks = _tasks(rows, max(1, TILES // columns), threads)
-    tiles = -(-rows // chunks) * columns  # the most of a chunk
-    of_3x3 = _parts(chunks, threads)
     of_1x1 = _parts(_tasks(stage.pixels, ROWS, threads), threads)
     most = 0
     for c, (width, growth) in zip(stage.inputs, stage.layers, strict=True):
+        size = 3 if _large_tiles(stage, width or c, growth) else 2  # outputs of a tile along an axis
+        rows, columns = _tiles(stage, size)
+        chunks = _tasks(stage.images * rows, max(1, TILES // columns), threads)
+        tiles = -(-stage.images * rows // chunks) * columns  # the most of a chunk
+        of_3x3, values = _parts(chunks, threads), (size + 2) ** 2
         c, width, growth = _padded(c), _padded(width), _padded(growth)
         inputs = width or c  # of the 3x3 convolution
-        values = (size + 2) ** 2
         tile = (size + 2) * (size * columns + 2) * growth + values * tiles * (growth + min(32, inputs))
         partial = 1 if stage.pixels <= FEW else of_3x3
         second = inputs * growth * (values * (1 + min(partial, threads)) + 9 * partial)
@@ -79,10 +77,11 @@ def _tiles(stage: Stage, size: int) -> tuple[int, int]:
     return -(-height // size), -(-width // size)
 
 
-def _large_tiles(stage: Stage) -> bool:
+def _large_tiles(stage: Stage, inputs: int, outputs: int) -> bool:
     """large_tiles of csrc/cpu/conv3x3_tiles.h."""
     large, small = (rows * columns for rows, columns in (_tiles(stage, 3), _tiles(stage, 2)))
-    return large > 1 and 25 * (stage.images * large + 32) < 16 * (stage.images * small + 32)
+    fewer = large > 1 and 25 * (stage.images * large + 32) < 16 * (stage.images * small + 32)
+    return fewer and min(inputs, outputs) >= PANEL
 
 
 def _native_consumer(stage: Stage, threads: int) -> int:

@@ -21,7 +21,7 @@ def test_every_row_is_planned(device):
         variants = {Variant.of(entry, device.architecture) for entry in planned.values()}
         assert len(variants) == len(planned), row
         for tile, entry in planned.items():
-            assert entry.kernel.__name__ == f"{row.operation}_kernel"
+            assert entry.kernel.__name__ == f"{row.kernel}_kernel"
             assert (entry.num_warps, entry.num_stages) == (tile.num_warps, tile.num_stages)
     assert (tiles.TABLE, torch.backends.cudnn.conv.fp32_precision) == (before, precision)
 
