@@ -173,7 +173,8 @@ def transition_dgrad_kernel(
         exists = (image < N) & (row * 2 + i // 2 < H) & (column * 2 + i % 2 < W)
         at = pixel + i // 2 * W + i % 2
         x_at = x + row_offset(first, x_stride) + at[None, :] * x_stride + c[:, None]
-        values += (tl.load(x_at, mask=(c < C)[:, None] & exists[None, :], other=0.0),)
+        value = tl.load(x_at, mask=(c < C)[:, None] & exists[None, :], other=0.0)
+        values += (value,)  # type: ignore[assignment]
     acc = tl.zeros((BLOCK_C, BLOCK_M), dtype=tl.float32)
     for output in range(0, K, BLOCK_K):
         k = output + tl.arange(0, BLOCK_K)
