@@ -20,7 +20,7 @@ struct Winograd;
 // PyTorch's direct convolution.
 template <>
 struct Winograd<2> {
-  static constexpr int kInputs = 4, kValues = 16;
+  static constexpr int kValues = 16;
 
   static DENSENET_FAST_INLINE void input(const vec d[4], vec t[4]) {
     t[0] = d[0] - d[2];
@@ -57,7 +57,7 @@ struct Winograd<2> {
 // be twice as large as with these, of which it is about that of a direct convolution (benchmarks/winograd.py).
 template <>
 struct Winograd<3> {
-  static constexpr int kInputs = 5, kValues = 25;
+  static constexpr int kValues = 25;
 
   static DENSENET_FAST_INLINE void input(const vec d[5], vec t[5]) {
     const vec even_p = p * (d[2] - q2 * d[0]), odd_p = d[3] - q2 * d[1];

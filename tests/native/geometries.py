@@ -23,3 +23,4 @@ GEOMETRIES = [
     Geometry(2, 28, 28, 64, 128, 32),
 ]
 SMALL = GEOMETRIES[0]
+LARGE_TILES = (GEOMETRIES[6], GEOMETRIES[-1])  # of 3x3 outputs
