@@ -33,7 +33,7 @@ def facts(device: torch.device) -> dict[str, object]:
         "device": device.type,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "instructions": None if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "instructions": None if device.type == "cuda" else _instructions(),
         "load": round(os.getloadavg()[0], 2),
         "clocks": _gpu_query("clocks.sm,clocks.mem,driver_version,power.limit")
         if device.type == "cuda"
@@ -49,6 +49,12 @@ def facts(device: torch.device) -> dict[str, object]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def _instructions() -> str:
+    """Of the processor: "AVX512 AMX"."""
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.backends.cpu.get_cpu_capability() + " AMX" * amx
 
 
 def model(device: torch.device) -> str:

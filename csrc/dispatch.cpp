@@ -43,12 +43,13 @@ DENSENET_FAST_TABLES(portable)
 DENSENET_FAST_TABLE(portable_bf16, bfloat16)
 constexpr Tables portable_bf16{"portable_bf16", portable.of_float, &portable_bf16_bfloat16::kernels,
                                portable.of_float16};
+DENSENET_FAST_TABLE(portable_amx_bf16, float)
 DENSENET_FAST_TABLE(portable_amx_bf16, bfloat16)
 namespace portable_amx_bf16_bfloat16 {
 bool tiles_multiply();
 }
-constexpr Tables portable_amx_bf16{"portable_amx_bf16", portable.of_float, &portable_amx_bf16_bfloat16::kernels,
-                                   portable.of_float16};
+constexpr Tables portable_amx_bf16{"portable_amx_bf16", &portable_amx_bf16_float::kernels,
+                                   &portable_amx_bf16_bfloat16::kernels, portable.of_float16};
 #if defined(__x86_64__)
 DENSENET_FAST_TABLES(avx2)
 DENSENET_FAST_TABLES(avx512)
@@ -57,8 +58,9 @@ DENSENET_FAST_TABLE(avx512_bf16, bfloat16)
 constexpr Tables avx512_bf16{"avx512_bf16", avx512.of_float, &avx512_bf16_bfloat16::kernels, avx512.of_float16};
 #endif
 #if defined(DENSENET_FAST_AMX_BF16)
+DENSENET_FAST_TABLE(amx_bf16, float)
 DENSENET_FAST_TABLE(amx_bf16, bfloat16)
-constexpr Tables amx_bf16{"amx_bf16", avx512.of_float, &amx_bf16_bfloat16::kernels, avx512.of_float16};
+constexpr Tables amx_bf16{"amx_bf16", &amx_bf16_float::kernels, &amx_bf16_bfloat16::kernels, avx512.of_float16};
 namespace amx_bf16_bfloat16 {
 bool tiles_multiply();
 }

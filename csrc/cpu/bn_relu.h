@@ -51,8 +51,9 @@ template <class number_t>
 inline void bn_relu_rows(const element* x, int64_t x_stride, const float* scale, const float* shift, number_t* a,
                          int64_t a_stride, int64_t rows, int64_t C) {
   for (int64_t r = 0; r < rows; r++, x += x_stride, a += a_stride) {
-    for_channels(
-        C, [&](int64_t c, auto lanes) { store(a + c, relu(load(x + c, lanes) * load(scale + c) + load(shift + c))); });
+    for_channels(C, [&](int64_t c, auto lanes) {
+      put(a, a_stride, c, relu(load(x + c, lanes) * load(scale + c) + load(shift + c)));
+    });
   }
 }
 

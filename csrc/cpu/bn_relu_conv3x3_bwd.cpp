@@ -11,13 +11,13 @@
 #include "winograd.h"
 #include "conv3x3_filters.h"
 #include "conv3x3_direct.h"
-#if defined(DENSENET_FAST_TILES)
-#include "conv3x3_taps.h"  // is used instead
+#if defined(DENSENET_FAST_TILES) && !defined(DENSENET_FAST_TERMS)
+#include "conv3x3_taps_bwd.h"  // is used instead
 #endif
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
-#if !defined(DENSENET_FAST_TILES)
+#if !defined(DENSENET_FAST_TILES) || defined(DENSENET_FAST_TERMS)
 namespace {
 
 constexpr int64_t kChannels = 32;  // channels of x per pass: their planes stay in L2
@@ -124,8 +124,7 @@ struct Conv3x3Backward {
     float *ring = scratch, *D = ring + ring_size, *Q = D + kValues * d_plane;
     vec finite_probe = {};
     winograd_inputs(grid, first, last, op.G, inputs, ring, D, d_plane, row_loader(finite_probe));
-    for (int lane = 0; lane < kWidth; lane++)
-      if (finite_probe[lane] != 0 && !direct_scratch) return false;
+    if (!direct_scratch && !all_zero(finite_probe)) return false;
 
     float *sum_v = sums.begin_chunk(part), *sum_vx = sum_v + sums.offset_vx();
     for (int64_t c0 = 0; c0 < Cp; c0 += kChannels) {

@@ -11,7 +11,7 @@
 #include "conv3x3_filters.h"
 #include "conv3x3_direct.h"
 #if defined(DENSENET_FAST_TILES)
-#include "conv3x3_taps.h"  // is used instead
+#include "conv3x3_taps_fwd.h"  // is used instead
 #endif
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
@@ -74,9 +74,7 @@ struct Conv3x3Forward {
         });
       }
     }
-    bool finite = true;
-    for (int i = 0; i < kWidth; i++) finite &= finite_probe[i] == 0;
-    return finite;
+    return all_zero(finite_probe);
   }
 
   int64_t winograd_scratch() const { return ring_size + kValues * (v_plane + m_plane); }

@@ -42,7 +42,7 @@ inline void conv1x1_fwd(int64_t M, int64_t C, int64_t K, const Weight& weight, M
   const RowBlocks blocks(M, kRowsTarget, kHeight);
   const Division division(blocks.count);
   const factor* packed = pack_outputs(weight, K, C, workspace);
-  const int64_t a_size = blocks.block * kStride / kPair, size = a_size + blocks.block * scratch_of(K);
+  const int64_t a_size = floats_of(blocks.block * kStride), size = a_size + blocks.block * scratch_of(K);
   float* scratch = workspace.floats(division.workers * size);
   PartialStats partial(stats, blocks.count, K, workspace);
 

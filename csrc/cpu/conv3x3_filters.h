@@ -2,7 +2,7 @@
 // panels of outputs.
 #pragma once
 
-#include "gemm.h"
+#include "in_floats.h"
 #include "sums.h"
 #include "winograd.h"
 
@@ -16,8 +16,8 @@ struct PackedFilters {
 
 #if defined(DENSENET_FAST_TILES)
 // Filters in panels of outputs and pairs of inputs, one plane for each of the 9 taps.
-struct PackedPairs {
-  const bfloat16* data;  // [9][padded(outputs) / kPanel][depth][kPanel]
+struct PackedTaps {
+  const factor* data;    // [9][padded(outputs) / kPanel][depth][kPanel]
   int64_t plane, depth;  // the inputs to a whole depth
 };
 #endif
@@ -66,9 +66,9 @@ class Filters {
 
 #if defined(DENSENET_FAST_TILES)
   // The taps, for products of pairs.
-  PackedPairs pack_pairs(Workspace& workspace) const {
+  PackedTaps pack_taps(Workspace& workspace) const {
     const int64_t depth = whole_depth(inputs_), plane = padded(outputs_) * depth, blocks = depth / kWidth;
-    bfloat16* packed = reinterpret_cast<bfloat16*>(workspace.floats(9 * plane / kPair));
+    factor* packed = factors(9 * plane, workspace);
     parallel_ranges(padded(outputs_) / kPanel * blocks, kGrain / (16 * kPanel * kWidth),
                     [&](int64_t first, int64_t last) {
                       for (int64_t i = first; i < last; i++)
@@ -80,8 +80,7 @@ class Filters {
                           memset(taps + count, 0, (kWidth - count) * sizeof taps[0]);
                           for (int64_t in = 0; in < kWidth; in += kPair)
                             for (int t = 0; t < 9; t++)
-                              store_pairs(packed + t * plane + n * depth + (k + in) * kPanel + kPair * j,
-                                          pairs_of(taps[in][t], taps[in + 1][t]));
+                              put_pairs(packed + t * plane + n * depth, k + in, j, taps[in][t], taps[in + 1][t]);
                         }
                     });
     return {packed, plane, depth};

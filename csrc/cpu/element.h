@@ -9,6 +9,12 @@
 #define DENSENET_FAST_JOIN(isa, element) DENSENET_FAST_JOIN_(isa, element)
 #define DENSENET_FAST_KERNELS DENSENET_FAST_JOIN(DENSENET_FAST_ISA, DENSENET_FAST_ELEMENT)
 
+// Tiles take bfloat16 alone: of floats they multiply terms (terms.h).
+#define DENSENET_FAST_IS_float 1
+#if defined(DENSENET_FAST_TILES) && DENSENET_FAST_JOIN(DENSENET_FAST_IS, DENSENET_FAST_ELEMENT)
+#define DENSENET_FAST_TERMS
+#endif
+
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 using element = DENSENET_FAST_ELEMENT;  // of activations and convolutions' weights; vectors of norms are floats

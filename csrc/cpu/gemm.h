@@ -6,7 +6,7 @@
 #pragma once
 
 #if defined(DENSENET_FAST_TILES)
-#include "tiles.h"
+#include "terms.h"
 #else
 #include "load.h"
 #endif
@@ -14,9 +14,12 @@
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 
 // What the 1x1 convolutions' products multiply, y = A @ W^T and dA = dy @ W: floats, or bfloat16 where an instruction
-// multiplies pairs of them and adds both products up in fp32. The portable kernels do that too if they are told to, so
-// that it can be tested anywhere; with AMX's tiles, too.
-#if defined(DENSENET_FAST_PAIRS)
+// multiplies pairs of them and adds both products up in fp32, or on tiles floats as three bfloat16. The portable
+// kernels do that too if they are told to, so that it can be tested anywhere.
+#if defined(DENSENET_FAST_TERMS)
+using factor = Terms;
+inline constexpr int kPair = 2;
+#elif defined(DENSENET_FAST_PAIRS)
 using factor = bfloat16;
 inline constexpr int kPair = 2;
 #else
@@ -43,7 +46,7 @@ struct Accumulators {
   vec r[MR][kVecs];
 };
 
-// A number of rows known when compiling.
+// A number, of rows mostly, known when compiling.
 template <int N>
 struct Height {
   static constexpr int value = N;
@@ -111,8 +114,6 @@ DENSENET_FAST_INLINE void multiply(Accumulators<MR>& acc, const float* a, int64_
 }
 
 #if defined(DENSENET_FAST_PAIRS)
-typedef uint32_t pairs_in_memory __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
-
 // sum + a0 * b0 + a1 * b1 in each lane of pairs.
 DENSENET_FAST_INLINE vec add_products(vec sum, uvec a, uvec b) {
 #if defined(__AVX512BF16__)
@@ -133,7 +134,7 @@ DENSENET_FAST_INLINE void multiply(Accumulators<MR>& acc, const bfloat16* a, int
     const int64_t end = min(depth, k + Prefetcher::kInterval);
     for (; k < end; k += kPair, a += kPair * a_depth, p += kPair * p_depth) {
       uvec b[kVecs];
-      for (int j = 0; j < kVecs; j++) b[j] = *reinterpret_cast<const pairs_in_memory*>(p + j * kPair * kWidth);
+      for (int j = 0; j < kVecs; j++) b[j] = load_pairs(p + j * kPair * kWidth);
       for (int i = 0; i < MR; i++) {
         uint32_t pair;
         memcpy(&pair, a + i * a_row, sizeof pair);
@@ -227,12 +228,16 @@ DENSENET_FAST_INLINE void each_sum(const F& f) {
   if constexpr (R > 1 && N > 1) f(Height<3>{}, 1, 1);
 }
 
+// Which of their products: a float is a sum of terms, of which those of the first make large sums.
+enum class Of { all_terms, small_terms, first_terms };
+
 // Adds A [R * kTileRows, depth] times N panels to the sums: per kTileDepth R + N loads for R * N products.
-template <int R, int N>
+template <int R, int N, Of of>
 DENSENET_FAST_INLINE void add_tiles(const bfloat16* a, int64_t a_row, const bfloat16* p, int64_t panel, int64_t depth,
                                     Prefetcher* prefetcher) {
   constexpr int64_t kPairs = kPair * kPanel * sizeof(bfloat16);
   const int64_t a_bytes = a_row * sizeof(bfloat16);
+  if constexpr (of == Of::small_terms) return;
   for (int64_t k = 0; k < depth; k += kTileDepth, a += kTileDepth, p += kTileDepth * kPanel) {
     if (prefetcher) prefetcher->step();
     tile_load<4>(a, a_bytes);
@@ -246,10 +251,57 @@ DENSENET_FAST_INLINE void add_tiles(const bfloat16* a, int64_t a_row, const bflo
   }
 }
 
+// The same of floats: six products of terms, in an order in which most operands stay where they are. Where the small
+// ones are added up first, no sum is large enough to round much.
+template <int R, int N, Of of>
+DENSENET_FAST_INLINE void add_tiles(const Terms* a, int64_t a_row, const Terms* p, int64_t panel, int64_t depth,
+                                    Prefetcher* prefetcher) {
+  constexpr int64_t kPairs = kPair * kPanel * sizeof(bfloat16);
+  const int64_t a_bytes = a_row * sizeof(Terms);
+  const bfloat16* of_a = a->term;
+  const auto take_a = [&](int term) __attribute__((always_inline)) {
+    tile_load<4>(of_a + term * a_row, a_bytes);
+    if constexpr (R > 1) tile_load<5>(of_a + (kTileRows * kTerms + term) * a_row, a_bytes);
+  };
+  const auto take_p = [&](int term) __attribute__((always_inline)) {
+    tile_load<6>(p->term + term * kTileDepth * kPanel, kPairs);
+    if constexpr (N > 1) tile_load<7>(p[panel].term + term * kTileDepth * kPanel, kPairs);
+  };
+  const auto multiply_all = []() __attribute__((always_inline)) {
+    tile_multiply<0, 4, 6>();
+    if constexpr (N > 1) tile_multiply<1, 4, 7>();
+    if constexpr (R > 1) tile_multiply<2, 5, 6>();
+    if constexpr (R > 1 && N > 1) tile_multiply<3, 5, 7>();
+  };
+  for (int64_t k = 0; k < depth; k += kTileDepth, of_a += kTileDepth, p += kTileDepth * kPanel) {
+    if (prefetcher) prefetcher->step();
+    if constexpr (of != Of::first_terms) {
+      take_p(0), take_a(2), multiply_all();
+      take_a(1), multiply_all();
+      take_p(1), multiply_all();
+      take_a(0), multiply_all();
+      take_p(2), multiply_all();
+    }
+    if constexpr (of == Of::first_terms) take_a(0);
+    if constexpr (of != Of::small_terms) take_p(0), multiply_all();
+  }
+}
+
+#if defined(DENSENET_FAST_TERMS)
+template <int MR>
+DENSENET_FAST_INLINE bool all_finite(const Accumulators<MR>& acc) {
+  vec probe = {};  // NaN in a lane where one is not
+  for (int i = 0; i < MR; i++)
+    for (int j = 0; j < kVecs; j++) probe += acc.r[i][j] * 0.f;
+  return all_zero(probe);
+}
+#endif
+
 // [rows, columns] block by block: add(Height<R>, Height<N>, row, column) adds to the sums of R tiles of rows and N of
-// columns, which then go through cache, where the epilogues find them strip by strip.
-template <class Add, class EpilogueOf>
-DENSENET_FAST_INLINE void multiply_blocks(int64_t rows, int64_t columns, const Add& add,
+// columns, which then go through cache, where the epilogues find them strip by strip. add_floats(row, column, count,
+// sums) adds to `count` rows of a panel, in floats.
+template <class Add, class AddFloats, class EpilogueOf>
+DENSENET_FAST_INLINE void multiply_blocks(int64_t rows, int64_t columns, const Add& add, const AddFloats& add_floats,
                                           const EpilogueOf& epilogue_of) {
   for (int64_t n = 0; n < columns; n += kBreadth)
     for (int64_t row = 0; row < rows; row += kHeight) {
@@ -274,23 +326,43 @@ DENSENET_FAST_INLINE void multiply_blocks(int64_t rows, int64_t columns, const A
           Accumulators<MR> acc;
           epilogue.template begin<MR>(row + r, acc);
           memcpy(&acc, sums[j][r], sizeof acc);
+#if defined(DENSENET_FAST_TERMS)
+          if (!all_finite(acc)) {  // Inf less its first term is NaN, and the terms of the other factor differ in sign
+            acc = {};
+            add_floats(row + r, n + j * kPanel, MR, acc.r[0]);
+          }
+#endif
           epilogue.template end<MR>(row + r, acc);
         });
       }
     }
 }
 
-// multiply_panels of bfloat16 while tiles are in use: A's depth side by side, whole units of it, its rows readable up
-// to a multiple of kTileRows; P as for pairs.
+// Adds A [count, depth] times a panel to sums [count][kPanel], both taken as floats.
+template <class number_t>
+__attribute__((noinline)) void add_floats(const number_t* a, int64_t a_row, const number_t* panel, int64_t depth,
+                                          int count, vec* sums) {
+  for (int64_t k = 0; k < depth; k++)
+    for (int j = 0; j < kVecs; j++) {
+      const vec row = taken_from_panel(panel, k, j * kWidth);
+      for (int i = 0; i < count; i++) sums[i * kVecs + j] += taken(a + i * a_row, a_row, k) * row;
+    }
+}
+
+// multiply_panels while tiles are in use: A's depth side by side, whole units of it, its rows readable up to a multiple
+// of kTileRows; P as for pairs.
 template <class EpilogueOf>
-DENSENET_FAST_INLINE void multiply_panels(const bfloat16* a, int64_t a_row, int64_t, const bfloat16* p, int64_t,
+DENSENET_FAST_INLINE void multiply_panels(const factor* a, int64_t a_row, int64_t, const factor* p, int64_t,
                                           int64_t panel, int64_t rows, int64_t columns, int64_t depth,
                                           Prefetcher* prefetcher, const EpilogueOf& epilogue_of) {
   multiply_blocks(
       rows, columns,
       [&](auto high, auto broad, int64_t row, int64_t n) __attribute__((always_inline)) {
-        add_tiles<decltype(high)::value, decltype(broad)::value>(a + row * a_row, a_row, p + n / kPanel * panel, panel,
-                                                                 depth, prefetcher);
+        add_tiles<decltype(high)::value, decltype(broad)::value, Of::all_terms>(
+            a + row * a_row, a_row, p + n / kPanel * panel, panel, depth, prefetcher);
+      },
+      [&](int64_t row, int64_t n, int count, auto* sums) {
+        add_floats(a + row * a_row, a_row, p + n / kPanel * panel, depth, count, sums);
       },
       epilogue_of);
 }
@@ -317,9 +389,9 @@ DENSENET_FAST_INLINE void gemm_tn(const number_t* a, int64_t a_stride, const num
 }
 
 #if defined(DENSENET_FAST_TILES)
-// The same of bfloat16 for tiles, A^T [rows, depth] given.
-DENSENET_FAST_INLINE void gemm_tn(const bfloat16* a, int64_t a_stride, const bfloat16* e, int64_t, int64_t panel,
-                                  float* c, int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
+// The same of factors for tiles, A^T [rows, depth] given.
+DENSENET_FAST_INLINE void gemm_tn(const factor* a, int64_t a_stride, const factor* e, int64_t, int64_t panel, float* c,
+                                  int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, bool add,
                                   Prefetcher* prefetcher = nullptr) {
   gemm_nn(a, a_stride, e, panel, c, c_stride, rows, columns, depth, add, prefetcher);
 }
@@ -352,19 +424,34 @@ DENSENET_FAST_INLINE uvec pairs_of(vec first, vec second) {
   return __builtin_convertvector(rounded(first, bfloat16{}), uvec) |
          __builtin_convertvector(rounded(second, bfloat16{}), uvec) << 16;
 }
-DENSENET_FAST_INLINE void store_pairs(bfloat16* p, uvec pairs) { *reinterpret_cast<pairs_in_memory*>(p) = pairs; }
+// Rows k and k + 1, k even, of columns [j, j + kWidth) of a panel of pairs.
+DENSENET_FAST_INLINE void put_pairs(bfloat16* panel, int64_t k, int64_t j, vec first, vec second) {
+  store_pairs(panel + k * kPanel + kPair * j, pairs_of(first, second));
+}
 
 // Both for products of pairs: zero also in the rows that the depth lacks of whole units.
-inline void pack_panel(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, float scale, bfloat16* p) {
-  for (int64_t k = 0; k < whole_depth(depth); k += kPair, w += kPair * stride, p += kPair * kPanel)
+inline void pack_panel(const element* w, int64_t stride, int64_t columns, int64_t depth, float scale, factor* p) {
+  for (int64_t k = 0; k < whole_depth(depth); k += kPair, w += kPair * stride)
     for (int j = 0; j < kPanel; j += kWidth) {
       const FirstLanes lanes{static_cast<int>(max(0, min(kWidth, columns - j)))};
       const vec first = k < depth ? load(w + j, lanes) : vec{};
       const vec second = k + 1 < depth ? load(w + stride + j, lanes) : vec{};
-      store_pairs(p + kPair * j, pairs_of(first * scale, second * scale));
+      put_pairs(p, k, j, first * scale, second * scale);
     }
 }
 
+#if defined(DENSENET_FAST_TERMS)
+inline void pack_panel_transposed(const float* w, int64_t stride, int64_t columns, int64_t depth, Terms* p) {
+  for (int j = 0; j < kPanel; j += kWidth)
+    for (int64_t k = 0; k < whole_depth(depth); k += kWidth) {
+      const int64_t count = max(0, min(kWidth, depth - k));
+      vec rows[kWidth];
+      load_columns(w + j * stride + k, stride, columns - j, count, rows);
+      for (int64_t i = count; i < kWidth; i++) rows[i] = vec{};
+      for (int i = 0; i < kWidth; i += kPair) put_pairs(p, k + i, j, rows[i], rows[i + 1]);
+    }
+}
+#else
 inline void pack_panel_transposed(const bfloat16* w, int64_t stride, int64_t columns, int64_t depth, bfloat16* p) {
   for (int j = 0; j < kPanel; j += kWidth)
     for (int64_t k = 0; k < whole_depth(depth); k += kPair * kWidth) {
@@ -380,6 +467,7 @@ inline void pack_panel_transposed(const bfloat16* w, int64_t stride, int64_t col
         store_pairs(p + (k + kPair * i) * kPanel + kPair * j, reinterpret_cast<uvec>(rows[i]));
     }
 }
+#endif
 #endif
 
 }  // namespace densenet_fast::cpu::DENSENET_FAST_KERNELS

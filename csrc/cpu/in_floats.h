@@ -25,30 +25,32 @@ inline Floats<const float> read_floats(const narrow* x, int64_t stride, int64_t 
   return {scratch, padded(columns)};
 }
 
+inline int64_t floats_of(int64_t factors) { return ceil_div(factors * sizeof(factor), sizeof(float)); }
 inline factor* factors(int64_t count, Workspace& workspace) {
-  return reinterpret_cast<factor*>(workspace.floats(ceil_div(count, kPair)));
+  return reinterpret_cast<factor*>(workspace.floats(floats_of(count)));
 }
 
 // Zeros behind the `channels` of rows of A, which are a whole number of vectors, up to whole_depth(channels).
 inline void fill_depth(factor* a, int64_t a_stride, int64_t rows, int64_t channels) {
-  const int64_t filled = round_up(channels, kWidth), missing = whole_depth(channels) - filled;
-  if (missing > 0)
-    for (int64_t r = 0; r < rows; r++) memset(a + r * a_stride + filled, 0, missing * sizeof(factor));
+  for (int64_t c = round_up(channels, kWidth); c < whole_depth(channels); c += kWidth)
+    for (int64_t r = 0; r < rows; r++) put(a + r * a_stride, a_stride, c, vec{});
 }
 
 // And of scratch for their factors.
 inline int64_t factors_of(int64_t columns) { return round_up(columns, max(kPanel, kDepthUnit)); }
-inline int64_t scratch_of_factors(int64_t columns) { return kPair == 1 ? 0 : factors_of(columns) / kPair; }
+inline int64_t scratch_of_factors(int64_t columns) { return kPair == 1 ? 0 : floats_of(factors_of(columns)); }
 
-// x [rows, columns], with zeros up to a whole vector, as products of factors want it; scratch [rows,
-// factors_of(columns)] of them if they are narrow.
+// x [rows, columns] as products of factors want it: floats, with zeros up to a whole vector, as they are; scratch
+// [rows, factors_of(columns)] of others.
 inline Floats<const float> as_factors(const float* x, int64_t stride, int64_t, int64_t, float*) { return {x, stride}; }
 template <class narrow>
 inline Floats<const narrow> as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns, narrow* scratch) {
   const int64_t wide = factors_of(columns);
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < wide; c += kWidth)
-      store(scratch + r * wide + c, c < columns ? load(x + r * stride + c) : vec{});
+    for (int64_t c = 0; c < wide; c += kWidth) {
+      const FirstLanes lanes{static_cast<int>(max(0, min(kWidth, columns - c)))};
+      put(scratch + r * wide, wide, c, load(x + r * stride + c, lanes));
+    }
   return {scratch, wide};
 }
 
@@ -72,6 +74,15 @@ inline Floats<const bfloat16> rows_as_factors(const float* x, int64_t stride, in
   return {scratch, padded(columns)};
 }
 #endif
+#if defined(DENSENET_FAST_TERMS)
+// Of one panel.
+inline Floats<const Terms> rows_as_factors(const float* x, int64_t stride, int64_t rows, int64_t, Terms* scratch) {
+  const auto row = [&](int64_t r, int64_t c) { return r < rows ? load(x + r * stride + c) : vec{}; };
+  for (int64_t r = 0; r < whole_depth(rows); r += kPair)
+    for (int64_t c = 0; c < kPanel; c += kWidth) put_pairs(scratch, r, c, row(r, c), row(r + 1, c));
+  return {scratch, kPanel};
+}
+#endif
 
 // And as the transposed operand of such a sum wants it: the same, or for tiles transposed.
 #if defined(DENSENET_FAST_TILES)
@@ -88,8 +99,19 @@ inline void transpose_factors(const number_t* x, int64_t stride, int64_t rows, i
       for (int i = 0; i < kWidth; i++) store_pairs(to + (c + i) * deep + r, reinterpret_cast<uvec>(pairs[i]));
     }
 }
-inline Floats<const bfloat16> columns_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
-                                                 bfloat16* scratch) {
+#if defined(DENSENET_FAST_TERMS)
+inline void transpose_factors(const float* x, int64_t stride, int64_t rows, int64_t columns, Terms* to, int64_t deep) {
+  for (int64_t c = 0; c < padded(columns); c += kWidth)
+    for (int64_t r = 0; r < deep; r += kWidth) {
+      vec block[kWidth];
+      for (int i = 0; i < kWidth; i++) block[i] = r + i < rows ? load(x + (r + i) * stride + c) : vec{};
+      transpose(block);
+      for (int i = 0; i < kWidth; i++) put(to + (c + i) * deep, deep, r, block[i]);
+    }
+}
+#endif
+inline Floats<const factor> columns_as_factors(const float* x, int64_t stride, int64_t rows, int64_t columns,
+                                               factor* scratch) {
   const int64_t deep = whole_depth(rows);
   transpose_factors(x, stride, rows, columns, scratch, deep);
   return {scratch, deep};

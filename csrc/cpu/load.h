@@ -10,14 +10,24 @@ typedef uint32_t uvec __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t halves __attribute__((vector_size(kWidth * 2)));
 static_assert(alignof(halves) == sizeof(halves) && alignof(uvec) == sizeof(uvec), "as that of vec.h");
 typedef uint16_t halves_in_memory __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+typedef uint32_t pairs_in_memory __attribute__((vector_size(kWidth * 4), aligned(2), may_alias));
 
 // The bits of a bfloat16 are a float's upper ones.
+DENSENET_FAST_INLINE halves upper_halves(uvec bits) {
+#if defined(__AVX512BW__) && (defined(__clang__) || __GNUC__ >= 12)
+  typedef uint16_t words __attribute__((vector_size(64)));
+  const words w = reinterpret_cast<words>(bits);
+  return __builtin_shufflevector(w, w, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+  return __builtin_convertvector(bits >> 16, halves);
+#endif
+}
 DENSENET_FAST_INLINE vec widened(halves h, bfloat16) {
   return reinterpret_cast<vec>(__builtin_convertvector(h, uvec) << 16);
 }
 DENSENET_FAST_INLINE halves rounded(vec v, bfloat16) {
-  const uvec bits = reinterpret_cast<uvec>(v), nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(v == v ? nearest : (bits >> 16) | 0x40, halves);  // the carry would end NaN
+  const uvec bits = reinterpret_cast<uvec>(v), nearest = bits + 0x7fff + ((bits >> 16) & 1);
+  return upper_halves(v == v ? nearest : bits | 0x400000);  // the carry would end NaN
 }
 
 // Those of a float16: a sign, 5 of an exponent, 10 of a fraction.
@@ -90,6 +100,10 @@ DENSENET_FAST_INLINE halves load_bits(const void* p, FirstLanes t) {
 DENSENET_FAST_INLINE void store_bits(void* p, halves h, FirstLanes t) { memcpy(p, &h, t.n * sizeof(uint16_t)); }
 #endif
 
+// And of pairs.
+DENSENET_FAST_INLINE uvec load_pairs(const bfloat16* p) { return *reinterpret_cast<const pairs_in_memory*>(p); }
+DENSENET_FAST_INLINE void store_pairs(bfloat16* p, uvec pairs) { *reinterpret_cast<pairs_in_memory*>(p) = pairs; }
+
 template <class narrow, class Lanes = AllLanes>
 DENSENET_FAST_INLINE vec load(const narrow* p, Lanes lanes = {}) {
   return widened(load_bits(p, lanes), narrow{});
@@ -97,6 +111,12 @@ DENSENET_FAST_INLINE vec load(const narrow* p, Lanes lanes = {}) {
 template <class narrow, class Lanes = AllLanes>
 DENSENET_FAST_INLINE void store(narrow* p, vec v, Lanes lanes = {}) {
   store_bits(p, rounded(v, narrow{}), lanes);
+}
+
+// Columns [c, c + kWidth) of a row of what products multiply (of `stride` Terms see terms.h).
+template <class number_t>
+DENSENET_FAST_INLINE void put(number_t* row, int64_t, int64_t c, vec v) {
+  store(row + c, v);
 }
 
 // Columns of a matrix as vectors: out[j] has element j of each of kWidth rows, `stride` elements apart, zero for rows

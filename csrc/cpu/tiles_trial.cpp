@@ -1,6 +1,7 @@
 // Whether tiles multiply as gemm.h has them do, asked before the first kernel does: small integers have one exact sum.
-#if defined(DENSENET_FAST_TILES)
 #include "gemm.h"
+
+#if defined(DENSENET_FAST_TILES)
 
 namespace densenet_fast::cpu::DENSENET_FAST_KERNELS {
 

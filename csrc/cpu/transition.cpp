@@ -42,7 +42,7 @@ void transition_fwd(const TransitionFwd& op, Workspace& workspace) {
             const vec s = load(bn.scale + c0 + c), t = load(bn.shift + c0 + c);
             vec sum = {};
             for (int64_t pixel : window.pixel) sum += relu(load(x.data + pixel * x.stride + c0 + c, lanes) * s + t);
-            store(a + c, sum * .25f);
+            put(a, a_stride, c, sum * .25f);
           });
         }
       },

@@ -108,6 +108,16 @@ DENSENET_FAST_INLINE vec relu(vec x) {
 #endif
 }
 
+DENSENET_FAST_INLINE bool all_zero(vec x) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_UQ) == 0;
+#else
+  bool zero = true;
+  for (int i = 0; i < kWidth; i++) zero &= x[i] == 0;
+  return zero;
+#endif
+}
+
 // The gradient at x of a ReLU from that at its output: dy where x > 0 or NaN, as in PyTorch, else 0.
 DENSENET_FAST_INLINE vec relu_backward(vec dy, vec x) {
 #if defined(__AVX512F__)

@@ -5,7 +5,8 @@ from . import Fault, contract
 MODES = contract("native and freeze_every_second", "test_modes.py")
 DROPOUT = contract("native and stock_layers", "test_dropout.py")
 STATISTICS, SUMS = "csrc/cpu/statistics.h", "csrc/cpu/sums.h"
-LOAD, TAPS = "csrc/cpu/load.h", "csrc/cpu/conv3x3_taps.h"
+LOAD, GEMM, TERMS = "csrc/cpu/load.h", "csrc/cpu/gemm.h", "csrc/cpu/terms.h"
+TAPS, TAPS_BWD = "csrc/cpu/conv3x3_taps.h", "csrc/cpu/conv3x3_taps_bwd.h"
 OPERATIONS = "tests/native/test_operations.py"
 
 THREADS = ("tests/native/test_threads.py", "-k")
@@ -230,8 +231,8 @@ FAULTS = [
     Fault(
         "bfloat16 cut off instead of rounded",
         LOAD,
-        "nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;",
-        "nearest = bits >> 16;",
+        "nearest = bits + 0x7fff + ((bits >> 16) & 1);",
+        "nearest = bits;",
         of("integers", "bf16 and conv1x1_fwd"),
     ),
     Fault(
@@ -244,7 +245,7 @@ FAULTS = [
     Fault(
         "NaN rounded as a number",
         LOAD,
-        "v == v ? nearest : (bits >> 16) | 0x40",
+        "v == v ? nearest : bits | 0x400000",
         "nearest",
         of("widened", "bf16"),
     ),
@@ -301,8 +302,8 @@ FAULTS = [
     Fault(
         "the depth that tiles multiply not filled with zeros",
         "csrc/cpu/in_floats.h",
-        "if (missing > 0)",
-        "if (missing > 256)",
+        "c < whole_depth(channels); c += kWidth",
+        "c < channels; c += kWidth",
         of("integers", "bf16 and conv1x1_fwd"),
     ),
     Fault(
@@ -335,17 +336,45 @@ FAULTS = [
     ),
     Fault(
         "what is no pixel counts for the weight gradient",
-        TAPS,
+        TAPS_BWD,
         "store(a + (row + i) * kPanel + c, activated);",
         "if (at >= 0) store(a + (row + i) * kPanel + c, activated);",
         of("integers", "bf16 and conv3x3_bwd"),
     ),
     Fault(
         "taps of the weight gradient not flipped",
-        TAPS,
+        TAPS_BWD,
         "gemm_tn(transposed + chunks.tap(t)",
         "gemm_tn(transposed + chunks.tap(8 - t)",
         of("integers", "bf16 and conv3x3_bwd"),
+    ),
+    Fault(
+        "the product of two floats' second terms left out",
+        GEMM,
+        "take_p(1), multiply_all();",
+        "take_p(1);",
+        of("twice_stock", "conv1x1_fwd"),
+    ),
+    Fault(
+        "floats without their third terms",
+        TERMS,
+        "terms[2] = reinterpret_cast<uvec>(rest - reinterpret_cast<vec>(terms[1]));",
+        "terms[2] = uvec{};",
+        of("twice_stock", "conv1x1_fwd"),
+    ),
+    Fault(
+        "the weight gradient of floats on tiles lacks a row",
+        "csrc/cpu/in_floats.h",
+        "block[i] = r + i < rows ?",
+        "block[i] = r + i < rows - 1 ?",
+        of("integers", "fp32 and conv1x1_bwd"),
+    ),
+    Fault(
+        "sums with Inf in them not made again",
+        GEMM,
+        "if (!all_finite(acc))",
+        "if (false)",
+        ("tests/native/test_non_finite.py", "-k", "stays_inf"),
     ),
     Fault(
         "tiles that the system does not permit",

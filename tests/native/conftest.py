@@ -1,6 +1,6 @@
 """Every test of kernels runs on every instruction set of this machine, those marked `entry`, about what comes before
-the kernels, on the best alone; without the library none does. Sets that differ from others in bfloat16 alone,
-`*_bf16`, are for rows of that dtype."""
+the kernels, on the best alone; without the library none does. Sets that differ from others in bfloat16, `*_bf16`, are
+for rows of that dtype, and those with tiles, `*amx_bf16`, which differ in float32, too, also of that."""
 
 from collections.abc import Iterator
 
@@ -29,6 +29,8 @@ def _differs(item) -> bool:
 
 
 def _has_kernels(instruction_set: str, dtype: torch.dtype) -> bool:
+    if dtype == torch.float32 and instruction_set.endswith("amx_bf16"):
+        return True
     return dtype == torch.bfloat16 or not instruction_set.endswith("_bf16")
 
 

@@ -42,6 +42,19 @@ def test_one_bad_pixel_spreads_as_in_pytorch(native, name, read, written, bad):
     same_pattern(call, native, [written])
 
 
+@pytest.mark.parametrize(("name", "read", "written"), [("conv1x1_fwd", "x", "z"), ("transition_fwd", "x", "y")])
+def test_inf_stays_inf(native, name, read, written):
+    """With all that is made of it, whatever else is added: an instruction set that multiplies floats as sums of smaller
+    ones has Inf minus Inf on its way."""
+    call = make(name, GEOMETRY, affine=False)
+    dict(call.named())[read][0, 3, 5, 4] = float("inf")
+    exact = call.copy(torch.float64).on(reference).results()[written]
+    ours = call.copy().on(native).results()[written]
+    for sign in (1, -1):
+        assert (exact == sign * float("inf")).any()
+        assert torch.equal(ours == sign * float("inf"), exact == sign * float("inf"))
+
+
 @pytest.mark.parametrize("name", ["conv3x3_bwd", "plain_bwd"])
 @pytest.mark.parametrize("bad", BAD)
 def test_one_bad_gradient_spreads_as_in_pytorch(native, name, bad):

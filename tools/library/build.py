@@ -37,7 +37,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], _BF16, _PAIRS]
     INSTRUCTION_SETS["amx_bf16"] = [*INSTRUCTION_SETS["avx512_bf16"], *_AMX, _TILES]
 ELEMENTS = {
-    name: ["bfloat16"] if _PAIRS in flags else ["float", "bfloat16", "float16"]
+    name: ["float", "bfloat16", "float16"] if _PAIRS not in flags else ["float"] * (_TILES in flags) + ["bfloat16"]
     for name, flags in INSTRUCTION_SETS.items()
 }
 # No errno and no traps from square roots and comparisons; products and sums may fuse. Nothing that loses NaN or Inf.
