@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.eligibility import CHANNEL_DROPOUTS, CONVOLUTIONS, has_activation, name_beside, runs_as, why_not
+from ..modules.eligibility import (
+    CHANNEL_DROPOUTS,
+    CONVOLUTIONS,
+    has_activation,
+    name_beside,
+    runs_as,
+    why_not,
+    why_other_helpers,
+)
 from ..modules.views import LayerView, TransitionView, view_layer, view_transition
 
 _LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
@@ -32,7 +40,7 @@ class Library(NamedTuple):
         if cls is None:
             name = self.layer.partition(":")[2]
             return f" is {name_beside(layer, name)}, not {name}"
-        reason = why_not(layer, cls)
+        reason = why_not(layer, cls) or why_other_helpers(layer, cls)
         return self.view(layer, dims) if reason is None else f" {reason}"
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .. import backends
 from ..stage import Alike
@@ -158,7 +159,8 @@ class Transaction:
         self.commit()
 
     def _remember(self, norm: nn.Module) -> None:
-        self._former += [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
+        buffers = [buffer for buffer in norm.buffers(recurse=False) if not is_lazy(buffer)]
+        self._former += [(buffer, buffer.clone()) for buffer in buffers]
 
     def roll_back(self) -> None:
         with torch.no_grad():
