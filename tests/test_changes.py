@@ -175,6 +175,22 @@ def test_all_modules_may_be_called_otherwise(name, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("name", ["conv2d", "batch_norm", "relu", "cat"])
+def test_what_modules_call_may_be_another(name, monkeypatch):
+    """As what casts, counts or simulates replaces it."""
+    results, x = [], image()
+    where = torch if name == "cat" else F
+    original = getattr(where, name)
+    for model in pair():
+        step(model, x)
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, lambda *of, **options: 1.5 * original(*of, **options))
+            found = step(model, x)
+        results.append([*found, *step(model, x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
 @pytest.mark.parametrize("library", ["torchvision", "timm", "ours"])
 def test_a_method_that_all_layers_call(library, monkeypatch):
     results, x = [], image()

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from inspect import isfunction
+from operator import attrgetter
 from types import CodeType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -40,7 +42,21 @@ def why_not_now() -> str | None:
         return "forward-mode differentiation is active"
     if _global._has_any_global_hook() and not _are_trackers():
         return "every module has hooks"
+    if not _are_functions_as_written():
+        return "a function that modules call, of torch.nn.functional, was replaced"
     return None
+
+
+_of_functional = attrgetter(
+    *("conv1d", "conv2d", "conv3d", "batch_norm", "relu", "dropout"),
+    *(f"{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
+)
+_AS_WRITTEN = _of_functional(F), torch.cat
+
+
+@constant
+def _are_functions_as_written() -> bool:
+    return (_of_functional(F), torch.cat) == _AS_WRITTEN
 
 
 def _are_trackers() -> bool:
