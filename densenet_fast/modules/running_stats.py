@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import backends
 from ..stage import Alike
@@ -148,7 +148,8 @@ class Transaction:
         statistics, to restore them on failure."""
         self.write()
         for norm in module.modules():
-            if norm.training and isinstance(norm, nn.modules.batchnorm._NormBase):
+            has_own = isinstance(norm, nn.modules.batchnorm._NormBase) and not isinstance(norm, LazyModuleMixin)
+            if norm.training and has_own:
                 self._remember(norm)
 
     def write(self) -> None:
@@ -159,8 +160,7 @@ class Transaction:
         self.commit()
 
     def _remember(self, norm: nn.Module) -> None:
-        buffers = [buffer for buffer in norm.buffers(recurse=False) if not is_lazy(buffer)]
-        self._former += [(buffer, buffer.clone()) for buffer in buffers]
+        self._former += [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
 
     def roll_back(self) -> None:
         with torch.no_grad():
