@@ -50,8 +50,10 @@ class Snapshot:
         self._own = [m.__dict__ for m in self._modules]
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
         alike: dict[Any, list[dict[str, Any]]] = {}  # by what there is to look at
+        tried = self._tried()
         for of in self._own:
-            if names := [name for name in _ATTRIBUTES if name in of]:  # torch.compile's wrapper has none
+            names = [name for name in (*_ATTRIBUTES, *tried.get(id(of), ())) if name in of]
+            if names:  # torch.compile's wrapper has none
                 alike.setdefault(_look(*names), []).append(of)
         self._seen = [(look, own, list(map(look, own))) for look, own in alike.items()]
         self._handles = RemovableHandle.next_id
@@ -81,6 +83,15 @@ class Snapshot:
             and self._have_their_children()
             and self._have_their_tensors()
         )
+
+    def _tried(self) -> dict[int, list[str]]:
+        """The names of attributes that blocks which are known by trial look at, by the dictionary that has them."""
+        found: dict[int, list[str]] = {}
+        for module in self._modules:
+            parts = dict(module.named_modules()) if module.__dict__.get("_tried") else {}
+            for name, part in parts.items():
+                found.setdefault(id(part.__dict__), []).extend(module.__dict__["_tried"].get(name, ()))
+        return found
 
     def _of_classes(self) -> list[Any]:
         calls = map(_call, self._different), map(_call_impl, self._different)
