@@ -87,7 +87,11 @@ class Tracked:
                 torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
             else:
                 ops = backends.operations(backend, stats.device, stats.dtype, False)  # nobody is told of these few sums
-                ops.update_running_stats(*arguments)
+                are_shared = len({*map(id, arguments[0])}) < len(self._moving)
+                parts = [slice(i, i + 1) for i in range(len(self._moving))] if are_shared else [slice(None)]
+                for part in parts:  # norms that share them update them one after the other
+                    of_part: Any = [each[part] if isinstance(each, list) else each for each in arguments]
+                    ops.update_running_stats(*of_part)
         if counted:
             torch._foreach_add_([of["num_batches_tracked"] for of in counted], 1)
         if count != 0:
