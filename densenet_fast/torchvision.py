@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import models
 from .configurations import LARGE_IMAGES
@@ -60,10 +60,13 @@ class _DenseLayer(DenseLayer):
         super().__init__(num_input_features, growth_rate, bn_size, drop_rate, **options)
         self.memory_efficient = memory_efficient
 
-    def bn_function(self, inputs: list[Tensor]) -> Tensor:
-        """The bottleneck's output [N, bn_size * k, H, W] from all channels before, by plain layers."""
-        x: Tensor = self.conv1(self.relu1(self.norm1(torch.cat(inputs, 1))))
-        return x
+    def any_requires_grad(self, input: list[Tensor]) -> bool:
+        return any(tensor.requires_grad for tensor in input)
+
+    def call_checkpoint_bottleneck(self, input: list[Tensor]) -> Tensor:
+        """`bn_function`, recomputed in backward."""
+        y: Tensor = checkpoint(lambda *inputs: self.bn_function(inputs), *input, use_reentrant=False)
+        return y
 
 
 class _DenseBlock(DenseBlock):

@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import densenet_fast
 from densenet_fast.modules.reading import Readable
 
 from .oracle import error
@@ -18,6 +20,23 @@ READ_AGAIN = 1  # steps until nothing is read anew
 class Doubled(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+class Called(nn.Conv2d):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Computed(nn.Conv2d):
+    @property
+    def weight(self):
+        return 2 * self._parameters["weight"]
+
+
+class Looked(nn.BatchNorm2d):
+    def __getattr__(self, name):
+        value = super().__getattr__(name)
+        return 2 * value if name == "bias" else value
 
 
 def layer(model):
@@ -40,6 +59,16 @@ def set_on(of, **attributes):
     return lambda model: [setattr(of(model), name, value) for name, value in attributes.items()]
 
 
+def another_activation(model):
+    of = layer(model)
+    of.bn_function = lambda inputs: of.conv1(of.norm1(torch.cat(inputs, 1)).sigmoid())
+
+
+def called_twice_as_large(model):
+    norm = layer(model).norm2
+    norm._call_impl = lambda x: 2 * norm.forward(x)
+
+
 CHANGES = {
     "a module replaced": lambda model: setattr(layer(model), "norm2", nn.BatchNorm2d(16, eps=0.1).double()),
     "a class": set_on(lambda model: layer(model).conv1, __class__=Doubled),
@@ -47,6 +76,12 @@ CHANGES = {
     "an inner method on an instance": set_on(
         lambda model: layer(model).conv1, _conv_forward=lambda x, weight, bias: F.conv2d(x, 2 * weight)
     ),
+    "a method that a forward calls": another_activation,
+    "a class of which more is called": set_on(lambda model: layer(model).conv2, __class__=Called),
+    "a call on an instance": called_twice_as_large,
+    "a class that computes its weight": set_on(lambda model: layer(model).conv1, __class__=Computed),
+    "a stem that computes its weight": set_on(lambda model: model.features.conv0, __class__=Computed),
+    "a class that finds attributes its own way": set_on(transition_norm, __class__=Looked),
     "a forward hook": lambda model: layer(model).norm1.register_forward_hook(lambda module, inputs, y: 2 * y),
     "a forward pre-hook": lambda model: layer(model).conv2.register_forward_pre_hook(lambda module, x: (2 * x[0],)),
     "a backward hook": lambda model: layer(model).conv1.register_full_backward_hook(lambda _, dx, dy: (2 * dx[0],)),
@@ -115,6 +150,67 @@ def test_between_two_steps(change, training):
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("name", ["__call__", "_call_impl"])
+def test_all_modules_may_be_called_otherwise(name, monkeypatch):
+    """As whoever draws or counts modules replaces it."""
+    called, x = [], image()
+    original = getattr(nn.Module, name)
+
+    def call(module, *inputs):
+        y = original(module, *inputs)
+        called[-1] += 1
+        return 1.5 * y if isinstance(module, nn.BatchNorm2d) else y
+
+    results = []
+    for model in pair():
+        step(model, x)
+        called.append(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, name, call)
+            found = step(model, x)
+        results.append([*found, *step(model, x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+    assert called[0] == called[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("name", ["conv2d", "batch_norm", "relu", "cat"])
+def test_what_modules_call_may_be_another(name, monkeypatch):
+    """As what casts, counts or simulates replaces it."""
+    results, x = [], image()
+    where = torch if name == "cat" else F
+    original = getattr(where, name)
+    for model in pair():
+        step(model, x)
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, lambda *of, **options: 1.5 * original(*of, **options))
+            found = step(model, x)
+        results.append([*found, *step(model, x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize("library", ["torchvision", "timm", "ours"])
+def test_a_method_that_all_layers_call(library, monkeypatch):
+    results, x = [], image()
+    for convert in (False, True):
+        torch.manual_seed(0)
+        model = (timm.models.densenet.DenseNet(4, (2, 1)) if library == "timm" else pair()[0]).double()
+        if convert and library == "ours":
+            model = pair()[1]
+        elif convert:
+            densenet_fast.convert(model, on_unsupported="raise")
+        step(model.eval(), x)
+        name = "bottleneck_fn" if library == "timm" else "bn_function"
+        cls = type(layer(model))
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, name, lambda of, inputs: of.conv1(F.silu(of.norm1(torch.cat(inputs, 1)))))
+            found = step(model, x)
+        results.append([*found, *step(model, x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("name", ["transition1.norm", "denseblock2.denselayer1.norm2", "norm5"])
 def test_by_a_hook_in_front(name):
     """Which is called when what is behind it has been read."""
@@ -128,6 +224,23 @@ def test_by_a_hook_in_front(name):
         model.features.denseblock1.register_forward_hook(hook)
         results.append([*step(model, x), *step(model, x)])
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+def test_a_norm_may_learn_its_size():
+    results, x = [], image()
+    for model in pair():
+        layer(model).norm2 = nn.LazyBatchNorm2d(dtype=torch.float64)
+        results.append([*step(model, x), *step(model, x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+def test_a_dropout_that_is_no_probability_is_refused():
+    for model in pair():
+        layer(model).drop_rate = 1.5
+        with pytest.raises(ValueError, match="dropout probability has to be between 0 and 1"):
+            model(image())
 
 
 IN_PLACE = {

@@ -177,6 +177,9 @@ def test_autocast(needs):
     [
         thorough("a module replaced"),
         "a forward on an instance",
+        thorough("a class of which more is called"),
+        thorough("a class that computes its weight"),
+        thorough("a method that a forward calls"),
         "a forward hook",
         thorough("the mode of a transition's norm"),
         "eps",

@@ -120,6 +120,26 @@ def test_gradients_have_the_memory_format_they_have_in_torchvision(layout, creat
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_parameters_have_their_memory_format_in_torchvision(layout, weights):
+    """Of orders 1 to 3; the last one, and of the first a second time, without a graph. For channels_last images stock
+    weights in NCHW get gradients in channels_last, which PyTorch's fused optimizers misread: ours do with a graph."""
+    x, found = LAYOUTS[layout](image()), []
+    for model in pair():
+        model.to(memory_format=weights)
+        parameters, loss, strides = list(model.parameters()), model(x).square().sum(), []
+        once = torch.autograd.grad(loss, parameters, retain_graph=True)
+        for order in range(3):
+            gradients = torch.autograd.grad(loss, parameters, create_graph=order < 2)
+            strides.append([gradient.stride() for gradient in gradients])
+            loss = sum((gradient * gradient.detach().cos()).sum() for gradient in gradients)
+        found.append((strides, [gradient.stride() for gradient in once], [p.stride() for p in parameters]))
+    (theirs, once_theirs, _), (ours, once_ours, own) = found
+    assert ours == theirs
+    assert once_ours == (own if weights == torch.contiguous_format else once_theirs)
+
+
 @pytest.mark.parametrize("create_graph", [False, True], ids=["once", "twice"])
 def test_hooks_on_parameters_are_called_once_with_what_can_be_seen_as_a_vector(create_graph):
     """As whoever compresses, scales or collects gradients sees them."""

@@ -60,7 +60,7 @@ ROOMS = {
     "memory": [{"stage"}, {"scratch"}, {"__init__"}],
     "plan": [{"units", "devices", "stock", "floor"}, {"__init__"}, {"report"}, {"picture"}, {"command"}],
     "analyse": [{"__init__"}, {"picture"}, {"command"}],
-    "conversion": [{"libraries"}, {"trial", "parts"}, {"__init__"}],
+    "conversion": [{"libraries"}, {"trial"}, {"parts"}, {"__init__"}],
 }
 
 

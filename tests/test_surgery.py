@@ -198,6 +198,55 @@ def test_hooks_may_resize(name):
     assert error(results[1], results[0]) < 1e-10
 
 
+@pytest.mark.parametrize("change", [lambda w: nn.Parameter(w.detach().sum(1, keepdim=True)), lambda w: w.data[:, :1]])
+def test_the_first_weight_may_be_for_other_images(change):
+    """Of which `in_channels` does not tell."""
+    x, results = image()[:, :1], []
+    for model in pair():
+        conv = model.features.conv0
+        new = change(conv.weight)
+        if isinstance(new, nn.Parameter):
+            conv.weight = new
+        else:
+            conv.weight.data = new
+        y = model(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+    with pytest.raises(ValueError, match=r"got 3 in input \[2, 3, 33, 40\], expected 1"):
+        model(image())
+
+
+def test_a_module_may_return_more_than_a_tensor():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class First(nn.Module):
+        def forward(self, x):
+            return x[0]
+
+    results, x = [], image()
+    for model in pair():
+        model.features.pool0.return_indices = True
+        found = [*model.features[:4](x)]
+        model.features.pool0.return_indices = False
+        model.features.transition1 = nn.Sequential(model.features.transition1, Pair())
+        model.features.denseblock2 = nn.Sequential(First(), model.features.denseblock2)
+        model.features.norm5 = Pair()
+        results.append([*found, *model.features(x)])
+    assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+def test_a_norm_that_has_lost_one_statistic_is_refused_as_in_torchvision(name, training):
+    for model in pair():
+        setattr(model.train(training).features.denseblock1.denselayer2.norm1, name, None)
+        with pytest.raises((ValueError, RuntimeError), match=r"running_(mean|var)"):
+            model(image())
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_pruned_width_counts_by_its_weight(steps):
     """Where somebody cuts a layer's weights, also between two steps, and leaves the numbers on the modules."""

@@ -9,10 +9,18 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..modules.eligibility import CHANNEL_DROPOUTS, CONVOLUTIONS, has_activation, name_beside, runs_as, why_not
+from ..modules.eligibility import (
+    CHANNEL_DROPOUTS,
+    CONVOLUTIONS,
+    has_activation,
+    name_beside,
+    runs_as,
+    why_not,
+    why_other_helpers,
+)
 from ..modules.views import LayerView, TransitionView, view_layer, view_transition
 
-_LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
+LAYER = ["norm1", "relu1", "conv1", "norm2", "relu2", "conv2"]
 
 
 class Library(NamedTuple):
@@ -32,7 +40,7 @@ class Library(NamedTuple):
         if cls is None:
             name = self.layer.partition(":")[2]
             return f" is {name_beside(layer, name)}, not {name}"
-        reason = why_not(layer, cls)
+        reason = why_not(layer, cls) or why_other_helpers(layer, cls)
         return self.view(layer, dims) if reason is None else f" {reason}"
 
 
@@ -90,8 +98,8 @@ def by_names(layer: Any, dims: int) -> LayerView | str:
 
 def _in_turn(layer: Any, dims: int) -> LayerView | str:
     """A layer that is an nn.Sequential."""
-    if list(layer._modules) != _LAYER:
-        return f" has {', '.join(layer._modules)}, not {', '.join(_LAYER)}"
+    if list(layer._modules) != LAYER:
+        return f" has {', '.join(layer._modules)}, not {', '.join(LAYER)}"
     return by_names(layer, dims)
 
 
@@ -102,8 +110,8 @@ def _in_layers(layer: Any, dims: int) -> LayerView | str:
         return f".layers {reason}"
     parts = dict(layer.layers._modules)
     drop_rate, drops_channels, dropout = 0.0, False, parts.pop("dropout", None)
-    if list(parts) != _LAYER:
-        return f".layers has {', '.join(parts)}, not {', '.join(_LAYER)}"
+    if list(parts) != LAYER:
+        return f".layers has {', '.join(parts)}, not {', '.join(LAYER)}"
     if dropout is not None and dropout.training and dropout.p > 0:
         of_channels = CHANNEL_DROPOUTS.get(dims, nn.Dropout)
         drops_channels = isinstance(dropout, of_channels) and of_channels is not nn.Dropout

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ..modules import Fusable, Trunk
 from ..modules.block import FusableBlock
 from ..modules.eligibility import runs_as
-from ..modules.reading import Readable
+from ..modules.reading import Readable, Reading
 from ..modules.transition import FusableTransition
 from ..modules.views import LayerView, TransitionView
-from .libraries import Library, dims_of, recomputes, view_of_transition
+from .libraries import LIBRARIES, Library, dims_of, recomputes, view_of_transition
+from .trial import of_trial, why_not_as_tried
 
-_ADDED = ("backend", "_warned", "_reading", "_recompute", "spatial_dims")  # attributes that a conversion adds
+_ADDED = ("backend", "_warned", "_reading", "_recompute", "_tried", "spatial_dims")  # attributes that a conversion adds
 
 
 class Converted(Fusable):
@@ -37,6 +38,7 @@ class Converted(Fusable):
 class ConvertedBlock(Converted, FusableBlock):
     library: Library
     _recompute: bool
+    _tried: dict[str, dict[str, Any]]  # as `trial.of_trial`, of a block that is known by trial
 
     @property
     def efficient(self) -> bool:
@@ -46,6 +48,10 @@ class ConvertedBlock(Converted, FusableBlock):
     @efficient.setter
     def efficient(self, efficient: bool) -> None:
         self._recompute = efficient
+
+    def read(self) -> Reading:
+        reason = why_not_as_tried(self, self._tried)
+        return super().read() if reason is None else Reading(self, reason)
 
     def view(self, layer: nn.Module) -> LayerView | str:
         return self.library.view_layer(layer, self.spatial_dims)
@@ -122,10 +128,12 @@ def _change(part: Any, library: Library | None, efficient: bool, backend: str) -
     reason = _why_taken(part, ConvertedTransition if library is None else ConvertedBlock)
     if reason is not None:
         return reason
+    tried = {} if library in (None, *LIBRARIES) else of_trial(part)
     part.__class__ = _converted_class(type(part), library)
     part.backend, part._warned, part.spatial_dims = backend, set(), dims_of(part)
     if isinstance(part, ConvertedBlock):
         part.efficient = efficient
+        part._tried = tried
     reason = part.reading().why_plain
     if reason is not None:
         change_back(part)

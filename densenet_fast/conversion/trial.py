@@ -15,9 +15,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules.views import LayerView
-from .libraries import Library, by_names, dims_of, name_of
+from .libraries import LAYER, Library, by_names, dims_of, name_of
 
 _TOLERANCE = 1e-10  # of float64: an operation left out or added is far off
+
+
+_SEEN = {"training", "drop_rate", "memory_efficient", "grad_checkpointing", "efficient"}  # attributes with a meaning
+
+
+def of_trial(block: nn.Module) -> dict[str, dict[str, Any]]:
+    """Attributes by which a block, its layers and what these have besides a dense layer's parts may be told to compute
+    something else than when the block was tried; by the names of these modules."""
+    found = {name: _attributes(module) for name, module in [("", block), *block.named_children()]}
+    for name, layer in block.named_children():
+        for child, module in _others(layer).items():
+            found[f"{name}.{child}"] = {"__class__": type(module)} | _attributes(module)
+    return found
+
+
+def why_not_as_tried(block: nn.Module, tried: dict[str, dict[str, Any]]) -> str | None:
+    """Why a block may compute something else than when it was tried; tried: its `of_trial` then."""
+    for name, attributes in tried.items():
+        module = block.get_submodule(name)
+        for attribute, value in attributes.items():
+            if getattr(module, attribute, None) != value:  # in a graph a variable, which cannot be told
+                return f"{name or 'it'} has another {attribute} than when it was tried"
+    return None
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    simple = bool, int, float, str, type(None)
+    own = module.__dict__.items()
+    return {name: value for name, value in own if name[0] != "_" and name not in _SEEN and isinstance(value, simple)}
+
+
+def _others(layer: nn.Module) -> dict[str, nn.Module]:
+    """The children of a layer that are none of a dense layer's parts."""
+    return {name: child for name, child in layer.named_children() if name not in LAYER}
 
 
 def is_candidate(module: nn.Module) -> bool:
@@ -78,6 +112,13 @@ def _why_another(block: nn.Module, library: Library) -> str | None:
 def _views(block: nn.Module, library: Library) -> list[LayerView] | str:
     """Of the layers in their present mode, or why one cannot run fused."""
     found: list[LayerView] = []
+    others = {f"{name}.{child}": m for name, layer in block.named_children() for child, m in _others(layer).items()}
+    for name, module in {"it": block, **dict(block.named_children())}.items():
+        if module._parameters or module._buffers:
+            return f"{name} has {', '.join([*module._parameters, *module._buffers])} of its own"
+    for name, module in others.items():
+        if any(True for tensors in (module.parameters(), module.buffers()) for _ in tensors):
+            return f"{name} has tensors, and is no part of a dense layer"
     for name, layer in block.named_children():
         if not isinstance(getattr(layer, "drop_rate", None), float | int):
             return f"{name} has no drop_rate"

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
 from ..stage.buffer import memory_format
-from .eligibility import why_not
+from .eligibility import why_not, why_other_helpers
 from .fusable import Fusable
 from .layer import DenseLayer, check_dims
 from .reading import BlockReading, Reading
@@ -121,7 +121,7 @@ class DenseBlock(FusableBlock, nn.ModuleDict):
         return torch.cat(features, 1)
 
     def view(self, layer: nn.Module) -> LayerView | str:
-        reason = why_not(layer, DenseLayer)
+        reason = why_not(layer, DenseLayer) or why_other_helpers(layer, DenseLayer)
         if reason is not None:
             return f" {reason}"
         if layer.spatial_dims != self.spatial_dims:

@@ -5,10 +5,15 @@ its class says: a stock forward, stock attributes, nobody listening.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from inspect import isfunction
+from operator import attrgetter
+from types import CodeType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,7 +42,21 @@ def why_not_now() -> str | None:
         return "forward-mode differentiation is active"
     if _global._has_any_global_hook() and not _are_trackers():
         return "every module has hooks"
+    if not _are_functions_as_written():
+        return "a function that modules call, of torch.nn.functional, was replaced"
     return None
+
+
+_of_functional = attrgetter(
+    *("conv1d", "conv2d", "conv3d", "batch_norm", "relu", "dropout"),
+    *(f"{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
+)
+_AS_WRITTEN = _of_functional(F), torch.cat
+
+
+@constant
+def _are_functions_as_written() -> bool:
+    return (_of_functional(F), torch.cat) == _AS_WRITTEN
 
 
 def _are_trackers() -> bool:
@@ -62,7 +81,22 @@ def is_hooked(module: nn.Module) -> bool:
 
 def runs_as(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether calling `module` runs the forward that `cls` defines (a subclass may add anything else)."""
-    return _why_another(module, cls, "forward") is None
+    return _why_other_call(module, cls) is None
+
+
+def _why_other_call(module: nn.Module, cls: type[nn.Module]) -> str | None:
+    """Why calling `module` does something else than the forward that `cls` defines, hooks aside."""
+    reason = _why_another(module, cls, "forward")
+    if reason is not None:
+        return reason
+    if "_call_impl" in module.__dict__ or not _is_called_as_written(type(module)):
+        return f"is {type(module).__name__}, whose __call__ was replaced"
+    return None
+
+
+def why_other_helpers(module: nn.Module, cls: type[nn.Module]) -> str | None:
+    """Why a method that the forward of `cls` calls is another for `module`."""
+    return next((reason for name in helpers(cls) if (reason := _why_another(module, cls, name)) is not None), None)
 
 
 def _why_another(module: nn.Module, cls: type[nn.Module], method: str) -> str | None:
@@ -99,11 +133,46 @@ def _is_as_written(cls: type[nn.Module], method: str) -> bool:
     return origin == (owner.__module__, f"{owner.__qualname__}.{method}") and not hasattr(function, "__wrapped__")
 
 
+@constant
+def _is_called_as_written(cls: type[nn.Module]) -> bool:
+    """Whether nobody has replaced what runs hooks and forward, for this class or for all."""
+    run: Any = cls._call_impl
+    as_written = getattr(run, "__qualname__", None) == "Module._call_impl" and not hasattr(run, "__wrapped__")
+    return as_written and cls.__call__ is nn.Module._wrapped_call_impl
+
+
+@constant
+def helpers(cls: type[nn.Module]) -> tuple[str, ...]:
+    """The methods of `cls` that its forward calls, and that these call in turn, such as _conv_forward."""
+    return _helpers(cls)  # type: ignore[arg-type]
+
+
+@cache
+def _helpers(cls: Any) -> tuple[str, ...]:
+    found: list[str] = []
+    functions: list[Any] = [cls.forward]
+    for function in functions:
+        for name in _names(getattr(function, "__code__", None)):
+            method = getattr(cls, name, None)
+            if isfunction(method) and not hasattr(nn.Module, name) and name not in found:
+                found.append(name)
+                functions.append(method)
+    return tuple(found)
+
+
+def _names(code: CodeType | None) -> Iterator[str]:
+    """That code looks up, and functions inside it."""
+    if code is not None:
+        yield from code.co_names
+        for constant_ in code.co_consts:
+            yield from _names(constant_ if isinstance(constant_, CodeType) else None)
+
+
 def why_not(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Why `module` cannot be taken for a stock `cls` called by nobody else."""
     if not isinstance(module, cls):
         return f"is {name_beside(module, cls.__name__)}, not {cls.__name__}"
-    reason = _why_another(module, cls, "forward")
+    reason = _why_other_call(module, cls)
     if reason is None and is_hooked(module):
         return "has hooks"
     return reason
@@ -143,12 +212,21 @@ def _why_no_stock_conv(module: nn.Module, cls: type[nn.Module]) -> str | None:
 
 
 def _why_other_tensors(module: nn.Module) -> str | None:
-    """Why operations on the parameters and buffers of `module` may do something else than on a Tensor's values."""
+    """Why operations on the parameters and buffers of `module` may do something else than on a Tensor's values, or its
+    attributes be others than these."""
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if tensor is not None and not is_stock_tensor(type(tensor)):
                 return f"has a {name} of class {type(tensor).__name__}"
+            if not _is_found(type(module), name):
+                return f"is {type(module).__name__}, which has a {name} of its own making"
     return None
+
+
+@constant
+def _is_found(cls: type[nn.Module], name: str) -> bool:
+    """Whether an attribute is what PyTorch finds under its name among parameters and buffers."""
+    return cls.__getattr__ is nn.Module.__getattr__ and not hasattr(cls, name)
 
 
 @constant
@@ -237,6 +315,8 @@ def why_not_norm(module: nn.Module, dims: int = 2) -> str | None:
         return reason
     if "running_mean" not in module._buffers or "running_var" not in module._buffers:
         return "has running statistics that are no buffers"
+    if (module._buffers["running_mean"] is None) != (module._buffers["running_var"] is None):
+        return "has one of two running statistics"
     must_count = module.momentum is None or isinstance(module, nn.SyncBatchNorm)
     counts = not (module.training and module.track_running_stats) or module.num_batches_tracked is not None
     return None if counts or not must_count else "has no num_batches_tracked"

@@ -76,14 +76,19 @@ class DenseLayer(nn.Module):
 
     def forward(self, input: Tensor | Sequence[Tensor]) -> Tensor:
         """The new channels [N, k, H, W] from all channels before, given as one tensor or as a list."""
-        features: Any = [input] if isinstance(input, Tensor) else input
-        x = torch.cat(features, 1)  # also of one tensor: relu1 may then overwrite what norm1, replaced, returns
-        x = self.conv1(self.relu1(self.norm1(x)))
+        x = self.bn_function([input] if isinstance(input, Tensor) else input)
         if "conv2" in self._modules:
             x = self.conv2(self.relu2(self.norm2(x)))
         if self.drop_rate > 0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x
+
+    def bn_function(self, inputs: Sequence[Tensor]) -> Tensor:
+        """norm1 relu1 conv1 of all channels before: the bottleneck's output [N, bn_size * k, H, W], if there is one."""
+        features: Any = inputs
+        x = torch.cat(features, 1)  # also of one tensor: relu1 may then overwrite what norm1, replaced, returns
+        y: Tensor = self.conv1(self.relu1(self.norm1(x)))
+        return y
 
     def view(self, dims: int) -> LayerView | str:
         """What the fused path sees of the layer in its present mode, or why it cannot run fused, as one for images of

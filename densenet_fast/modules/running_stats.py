@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .. import backends
 from ..stage import Alike
@@ -86,7 +87,11 @@ class Tracked:
                 torch.ops.densenet_fast.update_running_stats.default(*arguments, backend)
             else:
                 ops = backends.operations(backend, stats.device, stats.dtype, False)  # nobody is told of these few sums
-                ops.update_running_stats(*arguments)
+                are_shared = len({*map(id, arguments[0])}) < len(self._moving)
+                parts = [slice(i, i + 1) for i in range(len(self._moving))] if are_shared else [slice(None)]
+                for part in parts:  # norms that share them update them one after the other
+                    of_part: Any = [each[part] if isinstance(each, list) else each for each in arguments]
+                    ops.update_running_stats(*of_part)
         if counted:
             torch._foreach_add_([of["num_batches_tracked"] for of in counted], 1)
         if count != 0:
@@ -147,7 +152,8 @@ class Transaction:
         statistics, to restore them on failure."""
         self.write()
         for norm in module.modules():
-            if norm.training and isinstance(norm, nn.modules.batchnorm._NormBase):
+            has_own = isinstance(norm, nn.modules.batchnorm._NormBase) and not isinstance(norm, LazyModuleMixin)
+            if norm.training and has_own:
                 self._remember(norm)
 
     def write(self) -> None:

@@ -8,7 +8,7 @@ a new tuple for each module would have the garbage collected every step.
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain
+from itertools import chain, starmap
 from operator import attrgetter, eq, is_, itemgetter
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from .eligibility import is_stock_tensor
+from .eligibility import helpers, is_stock_tensor
 
 # What `eligibility` or a reading looks at.
 _ATTRIBUTES = (
@@ -33,7 +33,7 @@ _buffers = itemgetter("_buffers")
 _CHILDLESS = (nn.ReLU, _BatchNorm, _ConvNd)  # which call no child that comes into them
 _attributes = attrgetter("__dict__")  # quicker than vars
 _forward = attrgetter("forward")
-_conv_forward = attrgetter("_conv_forward")
+_call, _call_impl = attrgetter("__call__"), attrgetter("_call_impl")
 _look = cache(itemgetter)  # at several attributes
 
 
@@ -44,13 +44,16 @@ class Snapshot:
         self._modules = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]  # those are called
         self._classes = list(map(type, self._modules))
         self._different = list(dict.fromkeys(self._classes))
-        self._convolutions = [cls for cls in self._different if hasattr(cls, "_conv_forward")]
+        others = [cls for cls in self._different if not hasattr(cls, "reading")]  # ours do not change
+        self._helpers = [(cls, name) for cls in others for name in helpers(cls)]
         self._methods = self._of_classes()
         self._own = [m.__dict__ for m in self._modules]
         self._sizes = list(map(len, self._own))  # an attribute more, for instance a forward set on an instance
         alike: dict[Any, list[dict[str, Any]]] = {}  # by what there is to look at
+        tried = self._tried()
         for of in self._own:
-            if names := [name for name in _ATTRIBUTES if name in of]:  # torch.compile's wrapper has none
+            names = [name for name in (*_ATTRIBUTES, *tried.get(id(of), ())) if name in of]
+            if names:  # torch.compile's wrapper has none
                 alike.setdefault(_look(*names), []).append(of)
         self._seen = [(look, own, list(map(look, own))) for look, own in alike.items()]
         self._handles = RemovableHandle.next_id
@@ -81,8 +84,18 @@ class Snapshot:
             and self._have_their_tensors()
         )
 
+    def _tried(self) -> dict[int, list[str]]:
+        """The names of attributes that blocks which are known by trial look at, by the dictionary that has them."""
+        found: dict[int, list[str]] = {}
+        for module in self._modules:
+            parts = dict(module.named_modules()) if module.__dict__.get("_tried") else {}
+            for name, part in parts.items():
+                found.setdefault(id(part.__dict__), []).extend(module.__dict__["_tried"].get(name, ()))
+        return found
+
     def _of_classes(self) -> list[Any]:
-        return [*map(_forward, self._different), *map(_conv_forward, self._convolutions)]
+        calls = map(_call, self._different), map(_call_impl, self._different)
+        return [*map(_forward, self._different), *chain(*calls), *starmap(getattr, self._helpers)]
 
     def _look_alike(self) -> bool:
         try:

@@ -79,6 +79,7 @@ def run_stage(
     """
     dims = block.module.spatial_dims if block is not None else 2 if consumer is None else consumer.dims
     stage.check_image(x, dims)
+    of_x = layout
     tensors = [] if block is None else block.tensors()
     if consumer is not None:
         tensors += tensors_of(consumer.sources)
@@ -110,6 +111,7 @@ def run_stage(
         x_stats=x_stats,
         extend=extend,
         alike=alike,
+        layout=of_x,
         efficient=any(part is not None and part.module.efficient for part in (block, following)),
     )
     for norm, is_alone in norms:

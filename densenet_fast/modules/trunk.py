@@ -142,7 +142,7 @@ class Trunk(Readable["_TrunkReading"], nn.Sequential):
                     x = module(x.contiguous(memory_format=channels_last(x)))
                     continue
                 x = module(x)
-                layout = memory_format(x)
+                layout = memory_format(x) if isinstance(x, Tensor) else layout  # what comes next may take anything
                 if not is_convolution(module):  # it may have changed those behind it
                     behind = self._steps(step.behind, pooled)
                     waiting = deque(behind if taps is None else _tapped(self, behind, taps))

@@ -32,14 +32,14 @@ def check_input(trunk: Any, x: Tensor, first: Any, passed: set[tuple[int, ...]])
     dims = trunk.spatial_dims
     if first is not None or x.dim() != dims + 2:  # a module ahead of the convolutions may take any dtype
         stage.check_image(x, dims)
-    if first is not None:
-        if x.shape[1] != first.in_channels:
+    weight = None if first is None else first._parameters.get("weight")
+    if weight is not None:  # None where it is parametrized: evaluated once
+        if x.shape[1] != (channels := weight.shape[1] * first.groups):  # another weight may have come without a word
             raise ValueError(
-                f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {first.in_channels} "
+                f"wrong number of channels: got {x.shape[1]} in input {list(x.shape)}, expected {channels} "
                 "(a net for others is made with in_channels)"
             )
-        if (weight := first._parameters.get("weight")) is not None:  # None where it is parametrized: evaluated once
-            stage.check_weight("conv0.weight", weight, x)
+        stage.check_weight("conv0.weight", weight, x)
     shape = x.shape[0], *x.shape[2:]
     if not torch.compiler.is_compiling() and shape in passed:  # sizes in a graph may be variables
         return

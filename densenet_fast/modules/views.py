@@ -65,6 +65,8 @@ class TransitionView(NamedTuple):
 def view_layer(parts: Parts, drop_rate: float, dims: int) -> LayerView | str:
     """The layer that norm1 relu1 conv1 [norm2 relu2 conv2] make for images of `dims` dimensions, or the reason why it
     cannot run fused."""
+    if drop_rate > 1:
+        return f"drop_rate is {drop_rate}, no probability"
     if "conv2" not in parts:
         reason = _why_not_bn_relu_conv(parts, "1", 3, dims)
         return reason or LayerView((parts["norm1"],), (parts["conv1"],), drop_rate)

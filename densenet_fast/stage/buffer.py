@@ -133,3 +133,12 @@ def handed_out(y: Tensor, layout: torch.memory_format, shared: bool) -> Tensor:
     else:
         strides = tuple([*accumulate(y.shape[:0:-1], mul, initial=1)][::-1])
     return y.clone(memory_format=layout) if shared or y.stride() != strides else y
+
+
+def lay_out_as(weights: Sequence[Tensor], gradients: list[Tensor | None], places: Sequence[int]) -> None:
+    """The contiguous `gradients` in these places in the memory format of their weights: PyTorch's fused optimizers read
+    both as they lie."""
+    for i in places:
+        gradient = gradients[i]
+        if gradient is not None and not weights[i].is_contiguous():
+            gradients[i] = gradient.contiguous(memory_format=memory_format(weights[i]))

@@ -15,7 +15,7 @@ from .. import backends, contract
 from ..uncompiled import uncompiled
 from . import mixed, operator, recompute, schedule
 from .alike import Alike
-from .buffer import channels_last, handed_out, laid_out, memory_format
+from .buffer import channels_last, handed_out, laid_out, lay_out_as, memory_format
 from .checks import check_stage, compute_dtype
 from .halves import IDLE
 from .schedule import Stage, Wanted
@@ -41,9 +41,11 @@ def run(
     extend: bool = False,
     efficient: bool = False,
     alike: Alike | None = None,
+    layout: torch.memory_format | None = None,
 ) -> Result:
     """A stage's forward: x [N, C0, H, W] of `spec.channels`; differentiable where anything needs it. Images that a
-    stem convolves are taken for constants. alike: as `checks.check_stage` has it.
+    stem convolves are taken for constants. alike: as `checks.check_stage` has it. layout: the memory format that
+    PyTorch's layers give x, if it is not that of x.
 
     Raises:
         ValueError, RuntimeError: as `checks.check_stage`; the backend is not available.
@@ -73,7 +75,7 @@ def run(
         ops = mixed.operations(ops, spec)
     dtypes = [t.dtype for t in tensors] if alike is None else alike.dtypes
     stage = Stage(spec, ops, dtype, wanted, extend and promoted == dtype, efficient, dtypes)
-    return _promoted(_run(stage, x, x_stats, tensors, seeds), spec, wanted, promoted)
+    return _promoted(_run(stage, x, x_stats, tensors, seeds, layout), spec, wanted, promoted)
 
 
 def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtype) -> Result:
@@ -84,7 +86,14 @@ def _promoted(result: Result, spec: StageSpec, wanted: Wanted, dtype: torch.dtyp
     return result if result.y.dtype == dtype else result._replace(y=result.y.to(dtype))
 
 
-def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tensor], seeds: Tensor | None) -> Result:
+def _run(
+    stage: Stage,
+    x: Tensor,
+    x_stats: Tensor | None,
+    tensors: Sequence[Tensor],
+    seeds: Tensor | None,
+    layout: torch.memory_format | None,
+) -> Result:
     if not stage.spec.layers and stage.spec.consumer is None:
         copy = x.clone(memory_format=stage.wanted.layout or channels_last(x))
         return Result(copy, None, x.new_empty((2, 0)))
@@ -92,7 +101,8 @@ def _run(stage: Stage, x: Tensor, x_stats: Tensor | None, tensors: Sequence[Tens
         x = torch._C._functorch.unwrap_if_dead(x)
         differing, fitting = _fitting(stage)
         edges = recompute.edges(x, tensors, [*stage.spec.given, *differing])
-        return Result(*_apply(Prepared(stage, edges, differing, fitting), x, x_stats, seeds, *tensors))
+        prepared = Prepared(stage, edges, differing, fitting, memory_format(x) if layout is None else layout)
+        return Result(*_apply(prepared, x, x_stats, seeds, *tensors))
     with _without_autocast(x):
         fitted = _converted(tensors, *_fitting(stage))
         passed = schedule.forward(stage, x, x_stats, fitted, seeds, keep_z=False)
@@ -107,6 +117,7 @@ class Prepared(NamedTuple):
     edges: list[Tensor | None]  # as `recompute.edges`
     differing: list[int]  # which of the tensors are to be converted
     fitting: list[torch.dtype]  # to these dtypes
+    layout: torch.memory_format  # that PyTorch's layers give x
 
 
 class StageFunction(torch.autograd.Function):
@@ -120,7 +131,7 @@ class StageFunction(torch.autograd.Function):
     def forward(
         ctx: Any, prepared: Prepared, x: Tensor, x_stats: Tensor | None, seeds: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
-        stage, ctx.edges, differing, fitting = prepared
+        stage, ctx.edges, differing, fitting, ctx.layout = prepared
         with _without_autocast(x):
             fitted = _converted(_with_own_statistics(stage, tensors), differing, fitting)
             _, needs_x, _, _, *needs = ctx.needs_input_grad
@@ -133,7 +144,7 @@ class StageFunction(torch.autograd.Function):
         if stage.spec.convolution is not None:
             kept = None if stage.efficient else passed.x
             images = x if stage.efficient or any(needs[i] for i in stage.spec.of_convolution) else None
-        ctx.stage, ctx.layout = stage, memory_format(x)
+        ctx.stage, ctx.of_x = stage, memory_format(x)
         ctx.converted = differing, stage.dtypes
         ctx.save_for_backward(kept, images, passed.stats, passed.z, seeds, *fitted)
         ctx.set_materialize_grads(False)
@@ -154,15 +165,18 @@ class StageFunction(torch.autograd.Function):
             if torch.is_grad_enabled() or is_batched:
                 convolves = images is not None
                 head = images if convolves else x[:, : ctx.stage.spec.channels]
-                dx, *gradients = recompute.backward(ctx, ctx.stage, head, convolves, tensors, seeds, dy, dbuffer)
+                dx, *gradients = recompute.backward(
+                    ctx, ctx.stage, head, convolves, ctx.layout, tensors, seeds, dy, dbuffer
+                )
             else:
                 x = None if x is None else laid_out(x)
                 dx, gradients = schedule.backward(
                     ctx.stage, x, images, stats, z, tensors, seeds, dy, needs_x, needs, dbuffer
                 )
+                lay_out_as(tensors, gradients, ctx.stage.spec.weights)
                 gradients = _converted(gradients, *ctx.converted)
         if dx is not None and not is_batched:
-            dx = handed_out(dx, ctx.layout, shared=False)
+            dx = handed_out(dx, ctx.of_x, shared=False)
         return None, dx, None, None, *gradients
 
 

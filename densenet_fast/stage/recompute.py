@@ -49,16 +49,17 @@ def backward(
     stage: Stage,
     x: Tensor,
     convolves: bool,
+    layout: torch.memory_format,
     tensors: Sequence[Tensor],
     seeds: Tensor | None,
     dy: Tensor | None,
     dbuffer: Tensor | None,
 ) -> list[Tensor | None]:
-    """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them;
-    the tensors' contiguous.
+    """The gradients of x [N, C0, H, W] and of the `tensors`, where `node`, the stage's in autograd's graph, needs them.
 
     x, tensors: their values, as the forward has saved them; convolves: whether x are images for the stage's
-    convolution; dy, dbuffer: as `schedule.backward` has them.
+    convolution; layout: the memory format that PyTorch's layers give x, by which gradients of any order get theirs;
+    dy, dbuffer: as `schedule.backward` has them.
     """
     if stage.spec.synchronised:
         raise RuntimeError(
@@ -67,7 +68,8 @@ def backward(
         )
     again = torch.is_grad_enabled()
     needs = [node.needs_input_grad[i] for i in (1, *range(-len(tensors), 0))]
-    values = [convolution.laid_out(x, stage.dtype) if convolves else x.detach(), *tensors]
+    x = x.detach().to(stage.dtype)
+    values = [x if convolves else x.contiguous(memory_format=layout), *tensors]
     with torch.enable_grad():
         for i, need in enumerate(needs):
             if need and not again:
@@ -81,8 +83,7 @@ def backward(
     wanted = [value for value, need in zip(values, needs, strict=True) if need]
     ys, dys = zip(*given, strict=True)
     found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=again, allow_unused=dy is None))
-    dx, *gradients = [next(found) if need else None for need in needs]
-    return [dx, *(None if gradient is None else gradient.contiguous() for gradient in gradients)]
+    return [next(found) if need else None for need in needs]
 
 
 def _place(node: Any, i: int, count: int) -> Tensor:

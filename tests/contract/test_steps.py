@@ -56,6 +56,18 @@ def test_a_shared_norm_is_updated_for_each_use(backend):
     assert int(nets.ours.features.denseblock1.denselayer1.norm2.num_batches_tracked) == 2
 
 
+def test_shared_running_statistics_are_updated_for_each_norm(backend):
+    def share(model):
+        first, second = model.features.denseblock1.values()
+        second.norm2.running_mean, second.norm2.running_var = first.norm2.running_mean, first.norm2.running_var
+
+    nets = trio(backend, lambda model: None, TWO_LAYERS)
+    for model in nets:  # behind a conversion, which parts them
+        share(model)
+    for _ in range(2):
+        check_step(backend, nets, images(nets.exact, TWO_LAYERS))
+
+
 def test_a_counter_of_another_dtype_counts(backend):
     """As PyTorch's own addition takes it."""
 

@@ -74,6 +74,64 @@ class DropsChannelsBlock(Block):
     layer = DropsChannels
 
 
+class Gained(Layer):
+    """Computes something else when it is told to, or when its last child does."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.gain = 1.0
+        self.last = nn.Dropout2d(0.0)
+
+    def forward(self, *features):
+        return self.last(super().forward(*features)) * self.gain
+
+
+class GainedBlock(Block):
+    layer = Gained
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.gain = 1
+
+    def forward(self, x):
+        return super().forward(x) * self.gain
+
+
+class Masked(Layer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.register_buffer("mask", torch.ones(self.conv2.out_channels, 1, 1))
+
+    def forward(self, *features):
+        return super().forward(*features) * self.mask
+
+
+class MaskedBlock(Block):
+    layer = Masked
+
+
+class Times(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class TimesLast(Layer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.last = Times()
+
+    def forward(self, *features):
+        return self.last(super().forward(*features))
+
+
+class TimesLastBlock(Block):
+    layer = TimesLast
+
+
 def net(block=Block, **options) -> nn.Module:
     """A small DenseNet with a transition that is an ordinary nn.Sequential."""
     transition = nn.Sequential()

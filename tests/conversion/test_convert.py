@@ -347,6 +347,8 @@ def test_our_own_models_are_converted_already():
     ("block", "options", "words"),
     [
         (copies.FlaggedBlock, {}, "its forward takes something else than one tensor"),
+        (copies.MaskedBlock, {}, "denselayer1 has mask of its own"),
+        (copies.TimesLastBlock, {}, "denselayer1.last has tensors, and is no part of a dense layer"),
         (copies.ScaledBlock, {}, "tried on numbers, it is no dense block: relative difference"),
         (copies.DropsChannelsBlock, {"drop_rate": 0.3}, "tried on numbers, it is no dense block: relative difference"),
     ],
@@ -368,6 +370,29 @@ def test_a_copy_with_dropout_is_known_by_trial():
     stock = copy.deepcopy(model.eval())
     densenet_fast.revert(stock)
     assert relative([model(x)], [stock(x)]) <= 1e-10
+
+
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: setattr(block, "gain", 2),
+        lambda block: setattr(block.denselayer2, "gain", 0.5),
+        lambda block: setattr(block.denselayer1.last, "p", 1.0),
+        lambda block: setattr(block.denselayer1, "last", nn.Tanh()),
+    ],
+    ids=["block", "layer", "child", "another child"],
+)
+def test_a_copy_may_be_told_to_compute_something_else_later(change):
+    x, stock = torch.randn(2, 3, 16, 16).double(), copies.net(copies.GainedBlock).double()
+    ours = copy.deepcopy(stock)
+    assert not densenet_fast.convert(ours).left
+    ours = copy.deepcopy(ours)
+    assert relative([ours(x)], [stock(x)]) <= 1e-10
+    assert ours[0].denseblock2.fusable() is not None
+    for model in (stock, ours):
+        change(model[0].denseblock2)
+    assert relative([ours(x)], [stock(x)]) <= 1e-10
 
 
 def test_pruned_weights_stay_pruned():
