@@ -250,8 +250,15 @@ FAULTS = [
     Fault(
         "strips taken for whole that are not",
         f"{FOLDER}/bn_relu_conv3x3_fwd.py",
-        "WHOLE=check.W % strip == 0",
+        "WHOLE=whole",
         "WHOLE=True",
+        kernel("bn_relu_conv3x3", "strips_of_any_length"),
+    ),
+    Fault(
+        "a strip's columns zeroed by what is to decide their layout alone",
+        f"{FOLDER}/bn_relu_conv3x3_fwd.py",
+        'acc[min(column, STRIP - 1)] > float("inf")',
+        "acc[min(column, STRIP - 1)] > 0.0",
         kernel("bn_relu_conv3x3", "strips_of_any_length"),
     ),
     Fault(

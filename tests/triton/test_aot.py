@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from densenet_fast.backends.triton import tiles
+from densenet_fast.backends.triton.precompile import Variant
+from tools.gpucheck.triton import sass
+from tools.gpucheck.triton.compiler import Compiler
 
 from . import plans
 
@@ -34,3 +37,17 @@ def test_the_plans_take_every_row_of_the_table(architecture, form, monkeypatch):
         for most, tile in rows if (of, product) == (architecture, name) else ():
             fused = operation.replace("_grads", "_bwd")  # where both gradients fit in one program, it goes before
             assert (operation, tile) in taken or (fused != operation and find(fused, device, name, most))
+
+
+def test_three_programs_of_the_3x3_forward_are_on_a_multiprocessor():
+    """Of strips of four pixels: ptxas keeps to the registers that the launch allows."""
+    device, net = plans.DEVICES[90], plans.Net(256, 28, 128, 32, None, layers=1)
+    forward, _ = plans.step(net, device, plans.FORMS["bf16"], True)
+    (variant,) = {Variant.of(launch, 90) for launch in forward if launch.arguments.get("STRIP") == 4}
+    compiler = Compiler()
+    made = compiler.compile(variant)
+    compiler.close()
+    registers, stack, _ = sass.usage(made.cubin)
+    assert 3 * 4 * 32 * registers <= 65536
+    assert not stack
+    assert 3 * (made.shared + 1024) <= 228 << 10

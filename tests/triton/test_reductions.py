@@ -39,7 +39,11 @@ def kernels(launches):
 
 @pytest.mark.parametrize(
     ("name", "device"),
-    [(name, FEW) for name in STATISTICS + SUMS if name not in ("transition_bwd", "plain_bwd")]
+    [
+        (name, FEW)
+        for name in STATISTICS + SUMS
+        if name not in ("channel_stats", "transition_bwd", "plain_bwd", "stem_bwd")
+    ]
     + [("conv1x1_bwd", Device(80, 4))],
     ids=str,
 )
@@ -85,14 +89,14 @@ def test_many_programs_keep_to_their_memory(executed, triton, eager, rule, name)
 
 
 @pytest.mark.parametrize("slabs", [1, 8])
-@pytest.mark.parametrize("rows", [1, 64, 65, 131, 784, 1056, 1057])
+@pytest.mark.parametrize("rows", [1, 64, 65, 131, 792, 793, 6336, 6337])
 def test_how_programs_are_grouped(rows, slabs):
     """No program merges many more rows than it must, and all of many programs leave it to a launch."""
     counters = []
     arrivals, group, groups = _reduce._arrivals(
         SimpleNamespace(device=Device(90, 132), counters=lambda n: counters.append(n) or n), rows, slabs
     )
-    if rows * slabs > 8 * 132:
+    if rows * slabs > 48 * 132:
         assert (arrivals, groups, counters) == (None, 0, [])
         return
     assert (groups - 1) * group < rows <= groups * group

@@ -22,7 +22,7 @@ from .arguments import Pair
 from .plan import Planner
 
 ONE_GROUP = 64  # rows that one program merges at once
-WAVES = 8  # programs for each multiprocessor, of which more leave merging to a launch: to arrive takes each some time
+WAVES = 48  # programs for each multiprocessor, of which more leave merging to a launch: to arrive takes each some time
 
 
 @triton.jit
@@ -170,12 +170,13 @@ def merge_stats_kernel(
     tl.store(var + c, squares / n, mask=c < C)
 
 
-def stats_into(plan: Planner, into: Pair | None, rows: int, slabs: int) -> dict[str, Any]:
-    """What `finish_stats` takes, for so many programs of each slab; None if no statistics are wanted."""
+def stats_into(plan: Planner, into: Pair | None, rows: int, slabs: int, room: bool = True) -> dict[str, Any]:
+    """What `finish_stats` takes, for so many programs of each slab, if they have `room` in registers to arrive; None if
+    no statistics are wanted."""
     if into is None:
         return {"stats": None, "arrivals": None}
     mean, var = into
-    arrivals, group, more = _arrivals(plan, rows, slabs)
+    arrivals, group, more = _arrivals(plan, rows, slabs, room)
     partial = plan.empty(rows + more, 2, mean.shape[0])
     count = plan.empty(1 if arrivals is None else slabs, rows + more)
     return {"stats": (partial, count, group, mean, var), "arrivals": arrivals}

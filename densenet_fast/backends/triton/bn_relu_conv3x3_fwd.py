@@ -43,6 +43,7 @@ def bn_relu_conv3x3_fwd_kernel(
     keep,
     STRIP: tl.constexpr,
     WHOLE: tl.constexpr,  # whether W is a multiple of STRIP
+    TIED: tl.constexpr,  # whether an accumulator decides the layout in which a column is loaded
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -82,6 +83,10 @@ def bn_relu_conv3x3_fwd_kernel(
             offset = (pixel + (kh - 1) * W + column - 1) * x_stride
             activated = tl.load(x_at + offset[:, None] + c[None, :], mask=mask, other=0.0)  # [BLOCK_S, BLOCK_C]
             if mean is not None:
+                if TIED:
+                    # Never true, and gone from the machine code; but Triton now loads the column in the layout of the
+                    # product, whose operand it is as it lies. Elsewhere its warps exchange it in shared memory.
+                    activated = tl.where(acc[min(column, STRIP - 1)] > float("inf"), 0.0, activated)
                 activated = _bn_relu_padded(activated, within, shift, scale, b).to(activated.dtype)
             for j in tl.static_range(max(column - 2, 0), min(column + 1, STRIP)):
                 acc = replaced(acc, j, tl.dot(activated, taps[column - j], acc[j], input_precision=PRECISION))
@@ -171,13 +176,15 @@ def conv3x3(
     def programs(strip: int) -> int:
         return cdiv(check.N * check.H * cdiv(check.W, strip), tile.pixels)
 
-    if on_90 and narrow and in_words and norm is not None and plan.kind == tiles.HALF:
+    tied = on_90 and narrow and in_words and norm is not None and plan.kind == tiles.HALF
+    if tied:
         strip = min(TIMES, key=lambda s: TIMES[s] * max(BESIDE, cdiv(programs(s), processors)))
         if strip == 1 and programs(strip) <= processors:  # with one on each, its shared memory is free for a longer way
             tile = tile._replace(channels=min(128, block_of(check.C)))
+            tied = tile.channels == tile.outputs
     elif narrow and programs(strip) * strip < processors:
         strip = 1  # so few programs that there is a multiprocessor for each pixel's
-    per_row = cdiv(check.W, strip)
+    whole, per_row = check.W % strip == 0, cdiv(check.W, strip)
     strips = check.N * check.H * per_row
     grid = cdiv(strips, tile.pixels), cdiv(growth, tile.outputs)
     stats = stats_into(plan, y_stats, *grid)
@@ -185,6 +192,8 @@ def conv3x3(
         bn_relu_conv3x3_fwd_kernel,
         grid,
         **tile.options,
+        # Three programs on a multiprocessor, not two: by itself ptxas takes 180 registers.
+        maxnreg=168 if tied and strip == 4 and whole and dropout.seed is None else None,
         x=check.x,
         **(norm or NO_NORM)._asdict(),
         weight=weight,
@@ -202,7 +211,8 @@ def conv3x3(
         threshold=dropout.threshold,
         keep=dropout.keep,
         STRIP=strip,
-        WHOLE=check.W % strip == 0,
+        WHOLE=whole,
+        TIED=tied,
         BLOCK_S=tile.pixels,
         BLOCK_G=tile.outputs,
         BLOCK_C=tile.channels,

@@ -47,13 +47,15 @@ INTERPRETER = Device(90, 4)  # few processors: a program then has several tiles 
 
 
 class Launch(NamedTuple):
-    """One kernel launch. `arguments` are the kernel's, in its order; grid, warps and stages as Triton has them."""
+    """One kernel launch. `arguments` are the kernel's, in its order; grid, warps, stages and the most registers of a
+    thread as Triton has them."""
 
     kernel: Kernel
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
 
     @property
     def specialization(self) -> tuple[Specialization, ...]:
@@ -61,8 +63,8 @@ class Launch(NamedTuple):
         return tuple(_specialize(name, value, constants[name]) for name, value in self.arguments.items())
 
     @property
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.maxnreg}
 
     def source(self) -> ASTSource:
         """The compiler's input: signature, constants and divisibilities."""
@@ -70,7 +72,7 @@ class Launch(NamedTuple):
 
     def compile(self, architecture: int, index: int | None = None) -> Any:
         """The compiled kernel for an architecture that need not be present, or for a GPU."""
-        return compile_variant(self.kernel, self.specialization, architecture, self.num_warps, self.num_stages, index)
+        return compile_variant(self.kernel, self.specialization, architecture, **self.options, index=index)
 
 
 class _Recording(threading.local):
@@ -221,13 +223,14 @@ def compile_variant(
     architecture: int,
     num_warps: int,
     num_stages: int,
+    maxnreg: int | None,
     index: int | None = None,
 ) -> Any:
     """The compiled kernel; `index` sets apart the devices it is loaded on."""
     return triton.compile(
         _source(kernel, specialization),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg},
     )
 
 

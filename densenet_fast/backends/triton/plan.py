@@ -230,10 +230,17 @@ class Planner:
         return self._whole.view(dtype).as_strided(sizes, strides, (_BEFORE + begin) // dtype.itemsize)
 
     def launch(
-        self, kernel: Kernel, grid: tuple[int, ...], *, num_warps: int, num_stages: int = 1, **arguments: Any
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        *,
+        num_warps: int,
+        num_stages: int = 1,
+        maxnreg: int | None = None,
+        **arguments: Any,
     ) -> None:
         """Plan a launch. `arguments` in the kernel's order; None for what is not wanted."""
-        entry = Launch(kernel, grid, _each(_number, arguments), num_warps, num_stages)
+        entry = Launch(kernel, grid, _each(_number, arguments), num_warps, num_stages, maxnreg)
         self.launches.append((entry._replace(arguments=_each(self._slot, arguments)), entry.specialization))
 
     def refuse(self, what: str, got: object, expected: object) -> NoReturn:
@@ -360,9 +367,8 @@ class Plan:
             return ready.tuples[-1][0]
 
         for entry, variant in self._launches:
-            kernel = compile_variant(
-                entry.kernel, variant, self._device.architecture, entry.num_warps, entry.num_stages, self._index
-            )
+            architecture = self._device.architecture
+            kernel = compile_variant(entry.kernel, variant, architecture, **entry.options, index=self._index)
             start = starter(entry.kernel, kernel, entry.grid)
             arguments = [place_each(v) if type(v) is tuple else place(v) for v in entry.arguments.values()]
             places = [*map(place, start.grid), _STREAM, *map(place, start.rest), *arguments]

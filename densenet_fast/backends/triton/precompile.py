@@ -27,18 +27,20 @@ class Variant(NamedTuple):
     specialization: tuple[Any, ...]
     num_warps: int
     num_stages: int
+    maxnreg: int | None
     architecture: int
 
     @classmethod
     def of(cls, launch: Launch, architecture: int) -> "Variant":
         function = launch.kernel.fn
-        warps, stages = launch.num_warps, launch.num_stages
-        return cls(function.__module__, function.__name__, launch.specialization, warps, stages, architecture)
+        options = launch.num_warps, launch.num_stages, launch.maxnreg
+        return cls(function.__module__, function.__name__, launch.specialization, *options, architecture)
 
     def compile(self) -> Any:
         """Triton's compiled kernel."""
         kernel = getattr(import_module(self.module), self.kernel)
-        return compile_variant(kernel, self.specialization, self.architecture, self.num_warps, self.num_stages)
+        options = self.num_warps, self.num_stages, self.maxnreg
+        return compile_variant(kernel, self.specialization, self.architecture, *options)
 
 
 def compile_all(

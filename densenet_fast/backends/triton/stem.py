@@ -251,7 +251,8 @@ def stem_bwd(plan: Planner, dy: Tensor, x: Tensor, norm: Norm, dx: Tensor, dnorm
     strips, steps = cdiv(columns, 8), height + 1  # the last for the last row of pixels, if that is odd
     depth = cdiv(steps, tiles.splits(plan.device, slabs * strips, steps, 8, steps, resident=4))
     grid = strips, slabs, cdiv(steps, depth)
-    into = sums_into(plan, dnorm, grid[0] * grid[2], slabs)
+    # To arrive would take the fourth program's registers, and save no launch: one would clear the counters.
+    into = sums_into(plan, dnorm, grid[0] * grid[2], slabs, room=False)
     plan.launch(
         stem_bwd_kernel,
         grid,

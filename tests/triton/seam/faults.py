@@ -63,7 +63,7 @@ def faults() -> dict[str, bool]:
         "too little shared memory": ([patch.object(CompiledKernel, "__getitem__", too_little_shared)], launched),
         "a stream of another device": ([patch.object(plan, "stream_of", lambda index: 0x1001)], launched),
         "another device's function": (
-            [patch.object(plan, "compile_variant", lambda *a: compile_variant(*a[:5]))],
+            [patch.object(plan, "compile_variant", lambda *a, index, **options: compile_variant(*a, **options))],
             on_two_devices,
         ),
         "a plan that mixes tensors": ([patch.object(plan.Plan, "_start", mixed)], launched),
