@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ("csrc", "densenet_fast")  # what decides a figure
+FOR_GPUS = ("csrc/cuda", "csrc/cuda_context.cpp", "densenet_fast/backends/triton")  # of it, none of a CPU's
 CARRIED = ROOT / "build" / "gpu-bundle" / "manifest.json"  # names the commit where there is no git (gpu/bundle.py)
 
 
@@ -97,12 +98,14 @@ def digest(*names: str) -> str:
     return found.hexdigest()
 
 
-def changed_since(measured: str) -> bool | None:
-    """Whether csrc/ or densenet_fast/ differ between a measured commit and HEAD; None if git cannot tell."""
+def changed_since(measured: str, device: str) -> bool | None:
+    """Whether what decides a device's ("cpu", "cuda") figures differs between a measured commit and HEAD; None if git
+    cannot tell."""
     if measured.endswith("-dirty"):
         return True
+    others = [f":(exclude){name}" for name in FOR_GPUS] if device == "cpu" else []
     try:
-        return bool(_git("diff", "--name-only", measured, "HEAD", "--", *MEASURED))
+        return bool(_git("diff", "--name-only", measured, "HEAD", "--", *MEASURED, *others))
     except (OSError, subprocess.CalledProcessError):
         return None
 

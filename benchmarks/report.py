@@ -249,12 +249,12 @@ def caption(contents: Contents) -> str:
     return (
         f"{settings['model']}, {settings['image']}x{settings['image']}, batch {settings['batch']}, "
         f"{settings['dtype']}{allocator}; {place}{clocks}, load {facts['load']}, python {facts['python']}, {versions}, "
-        f"commit {facts['commit']}, {facts['date']}{_stale(facts['commit'])}"
+        f"commit {facts['commit']}, {facts['date']}{_stale(facts)}"
     )
 
 
-def _stale(commit: str) -> str:
-    changed = machine.changed_since(commit)
+def _stale(facts: dict[str, Any]) -> str:
+    changed = machine.changed_since(facts["commit"], facts["device"])
     if changed is None:
         return "; unknown whether the kernels have changed since"
     return "; † the kernels have changed since" if changed else ""
@@ -289,9 +289,9 @@ def readme(groups: Sequence[Contents], images: Sequence[tuple[str, str]]) -> str
     largest: dict[str, Contents] = {}  # of each machine
     for contents in groups:
         if contents["group"] == "training" and not is_default(contents):
-            model = contents["machine"]["model"]
-            largest[model] = max(largest.get(model, contents), contents, key=_size)
-    of_today = [c for c in largest.values() if not _stale(c["machine"]["commit"])]
+            of = machine.slug(contents["machine"])
+            largest[of] = max(largest.get(of, contents), contents, key=_size)
+    of_today = [c for c in largest.values() if not _stale(c["machine"])]
     for contents in of_today or largest.values():
         parts += [summary(contents, groups).markdown(), f"{caption(contents)}.", *warnings(contents)]
     if not any(contents["machine"]["device"] == "cuda" for contents in groups):

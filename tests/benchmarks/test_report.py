@@ -104,22 +104,26 @@ def git(folder, *arguments):
 def test_figures_are_marked_once_kernels_have_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     git(tmp_path, "init")
-    for name in ("csrc/kernel.cu", "docs/text.md"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("csrc/cuda/kernel.cu", "csrc/cpu/kernel.cpp", "docs/text.md"):
+        (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
     measured = machine.commit()
     (tmp_path / "docs" / "text.md").write_text("2")
     git(tmp_path, "commit", "-am", "words")
-    assert machine.changed_since(measured) is False
-    (tmp_path / "csrc" / "kernel.cu").write_text("2")
+    assert machine.changed_since(measured, "cuda") is False
+    (tmp_path / "csrc" / "cuda" / "kernel.cu").write_text("2")
     assert machine.commit().endswith("-dirty")
     git(tmp_path, "commit", "-am", "kernel")
-    assert machine.changed_since(measured) is True
-    assert machine.changed_since(machine.commit()) is False
-    assert machine.changed_since(machine.commit() + "-dirty") is True
-    assert machine.changed_since("unknown") is None
+    assert machine.changed_since(measured, "cuda") is True
+    assert machine.changed_since(measured, "cpu") is False
+    (tmp_path / "csrc" / "cpu" / "kernel.cpp").write_text("2")
+    git(tmp_path, "commit", "-am", "kernel of the CPU")
+    assert machine.changed_since(measured, "cpu") is True
+    assert machine.changed_since(machine.commit(), "cuda") is False
+    assert machine.changed_since(machine.commit() + "-dirty", "cuda") is True
+    assert machine.changed_since("unknown", "cuda") is None
     made = contents(TRAINING["records"], machine=MACHINE | {"commit": measured})
     assert report.caption(made).endswith("† the kernels have changed since")
 
@@ -129,7 +133,13 @@ def test_a_processor_is_told_with_its_threads_and_instructions():
     for told, expected in (({}, ""), ({"instructions": "AVX512"}, ", AVX512")):
         caption = report.caption(contents([record("native", [0.1])], machine=processor | told))
         assert f"; Processor Y, 2 threads{expected}, load 0.1, " in caption
-    assert machine.facts(torch.device("cpu"))["instructions"] == torch.backends.cpu.get_cpu_capability()
+
+
+@pytest.mark.parametrize(("amx", "told"), [(False, ""), (True, " AMX")])
+def test_a_processor_with_amx_is_another_machine(amx, told, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    found = machine.facts(torch.device("cpu"))["instructions"]
+    assert found == torch.backends.cpu.get_cpu_capability() + told
 
 
 @pytest.fixture
@@ -206,7 +216,7 @@ def test_the_readme_shows_the_largest_batch_of_each_machine():
 
 
 def test_the_readme_shows_machines_that_have_measured_today_s_kernels(monkeypatch):
-    monkeypatch.setattr(machine, "changed_since", lambda commit: commit == "old")
+    monkeypatch.setattr(machine, "changed_since", lambda commit, device: commit == "old")
     old, new = (MACHINE | {"model": f"Machine {name}", "commit": name} for name in ("old", "new"))
     narrow = contents(TRAINING["records"], machine=new, settings=SETTINGS | {"dtype": "bfloat16"})
     groups = [contents(TRAINING["records"], machine=old), narrow, contents(TRAINING["records"], machine=new)]
