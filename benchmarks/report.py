@@ -336,7 +336,8 @@ def ordered(groups: Iterable[Contents]) -> list[Contents]:
     def key(contents: Contents) -> tuple[Any, ...]:
         facts = contents["machine"]
         size = -contents["settings"]["image"]
-        return facts["device"] != "cuda", facts["model"], size, contents["setting"], names.index(contents["group"])
+        place = facts["device"] != "cuda", machine.slug(facts)
+        return *place, size, contents["setting"], names.index(contents["group"])
 
     return sorted(groups, key=key)
 
@@ -345,7 +346,8 @@ def documents(groups: Sequence[Contents], root: Path) -> dict[Path, str]:
     """docs/benchmarks.md and the README with its section replaced."""
     sections = []
     for contents in groups:
-        heading = f"## {contents['machine']['model']}"
+        facts = contents["machine"]
+        heading = f"## {', '.join(filter(None, (facts['model'], facts.get('instructions'))))}"
         sections += [heading] if heading not in sections else []
         sections += [markdown(contents), *_default_allocator(contents, groups)]
     introduction = (

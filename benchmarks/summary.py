@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from . import machine
 from .figures import megabytes, number
 from .results import Record
 from .rounds import ratio, spread
@@ -61,4 +62,4 @@ def is_same_setting(one: Contents, other: Contents) -> bool:
     """Whether two groups are about one machine, net, image, batch and dtype."""
     keys = ("model", "image", "batch", "dtype")
     settings = all(one["settings"][key] == other["settings"][key] for key in keys)
-    return settings and one["machine"]["model"] == other["machine"]["model"]
+    return settings and machine.slug(one["machine"]) == machine.slug(other["machine"])
