@@ -74,10 +74,10 @@ struct Conv3x3Backward {
   // the tile's Q was, in `planes`.
   template <class Lanes>
   DENSENET_FAST_INLINE void finish_tile(const vec u[size][size], int64_t pixel, int64_t rows, int64_t columns,
-                                        int64_t c, Lanes lanes, float* planes, int64_t plane_c, float* sum_v,
-                                        float* sum_vx) const {
+                                        int64_t c, Lanes lanes, float* planes, int64_t plane_c, vec& sum_v,
+                                        vec& sum_vx) const {
     const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
-    vec v_sum = {}, vx_sum = {}, a[size][size];  // short sums first, then into the long ones, whose rounding dominates
+    vec v_sum = {}, vx_sum = {}, a[size][size];
     for (int i = 0; i < size; i++)
       for (int k = 0; k < size; k++) {
         if (i >= rows || k >= columns) {
@@ -93,24 +93,28 @@ struct Conv3x3Backward {
         vx_sum += v * (x - m);
         a[i][k] = relu(pre);
       }
-    store(sum_v + c, load(sum_v + c) + v_sum);
-    store(sum_vx + c, load(sum_vx + c) + vx_sum);
+    sum_v += v_sum;
+    sum_vx += vx_sum;
     if (op.dweight) winograd_output_transposed<size>(a, planes, q_plane, plane_c);
   }
 
-  // The pass over a chunk's tiles and channels [c0, c0 + stride). u_of(tile_row, column, c, u) gives a tile of u.
+  // The pass over a chunk's tiles and channels [c0, c0 + stride). u_of(tile_row, column, c, u) gives a tile of u. Sums
+  // are those of a tile, a row of tiles, the chunk: the rounding of long ones dominates.
   template <class UOf>
   void finish(int64_t first, int64_t last, int64_t c0, float* Q, float* sum_v, float* sum_vx, const UOf& u_of) const {
     for (int64_t t = first; t < last; t++) {
-      for (int64_t j = 0; j < grid.tile_columns; j++) {
-        float* planes = Q + ((t - first) * grid.tile_columns + j) * stride;
-        for_channels(min(stride, op.C - c0), [&](int64_t c, auto lanes) {
+      float* const row = Q + (t - first) * grid.tile_columns * stride;
+      for_channels(min(stride, op.C - c0), [&](int64_t c, auto lanes) {
+        vec v = {}, vx = {};
+        for (int64_t j = 0; j < grid.tile_columns; j++) {
           vec u[size][size];
           u_of(t, j, c, u);
-          finish_tile(u, grid.pixel(t) + size * j, grid.rows_of(t), grid.columns_of(j), c0 + c, lanes, planes, c, sum_v,
-                      sum_vx);
-        });
-      }
+          finish_tile(u, grid.pixel(t) + size * j, grid.rows_of(t), grid.columns_of(j), c0 + c, lanes, row + j * stride,
+                      c, v, vx);
+        }
+        store(sum_v + c0 + c, load(sum_v + c0 + c) + v);
+        store(sum_vx + c0 + c, load(sum_vx + c0 + c) + vx);
+      });
     }
   }
 

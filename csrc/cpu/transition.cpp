@@ -63,23 +63,31 @@ struct TransitionBackward {
   // dweight.
   void scatter(int64_t row, int64_t rows, int64_t c0, int64_t channels, const float* v, int64_t v_stride, float* a,
                float* sum_v, float* sum_vx) const {
-    for (int64_t r = 0; r < rows; r++, v += v_stride) {
-      const PoolWindow window(op.shape, row + r);
+    constexpr int64_t kShort = 4;  // rows of a short sum; a longer one would round less, but what it reads is far apart
+    for (int64_t first = 0; first < rows; first += kShort, v += kShort * v_stride) {
+      const int64_t count = min(kShort, rows - first);
+      int64_t windows[kShort][4];
+      for (int64_t r = 0; r < count; r++)
+        memcpy(windows[r], PoolWindow(op.shape, row + first + r).pixel, sizeof windows[r]);
       for_channels(channels, [&](int64_t i, auto lanes) {
         const int64_t c = c0 + i;
-        const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c), grad = load(v + i);
-        vec v_sum = {}, vx_sum = {}, average = {};
-        for (int64_t pixel : window.pixel) {
-          const vec x = load(op.x.data + pixel * op.x.stride + c, lanes);
-          const vec pre = x * s + t, kept = relu_backward(grad, pre);
-          store(op.dx.data + pixel * op.dx.stride + c, s * kept, lanes);
-          v_sum += kept;
-          vx_sum += kept * (x - m);
-          average += relu(pre);
+        const vec s = load(bn.scale + c), t = load(bn.shift + c), m = load(mean + c);
+        vec v_sum = {}, vx_sum = {};
+        for (int64_t r = 0; r < count; r++) {
+          const vec grad = load(v + r * v_stride + i);
+          vec average = {};
+          for (int64_t pixel : windows[r]) {
+            const vec x = load(op.x.data + pixel * op.x.stride + c, lanes);
+            const vec pre = x * s + t, kept = relu_backward(grad, pre);
+            store(op.dx.data + pixel * op.dx.stride + c, s * kept, lanes);
+            v_sum += kept;
+            vx_sum += kept * (x - m);
+            average += relu(pre);
+          }
+          store(a + (i / kPanel * rows + first + r) * kPanel + i % kPanel, average * .25f);
         }
         store(sum_v + c, load(sum_v + c) + v_sum);
         store(sum_vx + c, load(sum_vx + c) + vx_sum);
-        store(a + (i / kPanel * rows + r) * kPanel + i % kPanel, average * .25f);
       });
     }
   }
