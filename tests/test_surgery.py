@@ -237,6 +237,15 @@ def test_a_module_may_return_more_than_a_tensor():
     assert all(error(ours, theirs) < 1e-10 for theirs, ours in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("name", ["norm0", "denseblock1.denselayer2.norm2", "transition1.norm", "norm5"])
+@pytest.mark.filterwarnings("ignore:.*plain layers")
+def test_an_eps_that_is_not_positive_is_refused_as_in_torchvision(name):
+    for model in pair():
+        model.features.get_submodule(name).eps = 0.0
+        with pytest.raises(ValueError, match="eps must be positive"):
+            model(image())
+
+
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.filterwarnings("ignore:.*plain layers")

@@ -317,6 +317,8 @@ def why_not_norm(module: nn.Module, dims: int = 2) -> str | None:
         return "has running statistics that are no buffers"
     if (module._buffers["running_mean"] is None) != (module._buffers["running_var"] is None):
         return "has one of two running statistics"
+    if module.eps <= 0:  # which PyTorch refuses
+        return f"has an eps of {module.eps}"
     must_count = module.momentum is None or isinstance(module, nn.SyncBatchNorm)
     counts = not (module.training and module.track_running_stats) or module.num_batches_tracked is not None
     return None if counts or not must_count else "has no num_batches_tracked"
